@@ -1,0 +1,51 @@
+"""The one door between minidl and array libraries: which module (NumPy or CuPy) an array belongs to."""
+
+import sys
+from types import ModuleType
+
+import numpy as np
+
+CUPY_HINT = "CuPy with a CUDA device is needed: pip install -e '.[cuda12]'"
+
+
+def get_array_module(array) -> ModuleType:
+    """Return the module whose functions work on `array`: ``numpy``, or ``cupy`` for a CuPy array."""
+    if isinstance(array, np.ndarray):
+        return np
+    cupy = sys.modules.get("cupy")
+    if cupy is not None and isinstance(array, cupy.ndarray):
+        return cupy
+    raise TypeError(f"array must be a NumPy or CuPy array, got {type(array).__name__}")
+
+
+def is_array(value) -> bool:
+    """True for a NumPy or a CuPy array."""
+    if isinstance(value, np.ndarray):
+        return True
+    cupy = sys.modules.get("cupy")
+    return cupy is not None and isinstance(value, cupy.ndarray)
+
+
+def device_of(array) -> str:
+    """``"cpu"`` for a NumPy array, ``"cuda"`` for a CuPy array."""
+    return "cpu" if isinstance(array, np.ndarray) else "cuda"
+
+
+def to_device(array, device: str):
+    """Copy `array` to `device` ("cpu" or "cuda"); the array itself if it is already there.
+
+    Raises ValueError for an unknown device, RuntimeError where CuPy or the GPU is missing.
+    """
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"device must be 'cpu' or 'cuda', got {device!r}")
+    if device_of(array) == device:
+        return array
+    if device == "cpu":
+        return array.get()
+    try:
+        import cupy
+    except ImportError as error:
+        raise RuntimeError(CUPY_HINT) from error
+    if not cupy.is_available():
+        raise RuntimeError(CUPY_HINT)
+    return cupy.asarray(array)

@@ -1,0 +1,222 @@
+"""The walk back through the graph: reverse-mode differentiation.
+
+Both `Tensor.backward` and `grad` order the nodes below the outputs topologically (an explicit stack,
+so that the depth of the graph is bounded by memory only), then visit them from the outputs to the
+leaves, each once, after all gradients of its outputs have been summed.
+"""
+
+from minidl.array_module import get_array_module
+from minidl.tensor import Tensor, _mode, as_tensor, enable_grad, no_grad
+
+
+def backward(output: Tensor, grad=None, retain_graph=False, create_graph=False) -> None:
+    """Accumulate gradients of `output` into the leaves; see `Tensor.backward`."""
+    seed = _seed(output, grad, "grad")
+    _walk([output], [seed], retain_graph or create_graph, create_graph, _LeafGrads(seed))
+
+
+def grad(
+    outputs, inputs, grad_outputs=None, retain_graph=None, create_graph=False, allow_unused=False
+) -> tuple[Tensor | None, ...]:
+    """Return d(outputs)/d(inputs) without touching any `.grad`.
+
+    `outputs`, `inputs`: a Tensor or a sequence of them; `grad_outputs`: matching weights of the
+    outputs, which may be left out for one-element outputs. `retain_graph` defaults to
+    `create_graph`. An input that the outputs do not depend on gives None if `allow_unused`,
+    else RuntimeError.
+    """
+    outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+    inputs = [inputs] if isinstance(inputs, Tensor) else list(inputs)
+    if grad_outputs is None or isinstance(grad_outputs, Tensor) or hasattr(grad_outputs, "dtype"):
+        grad_outputs = [grad_outputs]
+        grad_outputs *= len(outputs) if grad_outputs[0] is None else 1
+    if len(grad_outputs) != len(outputs):
+        raise ValueError(
+            f"grad_outputs must have one entry an output ({len(outputs)}), got {len(grad_outputs)}"
+        )
+    for i, t in enumerate(inputs):
+        if not t.requires_grad:
+            raise ValueError(f"inputs[{i}] must require grad")
+    pairs = zip(outputs, grad_outputs, strict=True)
+    seeds = [_seed(o, g, f"grad_outputs[{i}]") for i, (o, g) in enumerate(pairs)]
+    sink = _Capture(inputs)
+    retain = create_graph if retain_graph is None else retain_graph or create_graph
+    _walk(outputs, seeds, retain, create_graph, sink)
+    results = tuple(sink.grads.get(_key(t)) for t in inputs)
+    for i, result in enumerate(results):
+        if result is None and not allow_unused:
+            raise RuntimeError(
+                f"inputs[{i}] of shape {inputs[i].shape} was not used to compute the outputs; "
+                "pass allow_unused=True to get None for it"
+            )
+    return results
+
+
+def _seed(output: Tensor, grad, name: str) -> Tensor:
+    if not output.requires_grad:
+        raise RuntimeError("backward needs a tensor that requires grad: no graph leads to this one")
+    if grad is None:
+        if output.size != 1:
+            raise RuntimeError(f"{name} must be given for an output of shape {output.shape}")
+        return Tensor._wrap(get_array_module(output._array).ones_like(output._array))
+    grad = as_tensor(grad, like=output)
+    if grad.shape != output.shape:
+        raise ValueError(f"{name} must have the output's shape {output.shape}, got {grad.shape}")
+    return grad if grad.dtype == output.dtype else grad.astype(output.dtype)
+
+
+def _key(tensor: Tensor):
+    """What gradients of `tensor` are collected under: the leaf, or (node, output index)."""
+    return tensor if tensor._node is None else (tensor._node, tensor._index)
+
+
+class _LeafGrads:
+    """Where `backward` puts gradients: the leaves' `.grad`."""
+
+    def __init__(self, seed):
+        self._taken = {id(seed._array)}
+
+    def wants(self, edge_target) -> bool:
+        return isinstance(edge_target, Tensor)
+
+    def leaf(self, leaf: Tensor, grad: Tensor):
+        if leaf.grad is not None:
+            leaf.grad = leaf.grad + grad
+            return
+        # Two leaves, or a leaf and the caller, must not share one gradient array: optimisers and
+        # clipping write to it. A graph-carrying gradient cannot be copied away from its graph.
+        array = grad._array
+        shared = array.base is not None or id(array) in self._taken
+        if shared and grad._node is None:
+            grad = Tensor._wrap(array.copy())
+        self._taken.add(id(grad._array))
+        leaf.grad = grad
+
+    def node(self, node, grads):
+        for tensor in node.retained():
+            grad = grads[tensor._index]
+            if grad is not None:
+                tensor.grad = grad if tensor.grad is None else tensor.grad + grad
+
+
+class _Capture:
+    """Where `grad` puts gradients: a table for the asked inputs alone."""
+
+    def __init__(self, inputs):
+        self.grads = {}
+        self._leaves = {t for t in inputs if t._node is None}
+        self._outputs = {}
+        for t in inputs:
+            if t._node is not None:
+                self._outputs.setdefault(t._node, set()).add(t._index)
+
+    def wants(self, edge_target) -> bool:
+        return edge_target in self._leaves or edge_target in self._outputs
+
+    def leaf(self, leaf, grad):
+        if leaf in self._leaves:
+            self.grads[leaf] = self.grads[leaf] + grad if leaf in self.grads else grad
+
+    def node(self, node, grads):
+        for index in self._outputs.get(node, ()):
+            if grads[index] is not None:
+                self.grads[node, index] = grads[index]
+
+
+def _walk(outputs, seeds, retain_graph, create_graph, sink):
+    order = _topological_order([o._node for o in outputs if o._node is not None])
+    # Only nodes from which a wanted tensor can be reached are worth visiting.
+    useful = set()
+    for node in order:
+        targets = [edge[0] for edge in node.edges if edge is not None]
+        if sink.wants(node) or any(sink.wants(t) or t in useful for t in targets):
+            useful.add(node)
+    pending = {}
+    with enable_grad() if create_graph else no_grad():
+        for output, seed in zip(outputs, seeds, strict=True):
+            if output._node is None:
+                sink.leaf(output, seed)
+            else:
+                _add(pending, output._node, output._index, seed)
+        while order:
+            node = order.pop()
+            grads = pending.pop(node, None)
+            if grads is not None and node in useful:
+                sink.node(node, grads)
+                _visit(node, grads, pending, useful, sink)
+            if not retain_graph:
+                node.release()
+
+
+def _topological_order(roots) -> list:
+    """Nodes below `roots`, inputs before their consumers (iterative post-order)."""
+    order, done = [], set()
+    stack = [(root, False) for root in roots]
+    while stack:
+        node, expanded = stack.pop()
+        if expanded:
+            order.append(node)
+            continue
+        if node in done:
+            continue
+        done.add(node)
+        node.check_alive()
+        stack.append((node, True))
+        for edge in node.edges:
+            if edge is not None and not isinstance(edge[0], Tensor) and edge[0] not in done:
+                stack.append((edge[0], False))
+    return order
+
+
+def _visit(node, grads, pending, useful, sink):
+    filled = [
+        _zeros(meta, grads) if g is None and meta[1].kind == "f" else g
+        for g, meta in zip(grads, node.output_meta, strict=True)
+    ]
+    results = node.backward(*filled)
+    if not isinstance(results, tuple):
+        results = (results,)
+    if len(results) != len(node.edges):
+        raise RuntimeError(
+            f"{type(node).__name__}.backward must return {len(node.edges)} gradients, "
+            f"got {len(results)}"
+        )
+    for i, (edge, grad) in enumerate(zip(node.edges, results, strict=True)):
+        if edge is None or grad is None:
+            continue
+        grad = _checked(node, i, grad)
+        target, index = edge
+        if isinstance(target, Tensor):
+            sink.leaf(target, grad)
+        elif target in useful:
+            _add(pending, target, index, grad)
+
+
+def _checked(node, i, grad) -> Tensor:
+    shape, dtype = node.input_meta[i]
+    if not isinstance(grad, Tensor):
+        raise TypeError(
+            f"{type(node).__name__}.backward must return Tensors, got {type(grad).__name__}"
+        )
+    if grad.shape != shape:
+        raise RuntimeError(
+            f"{type(node).__name__}.backward: the gradient of input {i} must have shape {shape}, "
+            f"got {grad.shape}"
+        )
+    if grad.dtype != dtype:
+        grad = grad.astype(dtype)
+    # Outside create_graph a backward may hand back a kept leaf itself; its graph is not wanted.
+    return grad if _mode.enabled or not grad.requires_grad else grad.detach()
+
+
+def _zeros(meta, grads) -> Tensor:
+    shape, dtype = meta
+    known = next(g for g in grads if g is not None)
+    return Tensor._wrap(get_array_module(known._array).zeros(shape, dtype))
+
+
+def _add(pending, node, index, grad):
+    slots = pending.get(node)
+    if slots is None:
+        slots = pending[node] = [None] * len(node.output_meta)
+    slots[index] = grad if slots[index] is None else slots[index] + grad

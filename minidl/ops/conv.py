@@ -1,0 +1,169 @@
+"""Convolution as three bilinear maps that are each other's derivatives.
+
+For y = conv(x, w) the chain rule needs dx = input_grad(dy, w) and dw = weight_grad(dy, x). Each of
+the three is linear in both of its operands, and the derivatives of each are the other two, so that
+gradients of any order come from the same three kernels.
+"""
+
+from typing import NamedTuple
+
+from kernels.dispatch import kernels_for
+from kernels.geometry import padding4, pair
+from minidl.function import Function
+from minidl.tensor import Tensor, is_grad_enabled
+
+
+class ConvSettings(NamedTuple):
+    """Sizes shared by a convolution and its gradients; padding is (top, bottom, left, right)."""
+
+    stride: tuple[int, int]
+    padding: tuple[int, int, int, int]
+    dilation: tuple[int, int]
+    groups: int
+
+
+class Conv2d(Function):
+    keep_inputs = (0, 1)
+
+    def __init__(self, settings: ConvSettings):
+        self.settings = settings
+
+    def forward(self, x, weight, bias=None):
+        return kernels_for(x).conv2d(x, weight, bias, *self.settings)
+
+    def backward(self, grad):
+        x, weight = self.inputs[:2]
+        needs = self.needs_input_grad
+        dx = Conv2dInputGrad(self.settings, x.shape)(grad, weight) if needs[0] else None
+        dw = Conv2dWeightGrad(self.settings, weight.shape[2:])(grad, x) if needs[1] else None
+        return (dx, dw, *_bias_grad(needs, grad))
+
+
+class Conv2dInputGrad(Function):
+    """dx from (dy, w): also the transposed convolution, without its bias."""
+
+    def __init__(self, settings: ConvSettings, x_shape: tuple[int, int, int, int]):
+        self.settings = settings
+        self.x_shape = x_shape
+
+    def forward(self, dy, weight):
+        return kernels_for(dy).conv2d_input_grad(dy, weight, self.x_shape, *self.settings)
+
+    def backward(self, grad):
+        dy, weight = self.inputs
+        return (
+            Conv2d(self.settings)(grad, weight),
+            Conv2dWeightGrad(self.settings, weight.shape[2:])(dy, grad),
+        )
+
+
+class Conv2dWeightGrad(Function):
+    """dw from (dy, x)."""
+
+    def __init__(self, settings: ConvSettings, kernel_size: tuple[int, int]):
+        self.settings = settings
+        self.kernel_size = kernel_size
+
+    def forward(self, dy, x):
+        return kernels_for(dy).conv2d_weight_grad(dy, x, self.kernel_size, *self.settings)
+
+    def backward(self, grad):
+        dy, x = self.inputs
+        return (
+            Conv2d(self.settings)(x, grad),
+            Conv2dInputGrad(self.settings, x.shape)(dy, grad),
+        )
+
+
+class ConvTranspose2d(Function):
+    keep_inputs = (0, 1)
+
+    def __init__(self, settings: ConvSettings, output_padding: tuple[int, int]):
+        self.settings = settings
+        self.output_padding = output_padding
+
+    def forward(self, x, weight, bias=None):
+        stride, padding, dilation, groups = self.settings
+        return kernels_for(x).conv_transpose2d(
+            x, weight, bias, stride, padding, self.output_padding, dilation, groups
+        )
+
+    def backward(self, grad):
+        x, weight = self.inputs[:2]
+        needs = self.needs_input_grad
+        dx = Conv2d(self.settings)(grad, weight) if needs[0] else None
+        dw = Conv2dWeightGrad(self.settings, weight.shape[2:])(x, grad) if needs[1] else None
+        return (dx, dw, *_bias_grad(needs, grad))
+
+
+class BiasReLU(Function):
+    keep_inputs = False
+    keep_outputs = True
+
+    def forward(self, x, bias):
+        return kernels_for(x).bias_relu(x, bias)
+
+    def backward(self, grad):
+        (y,) = self.outputs
+        if is_grad_enabled():
+            dx = grad * Tensor((y.detach()._array > 0).astype(grad.dtype))
+            return dx, dx.sum(axis=(0, *range(2, dx.ndim)))
+        dx, dbias = kernels_for(grad._array).bias_relu_backward(grad._array, y._array)
+        return Tensor._wrap(dx), Tensor._wrap(dbias)
+
+
+def _bias_grad(needs, grad):
+    """The gradient of an optional third input: the sum over images and positions."""
+    if len(needs) < 3:
+        return ()
+    return (grad.sum(axis=(0, 2, 3)) if needs[2] else None,)
+
+
+def _settings(stride, padding, dilation, groups) -> ConvSettings:
+    if isinstance(groups, bool) or not isinstance(groups, int) or groups < 1:
+        raise ValueError(f"groups must be a positive integer, got {groups!r}")
+    return ConvSettings(
+        pair("stride", stride), padding4("padding", padding), pair("dilation", dilation), groups
+    )
+
+
+def _operands(x, weight, bias):
+    """The inputs without an absent bias, after checking that their dtypes agree."""
+    operands = (x, weight) if bias is None else (x, weight, bias)
+    if len({t.dtype for t in operands}) > 1:
+        dtypes = ", ".join(str(t.dtype) for t in operands)
+        raise TypeError(f"x, weight and bias must have one dtype, got {dtypes}")
+    return operands
+
+
+def conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> Tensor:
+    """2-D cross-correlation (the field's "convolution").
+
+    x (N, C, H, W), weight (O, C/groups, kh, kw), bias (O,) or None, all of one floating dtype;
+    returns (N, O, OH, OW) with OH = floor((H + top + bottom - dilation (kh - 1) - 1) / stride) + 1.
+    `padding`: an int, (vertical, horizontal) or (top, bottom, left, right).
+
+    Raises ValueError where shapes, groups or sizes do not fit, TypeError for mixed dtypes.
+    """
+    settings = _settings(stride, padding, dilation, groups)
+    return Conv2d(settings)(*_operands(x, weight, bias))
+
+
+def conv_transpose2d(
+    x, weight, bias=None, stride=1, padding=0, output_padding=0, dilation=1, groups=1
+) -> Tensor:
+    """The transpose of `conv2d`: col2im(W^T x), see Dumoulin and Visin 2016, section 4.
+
+    x (N, C, H, W), weight (C, O/groups, kh, kw), bias (O,) or None; returns (N, O, OH, OW) with
+    OH = (H - 1) stride - top - bottom + dilation (kh - 1) + output_padding + 1.
+
+    Raises ValueError where shapes, groups or sizes do not fit, TypeError for mixed dtypes.
+    """
+    settings = _settings(stride, padding, dilation, groups)
+    extra = pair("output_padding", output_padding, minimum=0)
+    return ConvTranspose2d(settings, extra)(*_operands(x, weight, bias))
+
+
+def bias_relu(x, bias) -> Tensor:
+    """max(x + bias, 0) in one pass: x (N, C, ...), bias (C,). ValueError for other shapes."""
+    return BiasReLU()(*_operands(x, bias, None))

@@ -1,0 +1,168 @@
+"""Batch normalisation and local response normalisation.
+
+Their ordinary backward is one fused kernel. Where the backward itself is to be differentiated
+(`create_graph`), the same formula runs as a composition of ops.
+"""
+
+from kernels.dispatch import kernels_for
+from minidl.function import Function
+from minidl.ops.shape import pad
+from minidl.tensor import Tensor, is_grad_enabled
+
+_IMAGE_AXES = (0, 2, 3)
+
+
+def _per_channel(t: Tensor) -> Tensor:
+    return t.reshape(1, -1, 1, 1)
+
+
+class BatchNormTrain(Function):
+    keep_inputs = (0, 1)
+
+    def __init__(self, eps):
+        self.eps = eps
+
+    def forward(self, x, weight, bias):
+        kernels = kernels_for(x)
+        y, self.mean, self.var, self.inv_std = kernels.batchnorm_train(x, weight, bias, self.eps)
+        return y
+
+    def backward(self, grad):
+        x, weight, _ = self.inputs
+        if is_grad_enabled():
+            return self._composed(grad, x, weight)
+        grads = kernels_for(grad._array).batchnorm_backward(
+            grad._array, x._array, weight._array, self.mean, self.inv_std
+        )
+        return tuple(Tensor._wrap(g) for g in grads)
+
+    def _composed(self, grad, x, weight):
+        """Ioffe and Szegedy 2015, section 3, the unnumbered equations of the backward pass."""
+        centred = x - x.mean(axis=_IMAGE_AXES, keepdims=True)
+        var = (centred * centred).mean(axis=_IMAGE_AXES, keepdims=True)
+        inv_std = (var + self.eps) ** -0.5
+        normal = centred * inv_std
+        product = grad * normal
+        dx = (
+            _per_channel(weight)
+            * inv_std
+            * (
+                grad
+                - grad.mean(axis=_IMAGE_AXES, keepdims=True)
+                - normal * product.mean(axis=_IMAGE_AXES, keepdims=True)
+            )
+        )
+        return dx, product.sum(axis=_IMAGE_AXES), grad.sum(axis=_IMAGE_AXES)
+
+
+class BatchNormEval(Function):
+    keep_inputs = (0, 1, 3, 4)
+
+    def __init__(self, eps):
+        self.eps = eps
+
+    def forward(self, x, weight, bias, mean, var):
+        return kernels_for(x).batchnorm_eval(x, weight, bias, mean, var, self.eps)
+
+    def backward(self, grad):
+        x, weight, _, mean, var = self.inputs
+        inv_std = (var + self.eps) ** -0.5
+        if is_grad_enabled():
+            normal = (x - _per_channel(mean)) * _per_channel(inv_std)
+            dx = grad * _per_channel(weight * inv_std)
+            dweight = (grad * normal).sum(axis=_IMAGE_AXES)
+            return dx, dweight, grad.sum(axis=_IMAGE_AXES), None, None
+        grads = kernels_for(grad._array).batchnorm_eval_backward(
+            grad._array, x._array, weight._array, mean._array, inv_std._array
+        )
+        return (*(Tensor._wrap(g) for g in grads), None, None)
+
+
+def batch_norm(
+    x, weight, bias, running_mean, running_var, training, momentum=0.1, eps=1e-5
+) -> Tensor:
+    """Normalise each channel of x (N, C, H, W), then scale by `weight` and shift by `bias` (C,).
+
+    In training the batch's own mean and biased variance are used, and `running_mean`,
+    `running_var` (C,) are updated in place: running = (1 - momentum) running + momentum batch, the
+    variance there being the unbiased one. Otherwise the running statistics are used.
+    Ioffe and Szegedy 2015, algorithms 1 and 2.
+
+    Raises ValueError for shapes that do not fit, or training on one value a channel.
+    """
+    if x.ndim != 4:
+        raise ValueError(f"x must have shape (N, C, H, W), got {x.shape}")
+    named = {"weight": weight, "bias": bias, "running_mean": running_mean,
+             "running_var": running_var}  # fmt: skip
+    for name, t in named.items():
+        if t.shape != (x.shape[1],):
+            raise ValueError(f"{name} must have shape ({x.shape[1]},), got {t.shape}")
+        if t.dtype != x.dtype:
+            raise TypeError(f"{name} must have x's dtype {x.dtype}, got {t.dtype}")
+    if not training:
+        return BatchNormEval(eps)(x, weight, bias, running_mean, running_var)
+    function = BatchNormTrain(eps)
+    y = function(x, weight, bias)
+    count = x.size // x.shape[1]
+    unbiased = function.var * x.dtype.type(count / (count - 1))
+    for running, batch in ((running_mean, function.mean), (running_var, unbiased)):
+        with running.mutate() as array:
+            array *= 1 - momentum
+            array += momentum * batch
+    return y
+
+
+class LocalResponseNorm(Function):
+    buffers = ("scale",)
+
+    def __init__(self, size, alpha, beta, k, size_normalized):
+        self.settings = (size, alpha, beta, k, size_normalized)
+
+    def forward(self, x):
+        y, self.scale = kernels_for(x).lrn(x, *self.settings)
+        return y
+
+    def backward(self, grad):
+        (x,) = self.inputs
+        if is_grad_enabled():
+            return self._composed(grad, x)
+        kernels = kernels_for(grad._array)
+        return Tensor._wrap(
+            kernels.lrn_backward(grad._array, x._array, self.scale, *self.settings)
+        )
+
+    def _composed(self, grad, x):
+        size, alpha, beta, k, size_normalized = self.settings
+        if size_normalized:
+            alpha = alpha / size
+        before, after = size // 2, (size - 1) // 2
+        scale = k + alpha * _window_sum(x * x, before, after)
+        # j's window reaches i where i's mirrored window reaches j.
+        through = _window_sum(grad * x * scale ** (-beta - 1), after, before)
+        return grad * scale**-beta - (2 * alpha * beta) * x * through
+
+
+def _window_sum(t: Tensor, before: int, after: int) -> Tensor:
+    """Sum over channels c - before ... c + after, clipped at the ends."""
+    channels = t.shape[1]
+    padded = pad(t, ((0, 0), (before, after), (0, 0), (0, 0)))
+    total = padded[:, :channels]
+    for shift in range(1, before + after + 1):
+        total = total + padded[:, shift : shift + channels]
+    return total
+
+
+def local_response_norm(
+    x, size, alpha=1e-4, beta=0.75, k=1.0, size_normalized=True
+) -> Tensor:
+    """x / (k + alpha' * sum of squares over `size` neighbouring channels) ** beta.
+
+    x (N, C, H, W). alpha' is alpha / size as in Caffe, PyTorch and ONNX, or alpha itself with
+    ``size_normalized=False``: Krizhevsky et al. 2012, section 3.3.
+    Raises ValueError for a size below 1 or an x that is not 4-D.
+    """
+    if x.ndim != 4:
+        raise ValueError(f"x must have shape (N, C, H, W), got {x.shape}")
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise ValueError(f"size must be a positive integer, got {size!r}")
+    return LocalResponseNorm(size, alpha, beta, k, bool(size_normalized))(x)

@@ -1,0 +1,181 @@
+"""Pooling. Every map here is linear once the switches are known, and comes with its transpose."""
+
+from typing import NamedTuple
+
+from kernels.dispatch import kernels_for
+from kernels.geometry import padding4, pair
+from minidl.function import Function
+from minidl.tensor import Tensor
+
+
+class MaxPool2d(Function):
+    keep_inputs = False
+    buffers = ("switches",)
+
+    def __init__(self, kernel_size, stride, padding, dilation, ceil_mode):
+        self.settings = (kernel_size, stride, padding, dilation, ceil_mode)
+
+    def forward(self, x):
+        y, self.switches = kernels_for(x).max_pool2d(x, *self.settings)
+        self.plane_shape = x.shape[2:]
+        return y, self.switches
+
+    def backward(self, grad, _):
+        return MaxUnpool2d(self.switches, self.plane_shape)(grad)
+
+
+class MaxUnpool2d(Function):
+    keep_inputs = False
+    buffers = ("switches",)
+
+    def __init__(self, switches, plane_shape):
+        self.switches = switches
+        self.plane_shape = plane_shape
+
+    def forward(self, y):
+        return kernels_for(y).max_unpool2d(y, self.switches, self.plane_shape)
+
+    def backward(self, grad):
+        return MaxGather2d(self.switches, self.plane_shape)(grad)
+
+
+class MaxGather2d(Function):
+    """Read each plane at the switches: the transpose of `MaxUnpool2d`."""
+
+    keep_inputs = False
+    buffers = ("switches",)
+
+    def __init__(self, switches, plane_shape):
+        self.switches = switches
+        self.plane_shape = plane_shape
+
+    def forward(self, x):
+        return kernels_for(x).max_pool2d_gather(x, self.switches)
+
+    def backward(self, grad):
+        return MaxUnpool2d(self.switches, self.plane_shape)(grad)
+
+
+class AvgSettings(NamedTuple):
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int, int, int]
+    ceil_mode: bool
+    count_include_pad: bool
+
+
+class AvgPool2d(Function):
+    keep_inputs = False
+
+    def __init__(self, settings: AvgSettings):
+        self.settings = settings
+
+    def forward(self, x):
+        self.x_shape = x.shape
+        return kernels_for(x).avg_pool2d(x, *self.settings)
+
+    def backward(self, grad):
+        return AvgPool2dTranspose(self.settings, self.x_shape)(grad)
+
+
+class AvgPool2dTranspose(Function):
+    keep_inputs = False
+
+    def __init__(self, settings: AvgSettings, x_shape):
+        self.settings = settings
+        self.x_shape = x_shape
+
+    def forward(self, dy):
+        return kernels_for(dy).avg_pool2d_backward(dy, self.x_shape, *self.settings)
+
+    def backward(self, grad):
+        return AvgPool2d(self.settings)(grad)
+
+
+class GlobalAvgPool2d(Function):
+    keep_inputs = False
+
+    def forward(self, x):
+        self.x_shape = x.shape
+        return kernels_for(x).global_avg_pool2d(x)
+
+    def backward(self, grad):
+        return GlobalAvgPool2dTranspose(self.x_shape)(grad)
+
+
+class GlobalAvgPool2dTranspose(Function):
+    keep_inputs = False
+
+    def __init__(self, x_shape):
+        self.x_shape = x_shape
+
+    def forward(self, dy):
+        return kernels_for(dy).global_avg_pool2d_backward(dy, self.x_shape)
+
+    def backward(self, grad):
+        return GlobalAvgPool2d()(grad)
+
+
+def _check_images(x):
+    if x.ndim != 4:
+        raise ValueError(f"x must have shape (N, C, H, W), got {x.shape}")
+
+
+def max_pool2d(
+    x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_switches=False
+):
+    """Largest element of each window: x (N, C, H, W) -> (N, C, OH, OW).
+
+    `stride` defaults to `kernel_size`; padding (-inf, never chosen over a real element) may not
+    exceed half the kernel. Ties go to the first element in row-major order; NaN wins. With
+    `return_switches` also returns the winners' flat indices into the H x W plane (int32), which
+    `max_unpool2d` takes. Raises ValueError for sizes that do not fit.
+    """
+    _check_images(x)
+    kernel_size = pair("kernel_size", kernel_size)
+    stride = kernel_size if stride is None else pair("stride", stride)
+    settings = (kernel_size, stride, padding4("padding", padding), pair("dilation", dilation))
+    y, switches = MaxPool2d(*settings, bool(ceil_mode))(x)
+    return (y, switches) if return_switches else y
+
+
+def max_unpool2d(y, switches, output_size: tuple[int, int]) -> Tensor:
+    """Put each element of y (N, C, OH, OW) at its switch in a zero plane of `output_size` (H, W).
+
+    Elements that share a switch (overlapping windows) are added, which makes this the exact
+    transpose of max-pooling; Zeiler and Fergus 2014, section 2.1.
+    Raises ValueError for a switch outside the plane or a shape other than y's.
+    """
+    _check_images(y)
+    if switches.shape != y.shape:
+        raise ValueError(f"switches must have y's shape {y.shape}, got {switches.shape}")
+    height, width = pair("output_size", output_size)
+    array = switches._array if isinstance(switches, Tensor) else switches
+    if array.size and not (0 <= array.min() and array.max() < height * width):
+        raise ValueError(
+            f"switches must lie in [0, {height * width}) for output_size {(height, width)}, "
+            f"got {array.min()} to {array.max()}"
+        )
+    return MaxUnpool2d(array, (height, width))(y)
+
+
+def avg_pool2d(
+    x, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True
+) -> Tensor:
+    """Mean of each window: x (N, C, H, W) -> (N, C, OH, OW).
+
+    `stride` defaults to `kernel_size`. The divisor counts padding zeros if `count_include_pad`,
+    else real elements only. Raises ValueError for sizes that do not fit.
+    """
+    _check_images(x)
+    kernel_size = pair("kernel_size", kernel_size)
+    stride = kernel_size if stride is None else pair("stride", stride)
+    padding = padding4("padding", padding)
+    flags = (bool(ceil_mode), bool(count_include_pad))
+    return AvgPool2d(AvgSettings(kernel_size, stride, padding, *flags))(x)
+
+
+def global_avg_pool2d(x) -> Tensor:
+    """Mean of each plane: x (N, C, H, W) -> (N, C, 1, 1); Lin, Chen and Yan 2014, section 3.2."""
+    _check_images(x)
+    return GlobalAvgPool2d()(x)

@@ -1,0 +1,379 @@
+"""Tensor: an array that remembers how it was computed.
+
+A Tensor wraps a NumPy or CuPy array. Operations (`minidl.ops`) link their result to the Function
+that made it; `backward` (in `minidl.graph`) follows those links. The array itself is `_array` inside the
+engine and `data` outside it.
+
+Backward needs the arrays that forward saw, so writing to them must not go unnoticed. Two guards:
+
+* every tracked write (`mutate`, `copy_`, assigning `data`) bumps a version counter, which backward
+  compares with the version that forward saw;
+* the array objects that the user can hold (`data`, `numpy()`, the array given to the constructor)
+  are made read-only while a graph needs them, so that an untracked write raises where it is made.
+"""
+
+from contextlib import ContextDecorator, contextmanager
+from threading import local
+
+import numpy as np
+
+from minidl.array_module import device_of, get_array_module, is_array, to_device
+
+
+class _GradMode(local):
+    enabled = True
+
+
+_mode = _GradMode()
+
+
+def is_grad_enabled() -> bool:
+    """True where operations record the graph (the default)."""
+    return _mode.enabled
+
+
+class _SetGrad(ContextDecorator):
+    target = True
+
+    def __init__(self):
+        self._previous = []
+
+    def __enter__(self):
+        self._previous.append(_mode.enabled)
+        _mode.enabled = self.target
+        return self
+
+    def __exit__(self, *exc):
+        _mode.enabled = self._previous.pop()
+        return False
+
+
+class no_grad(_SetGrad):
+    """Context manager or decorator: operations inside record no graph."""
+
+    target = False
+
+
+class enable_grad(_SetGrad):
+    """Context manager or decorator: operations inside record the graph again."""
+
+    target = True
+
+
+class Storage:
+    """What tensors on the same memory share: a version, and the write locks of live graphs."""
+
+    __slots__ = ("version", "locks", "exposed", "frozen")
+
+    def __init__(self):
+        self.version = 0
+        self.locks = 0
+        self.exposed = None  # array objects that the user may hold
+        self.frozen = None  # those of them that a lock made read-only
+
+    def expose(self, array):
+        if self.exposed is None:
+            self.exposed = []
+        self.exposed.append(array)
+        if self.locks:
+            self._freeze()
+
+    def lock(self):
+        self.locks += 1
+        if self.exposed is not None:
+            self._freeze()
+
+    def unlock(self):
+        self.locks -= 1
+        if not self.locks and self.frozen:
+            for array in self.frozen:
+                array.flags.writeable = True
+            self.frozen = None
+
+    def _freeze(self):
+        for array in self.exposed:
+            if isinstance(array, np.ndarray) and array.flags.writeable:
+                array.flags.writeable = False
+                self.frozen = self.frozen or []
+                self.frozen.append(array)
+
+
+class Tensor:
+    """A multi-dimensional array with a gradient.
+
+    `data`: a NumPy or CuPy array (wrapped without a copy), a Tensor, or a scalar or nested list
+    (floats become float32, integers int64). Only floating-point tensors can require a gradient.
+
+    Raises TypeError for data that is no numeric array, ValueError for `requires_grad` on integers.
+    """
+
+    __slots__ = (
+        "_array", "_storage", "_requires_grad", "grad", "_node", "_index", "_retains", "_view",
+        "__weakref__",
+    )  # fmt: skip
+    # NumPy must hand `array * tensor` to Tensor.__rmul__ instead of looping over elements.
+    __array_ufunc__ = None
+
+    def __init__(self, data, requires_grad: bool = False):
+        if isinstance(data, Tensor):
+            self._array, self._storage = data._array, data._storage
+        elif is_array(data):
+            if data.dtype.kind not in "fiub":
+                raise TypeError(f"data must be numeric, got an array of dtype {data.dtype}")
+            self._storage = Storage()
+            self._storage.expose(data)
+            self._array = data.view()
+        else:
+            self._array, self._storage = _array_from_python(data), Storage()
+        self.grad = None
+        self._node = None
+        self._index = 0
+        self._retains = False
+        self._view = None
+        self._requires_grad = False
+        if requires_grad:
+            self.requires_grad = True
+
+    @staticmethod
+    def _wrap(array, storage=None) -> "Tensor":
+        """A tensor on an array that the engine owns: no checks, no view."""
+        tensor = Tensor.__new__(Tensor)
+        tensor._array = array
+        tensor._storage = storage or Storage()
+        tensor._requires_grad = False
+        tensor.grad = tensor._node = tensor._view = None
+        tensor._index = 0
+        tensor._retains = False
+        return tensor
+
+    # -- what it holds ---------------------------------------------------------------------------
+
+    @property
+    def data(self):
+        """The array. Read-only while a graph needs it; assign to replace it (same shape)."""
+        if self._view is None:
+            self._view = self._array.view()
+            self._storage.expose(self._view)
+        return self._view
+
+    @data.setter
+    def data(self, value):
+        if value is self._view:  # `t.data += 1` writes in place, then assigns the same object
+            self._storage.version += 1
+            return
+        value = value._array if isinstance(value, Tensor) else value
+        if not is_array(value):
+            raise TypeError(f"data must be an array or a Tensor, got {type(value).__name__}")
+        if value.shape != self.shape:
+            raise ValueError(f"data must keep the shape {self.shape}, got {value.shape}")
+        if self._requires_grad and value.dtype.kind != "f":
+            raise TypeError(f"data must stay floating point to carry a gradient, got {value.dtype}")
+        self._storage.version += 1
+        self._storage = Storage()
+        self._storage.expose(value)
+        self._array = value.view()
+        self._view = None
+
+    def numpy(self) -> np.ndarray:
+        """The values as a NumPy array: the same memory on the CPU, a copy from the GPU.
+
+        Raises RuntimeError on a tensor that requires grad: call `detach()` first.
+        """
+        if self._requires_grad:
+            raise RuntimeError("numpy() on a tensor that requires grad: use detach().numpy()")
+        return self.data if self.device == "cpu" else self._array.get()
+
+    def item(self) -> float | int | bool:
+        """The value of a one-element tensor as a Python number; ValueError for other sizes."""
+        if self.size != 1:
+            raise ValueError(f"item() needs a tensor of one element, got shape {self.shape}")
+        return self._array.item()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._array.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self._array.dtype
+
+    @property
+    def ndim(self) -> int:
+        return self._array.ndim
+
+    @property
+    def size(self) -> int:
+        return self._array.size
+
+    @property
+    def device(self) -> str:
+        """``"cpu"`` or ``"cuda"``."""
+        return device_of(self._array)
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise TypeError("len() of a 0-d tensor")
+        return self.shape[0]
+
+    def __bool__(self) -> bool:
+        return bool(self._array)
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __repr__(self) -> str:
+        values = np.array2string(to_device(self._array, "cpu"), separator=", ", prefix="tensor(")
+        extra = f", dtype={self.dtype}"
+        if self._node is not None:
+            extra += f", from={type(self._node).__name__}"
+        elif self._requires_grad:
+            extra += ", requires_grad=True"
+        return f"tensor({values}{extra})"
+
+    # -- the graph -------------------------------------------------------------------------------
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether `backward` computes a gradient for, or through, this tensor."""
+        return self._requires_grad
+
+    @requires_grad.setter
+    def requires_grad(self, value: bool):
+        if value and self.dtype.kind != "f":
+            raise ValueError(f"requires_grad needs a floating-point tensor, got {self.dtype}")
+        if not value and self._node is not None:
+            raise RuntimeError("requires_grad of a computed tensor cannot be unset: use detach()")
+        self._requires_grad = bool(value)
+
+    def requires_grad_(self, value: bool = True) -> "Tensor":
+        """Set `requires_grad` and return the tensor itself."""
+        self.requires_grad = value
+        return self
+
+    @property
+    def is_leaf(self) -> bool:
+        """True where no recorded operation made this tensor: gradients end, and stay, here."""
+        return self._node is None
+
+    def backward(self, grad=None, retain_graph: bool = False, create_graph: bool = False) -> None:
+        """Add d(self)/d(leaf), times `grad`, to the `grad` of every leaf that requires grad.
+
+        `grad`: tensor or array of this tensor's shape; may be left out for a one-element tensor.
+        `retain_graph` keeps the buffers for another backward; `create_graph` also records the
+        gradients' own graph, so that they can be differentiated in turn.
+
+        Raises RuntimeError without a graph, after its buffers were freed, or where an array that
+        is needed was modified in place; ValueError for a `grad` of the wrong shape.
+        """
+        from minidl.graph import backward
+
+        backward(self, grad, retain_graph=retain_graph, create_graph=create_graph)
+
+    def detach(self) -> "Tensor":
+        """A tensor on the same memory, outside the graph."""
+        return Tensor._wrap(self._array, self._storage)
+
+    def retain_grad(self) -> "Tensor":
+        """Keep the `grad` of this computed tensor too; returns the tensor."""
+        if not self._requires_grad:
+            raise RuntimeError("retain_grad() on a tensor that does not require grad")
+        if self._node is not None and not self._retains:
+            self._node.retain(self)
+            self._retains = True
+        return self
+
+    def zero_grad(self) -> None:
+        """Forget the accumulated gradient."""
+        self.grad = None
+
+    def astype(self, dtype) -> "Tensor":
+        """This tensor as `dtype`; differentiable between floating-point types."""
+        from minidl.ops.cast import cast
+
+        return cast(self, dtype)
+
+    def to(self, target) -> "Tensor":
+        """This tensor on a device (``"cpu"``, ``"cuda"``) or in another dtype; differentiable."""
+        from minidl.ops.cast import cast, to
+
+        return to(self, target) if target in ("cpu", "cuda") else cast(self, target)
+
+    # -- changing the values ---------------------------------------------------------------------
+
+    @contextmanager
+    def mutate(self):
+        """Context manager for a tracked in-place write: yields the writable array.
+
+        A graph that still needs the old values notices: its backward raises RuntimeError.
+        """
+        self._storage.version += 1
+        yield self._array
+
+    def copy_(self, source) -> "Tensor":
+        """Overwrite the values with `source` (tensor, array or scalar; broadcast) in place."""
+        array = source._array if isinstance(source, Tensor) else source
+        if self._requires_grad and self._node is not None:
+            raise RuntimeError("copy_() on a computed tensor would break its graph: detach() first")
+        xp = get_array_module(self._array)
+        shape = getattr(array, "shape", ())
+        if shape != self.shape and xp.broadcast_shapes(shape, self.shape) != self.shape:
+            raise ValueError(f"source must broadcast to {self.shape}, got shape {shape}")
+        with self.mutate() as target:
+            target[...] = array
+        return self
+
+    # -- pickling and copying: values only, the graph stays behind --------------------------------
+
+    def __deepcopy__(self, memo):
+        if self._node is not None:
+            raise RuntimeError("deepcopy of a computed tensor: detach() it first")
+        copy = type(self).__new__(type(self))
+        Tensor.__init__(copy, self._array.copy(), requires_grad=self._requires_grad)
+        memo[id(self)] = copy
+        return copy
+
+    def __reduce__(self):
+        return type(self), (to_device(self._array, "cpu"), self._requires_grad)
+
+
+def _array_from_python(data) -> np.ndarray:
+    array = np.asarray(data)
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"data must be numbers, got {type(data).__name__} of dtype {array.dtype}")
+    if array.dtype.kind == "f" and not isinstance(data, np.generic):
+        return np.array(array, dtype=np.float32)
+    return np.array(array)
+
+
+def tensor(data, dtype=None, requires_grad: bool = False) -> Tensor:
+    """A new tensor with a copy of `data`; Python floats become float32 unless `dtype` is given."""
+    if isinstance(data, Tensor):
+        data = data._array
+    if is_array(data):
+        array = data.astype(dtype or data.dtype)
+    elif dtype is not None:
+        array = np.array(data, dtype=dtype)
+    else:
+        array = _array_from_python(data)
+    return Tensor(array, requires_grad)
+
+
+def as_tensor(value, like: Tensor | None = None) -> Tensor:
+    """`value` as a Tensor, itself if it is one.
+
+    A Python number beside a tensor `like` takes its dtype (as NumPy's and PyTorch's weak scalars
+    do), so that ``x * 0.5`` keeps float32; a float beside integers becomes float32.
+    """
+    if isinstance(value, Tensor):
+        return value
+    if value is None:
+        raise TypeError("an operand must be a tensor, an array or a number, got None")
+    if like is not None and isinstance(value, (bool, int, float)):
+        dtype = like.dtype
+        if isinstance(value, float) and dtype.kind != "f":
+            dtype = np.dtype(np.float32)
+        return Tensor._wrap(get_array_module(like._array).asarray(value, dtype=dtype))
+    return Tensor(value)

@@ -1,0 +1,35 @@
+"""Packaging of minidl."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="minidl",
+    version="0.1.0",
+    description="A deep learning framework whose every kernel can be read",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    python_requires=">=3.11",
+    packages=find_packages(
+        include=["minidl", "minidl.*", "kernels", "kernels.*", "architectures", "architectures.*"]
+    ),
+    package_data={"minidl.data": ["digits/*"]},
+    install_requires=[
+        "numpy>=2.0",
+        "numba>=0.60",
+        "threadpoolctl>=3.5",
+        "click>=8.1",
+        "rich>=13",
+        "matplotlib>=3.8",
+        "pillow>=10",
+        "safetensors>=0.4",
+    ],
+    extras_require={
+        "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6"],
+        # Independent oracles for tests and benchmarks; never imported by the product.
+        "oracle": ["torch>=2.2"],
+        "cuda12": ["cupy-cuda12x>=13"],
+        "cuda13": ["cupy-cuda13x>=13"],
+    },
+)
