@@ -9,7 +9,7 @@ CUPY_HINT = "CuPy with a CUDA device is needed: pip install -e '.[cuda12]'"
 
 
 def get_array_module(array) -> ModuleType:
-    """Return the module whose functions work on `array`: ``numpy``, or ``cupy`` for a CuPy array."""
+    """The module whose functions work on `array`: ``numpy``, or ``cupy`` for a CuPy array."""
     if isinstance(array, np.ndarray):
         return np
     cupy = sys.modules.get("cupy")

@@ -36,7 +36,7 @@ class Function:
     edges: tuple = ()
     needs_input_grad: tuple[bool, ...] = ()
     _inputs = _outputs = _input_versions = _output_versions = None
-    _holds = False
+    _locked = ()
     _released = False
     _retained = None
 
@@ -79,21 +79,15 @@ class Function:
             # Array and storage, not the Tensor: it refers to this node, which would be a cycle.
             self._outputs = tuple((t._array, t._storage) for t in outputs)
             self._output_versions = tuple(t._storage.version for t in outputs)
-        for storage in self._storages():
+        kept = [t._storage for t in self._inputs or () if t is not None]
+        self._locked = (*kept, *(storage for _, storage in self._outputs or ()))
+        for storage in self._locked:
             storage.lock()
-        self._holds = True
         for index, output in enumerate(outputs):
             if output._array.dtype.kind == "f":
                 output._requires_grad = True
                 output._node = self
                 output._index = index
-
-    def _storages(self):
-        for t in self._inputs or ():
-            if t is not None:
-                yield t._storage
-        for _, storage in self._outputs or ():
-            yield storage
 
     @property
     def inputs(self) -> tuple[Tensor | None, ...]:
@@ -151,10 +145,9 @@ class Function:
         self._released = True
 
     def _unlock(self):
-        if self._holds:
-            self._holds = False
-            for storage in self._storages():
-                storage.unlock()
+        locked, self._locked = self._locked, ()
+        for storage in locked:
+            storage.unlock()
 
     def _drop_buffers(self):
         for name in self.buffers:

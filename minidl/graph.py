@@ -1,7 +1,7 @@
 """The walk back through the graph: reverse-mode differentiation.
 
-Both `Tensor.backward` and `grad` order the nodes below the outputs topologically (an explicit stack,
-so that the depth of the graph is bounded by memory only), then visit them from the outputs to the
+Both `Tensor.backward` and `grad` order the nodes below the outputs topologically (with an explicit
+stack, so that only memory bounds the graph's depth), then visit them from the outputs to the
 leaves, each once, after all gradients of its outputs have been summed.
 """
 

@@ -1,8 +1,8 @@
 """Tensor: an array that remembers how it was computed.
 
 A Tensor wraps a NumPy or CuPy array. Operations (`minidl.ops`) link their result to the Function
-that made it; `backward` (in `minidl.graph`) follows those links. The array itself is `_array` inside the
-engine and `data` outside it.
+that made it; `backward` (in `minidl.graph`) follows those links. The array itself is `_array`
+inside the engine and `data` outside it.
 
 Backward needs the arrays that forward saw, so writing to them must not go unnoticed. Two guards:
 
@@ -168,8 +168,9 @@ class Tensor:
             raise ValueError(f"data must keep the shape {self.shape}, got {value.shape}")
         if self._requires_grad and value.dtype.kind != "f":
             raise TypeError(f"data must stay floating point to carry a gradient, got {value.dtype}")
-        self._storage.version += 1
+        version = self._storage.version + 1
         self._storage = Storage()
+        self._storage.version = version  # a graph that kept this tensor notices the exchange
         self._storage.expose(value)
         self._array = value.view()
         self._view = None

@@ -1,0 +1,42 @@
+"""Which implementation of the kernels an array gets: the reference, the CPU's or the GPU's."""
+
+from contextlib import AbstractContextManager
+from importlib import import_module
+from types import ModuleType
+
+import numpy as np
+
+BACKENDS = ("auto", "reference", "cpu", "cuda")
+_current = "auto"
+
+
+class use(AbstractContextManager):
+    """Choose the backend from here on, or, as a context manager, for the enclosed block.
+
+    "auto" takes the fastest for the array's type. Raises ValueError for an unknown name and
+    RuntimeError where the backend's requirements are missing.
+    """
+
+    def __init__(self, name: str):
+        global _current
+        if name not in BACKENDS:
+            raise ValueError(f"backend must be one of {BACKENDS}, got {name!r}")
+        if name == "cuda":
+            raise RuntimeError("the cuda backend needs CuPy: pip install -e '.[cuda12]'")
+        self._previous, _current = _current, name
+
+    def __exit__(self, *exc):
+        global _current
+        _current = self._previous
+
+
+def backend() -> str:
+    """The name of the chosen backend."""
+    return _current
+
+
+def kernels_for(array) -> ModuleType:
+    """The module of kernels for `array`; imported on first use, so that Numba loads only then."""
+    if not isinstance(array, np.ndarray):
+        raise TypeError(f"array must be a NumPy array, got {type(array).__name__}")
+    return import_module("kernels.reference" if _current == "reference" else "kernels.cpu")

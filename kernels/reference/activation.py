@@ -1,0 +1,29 @@
+"""Rectification: max(x, 0), its gradient, and the same fused with a bias (Nair and Hinton 2010)."""
+
+import numpy as np
+
+from kernels.geometry import check_dtypes, check_shape
+
+
+def relu(x):
+    """max(x, 0) elementwise; NaN stays NaN."""
+    return np.maximum(x, x.dtype.type(0))
+
+
+def relu_backward(dy, y):
+    """dx from dy and the output y = relu(x): dy where y > 0, else 0. ValueError if shapes differ."""
+    check_shape("dy", dy.shape, y.shape)
+    return np.where(y > 0, dy, dy.dtype.type(0))
+
+
+def bias_relu(x, bias):
+    """max(x + bias, 0): x (N, C, ...), bias (C,). Raises ValueError for another bias shape."""
+    check_dtypes(x=x, bias=bias)
+    check_shape("bias", bias.shape, x.shape[1:2])
+    return relu(x + bias.reshape(-1, *(1,) * (x.ndim - 2)))
+
+
+def bias_relu_backward(dy, y):
+    """(dx, dbias) from dy and the output y of `bias_relu`; dbias sums over all but channels."""
+    dx = relu_backward(dy, y)
+    return dx, dx.sum(axis=(0, *range(2, dx.ndim)))

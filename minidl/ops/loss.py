@@ -1,0 +1,170 @@
+"""Losses on logits, computed stably: the maximum is subtracted before anything is exponentiated."""
+
+import numpy as np
+
+from minidl.array_module import get_array_module
+from minidl.function import Function
+from minidl.ops.shape import normalize_axes
+from minidl.tensor import Tensor
+
+_REDUCTIONS = ("mean", "sum", "none")
+
+
+class LogSoftmax(Function):
+    keep_inputs = False
+    keep_outputs = True
+
+    def __init__(self, axis):
+        self.axis = axis
+
+    def forward(self, x):
+        xp = get_array_module(x)
+        shifted = x - x.max(axis=self.axis, keepdims=True)
+        return shifted - xp.log(xp.exp(shifted).sum(axis=self.axis, keepdims=True))
+
+    def backward(self, grad):
+        (y,) = self.outputs
+        return grad - y.exp() * grad.sum(axis=self.axis, keepdims=True)
+
+
+class Softmax(Function):
+    keep_inputs = False
+    keep_outputs = True
+
+    def __init__(self, axis):
+        self.axis = axis
+
+    def forward(self, x):
+        xp = get_array_module(x)
+        e = xp.exp(x - x.max(axis=self.axis, keepdims=True))
+        e /= e.sum(axis=self.axis, keepdims=True)
+        return e
+
+    def backward(self, grad):
+        (y,) = self.outputs
+        product = grad * y
+        return product - y * product.sum(axis=self.axis, keepdims=True)
+
+
+class CrossEntropy(Function):
+    """sum_c of -t_c log softmax(z)_c along axis 1, with a gradient of (sum t) softmax(z) - t.
+
+    `target` holds the weight of every class (N, C, ...), smoothing and reduction included.
+    """
+
+    buffers = ("target",)
+
+    def __init__(self, target):
+        self.target = target
+
+    def forward(self, logits):
+        xp = get_array_module(logits)
+        shifted = logits - logits.max(axis=1, keepdims=True)
+        log_total = xp.log(xp.exp(shifted).sum(axis=1, keepdims=True))
+        # 0 times -inf is 0 here: a class without weight may have any logit.
+        terms = xp.where(self.target == 0, 0, (log_total - shifted) * self.target)
+        return terms.sum(axis=1)
+
+    def backward(self, grad):
+        (logits,) = self.inputs
+        target = Tensor._wrap(self.target)
+        total = Tensor._wrap(self.target.sum(axis=1, keepdims=True))
+        grad = grad.reshape(grad.shape[0], 1, *grad.shape[1:])
+        return grad * (softmax(logits, axis=1) * total - target)
+
+
+def softmax(x: Tensor, axis: int = -1) -> Tensor:
+    """exp(x) / sum(exp(x)) along `axis`."""
+    return Softmax(*normalize_axes(axis, x.ndim))(x)
+
+
+def log_softmax(x: Tensor, axis: int = -1) -> Tensor:
+    """x - logsumexp(x) along `axis`."""
+    return LogSoftmax(*normalize_axes(axis, x.ndim))(x)
+
+
+def cross_entropy(
+    logits: Tensor,
+    target,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    ignore_index: int = -100,
+) -> Tensor:
+    """Cross-entropy of softmax(logits) with the target distribution, in nats.
+
+    logits (N, C) or (N, C, d1, ...). `target`: integer labels (N, d1, ...), of which those equal
+    to `ignore_index` neither count nor receive a gradient; or class probabilities in the logits'
+    shape. Label smoothing e moves e of the weight evenly over all C classes (Szegedy et al. 2016,
+    section 7). "mean" divides by the number of labels that count (NaN if none), "sum" adds,
+    "none" returns one loss a label.
+
+    Raises ValueError for a label outside [0, C), shapes that do not fit, or a bad option.
+    """
+    if reduction not in _REDUCTIONS:
+        raise ValueError(f"reduction must be one of {_REDUCTIONS}, got {reduction!r}")
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
+    if logits.ndim < 2:
+        raise ValueError(f"logits must have shape (N, C, ...), got {logits.shape}")
+    target = target._array if isinstance(target, Tensor) else np.asarray(target)
+    if target.dtype.kind == "f":
+        weights = _check_probabilities(target, logits).copy()
+        counted = weights.size // max(weights.shape[1], 1)
+    else:
+        weights, counted = _one_hot(target, logits, ignore_index)
+    if label_smoothing:
+        classes = logits.shape[1]
+        mass = weights.sum(axis=1, keepdims=True)
+        weights *= 1 - label_smoothing
+        weights += mass * (label_smoothing / classes)
+    losses = CrossEntropy(weights)(logits)
+    if reduction == "none":
+        return losses
+    total = losses.sum()
+    if reduction == "sum":
+        return total
+    return total * (1.0 / counted if counted else float("nan"))
+
+
+def _check_probabilities(target, logits):
+    if target.shape != logits.shape:
+        raise ValueError(f"target must have the logits' shape {logits.shape}, got {target.shape}")
+    return target.astype(logits.dtype)
+
+
+def _one_hot(labels, logits, ignore_index):
+    """(weights in the logits' shape, number of labels that count)."""
+    expected = logits.shape[:1] + logits.shape[2:]
+    if labels.shape != expected:
+        raise ValueError(f"target must have shape {expected}, got {labels.shape}")
+    if labels.dtype.kind not in "iu":
+        raise ValueError(f"target must hold integer labels or probabilities, got {labels.dtype}")
+    xp = get_array_module(logits._array)
+    classes = logits.shape[1]
+    labels = xp.asarray(labels)
+    counts = labels != ignore_index
+    wrong = counts & ((labels < 0) | (labels >= classes))
+    if wrong.any():
+        raise ValueError(
+            f"target must hold labels in [0, {classes}), got {labels[wrong].ravel()[0]}"
+        )
+    weights = xp.zeros(logits.shape, logits.dtype)
+    safe = xp.where(counts, labels, 0)[:, None]
+    xp.put_along_axis(weights, safe, counts[:, None].astype(logits.dtype), axis=1)
+    return weights, int(counts.sum())
+
+
+def mse_loss(x: Tensor, y, reduction: str = "mean") -> Tensor:
+    """(x - y) ** 2, averaged, summed or as it is. ValueError where the shapes differ."""
+    if reduction not in _REDUCTIONS:
+        raise ValueError(f"reduction must be one of {_REDUCTIONS}, got {reduction!r}")
+    shape = getattr(y, "shape", ())
+    if shape != x.shape:
+        raise ValueError(f"y must have x's shape {x.shape}, got {shape}")
+    difference = x - y
+    squares = difference * difference
+    if reduction == "none":
+        return squares
+    return squares.mean() if reduction == "mean" else squares.sum()
+
+

@@ -1,0 +1,195 @@
+"""The engine: order, accumulation, freeing, double backward, detection of in-place writes."""
+
+import gc
+
+import numpy as np
+import pytest
+
+import minidl
+from minidl import Function, Tensor, grad, no_grad
+
+
+def leaf(values):
+    return Tensor(np.array(values, dtype=np.float64), requires_grad=True)
+
+
+def test_shared_subgraph_accumulates():
+    x = leaf([2.0, 3.0])
+    y = x * x
+    (y + y * x).sum().backward()
+    np.testing.assert_allclose(x.grad.numpy(), 2 * x.data + 3 * x.data**2)
+
+
+def test_gradients_accumulate_over_backwards():
+    x = leaf([1.0, 2.0])
+    (x * 3).sum().backward()
+    (x * 4).sum().backward()
+    np.testing.assert_array_equal(x.grad.numpy(), [7, 7])
+
+
+def test_two_leaves_do_not_share_a_gradient_array():
+    x, y = leaf([1.0, 2.0]), leaf([3.0, 4.0])
+    (x + y).backward(np.ones(2))
+    with x.grad.mutate() as array:
+        array *= 10
+    np.testing.assert_array_equal(y.grad.numpy(), [1, 1])
+
+
+def test_a_chain_of_fifty_thousand_operations():
+    x = leaf([1.0])
+    y = x
+    for _ in range(50_000):
+        y = y + 1.0
+    y.sum().backward()
+    assert x.grad.item() == 1.0
+    unused = x
+    for _ in range(50_000):
+        unused = unused * 1.0
+    del unused  # a graph that is never walked must be freed without recursion too
+    gc.collect()
+
+
+def test_second_backward_raises_unless_retained():
+    x = leaf([1.0, 2.0])
+    loss = (x * x).sum()
+    loss.backward(retain_graph=True)
+    loss.backward()
+    np.testing.assert_array_equal(x.grad.numpy(), 4 * x.data)
+    with pytest.raises(RuntimeError, match="retain_graph=True"):
+        loss.backward()
+
+
+def test_third_derivative():
+    x = leaf([0.5, -1.5])
+    y = x**4
+    for order in (4 * x.data**3, 12 * x.data**2, 24 * x.data):
+        (y,) = grad(y.sum(), x, create_graph=True)
+        np.testing.assert_allclose(y.detach().numpy(), order)
+
+
+def test_grad_leaves_grad_untouched_and_reaches_inner_tensors():
+    x = leaf([1.0, 2.0])
+    inner = x * 3
+    (g,) = grad((inner * inner).sum(), inner)
+    np.testing.assert_array_equal(g.numpy(), 2 * inner.detach().numpy())
+    assert x.grad is None
+
+
+def test_unused_input():
+    x, y = leaf([1.0]), leaf([1.0])
+    with pytest.raises(RuntimeError, match=r"inputs\[1\].*allow_unused"):
+        grad(x * 2, [x, y], retain_graph=True)
+    assert grad(x * 2, [x, y], allow_unused=True)[1] is None
+
+
+def test_tracked_write_is_detected():
+    x = leaf([1.0, 2.0])
+    y = x * x
+    with x.mutate() as array:
+        array += 1
+    with pytest.raises(RuntimeError, match="Mul: input 0.*modified in place"):
+        y.sum().backward()
+
+
+def test_write_to_an_output_that_backward_reads_is_detected():
+    x = leaf([1.0, 2.0])
+    y = x.exp()
+    with y.mutate() as array:
+        array += 1
+    with pytest.raises(RuntimeError, match="Exp: output 0.*modified in place"):
+        y.sum().backward()
+
+
+def test_write_through_a_view_is_detected():
+    x = leaf([[1.0, 2.0], [3.0, 4.0]])
+    row = x.detach()[0]
+    y = x * x
+    with row.mutate() as array:
+        array += 1
+    with pytest.raises(RuntimeError, match="modified in place"):
+        y.sum().backward()
+
+
+def test_untracked_writes_raise_while_the_graph_lives_and_work_after():
+    source = np.array([1.0, 2.0])
+    x = Tensor(source, requires_grad=True)
+    handed_out = x.data
+    y = x * x
+    for array in (source, handed_out, x.data, x.detach().numpy()):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 5
+    y.sum().backward()
+    for array in (source, handed_out):
+        array[0] = 5
+    assert x.data[0] == 5
+
+
+def test_a_dropped_graph_lifts_its_locks():
+    x = leaf([1.0])
+    y = x * x
+    del y
+    gc.collect()
+    x.data[0] = 3
+
+
+def test_assigning_data_is_detected():
+    x = leaf([1.0, 2.0])
+    y = x * x
+    x.data = np.array([5.0, 6.0])
+    with pytest.raises(RuntimeError, match="modified in place"):
+        y.sum().backward()
+
+
+def test_no_grad_records_nothing():
+    x = leaf([1.0])
+    with no_grad():
+        y = x * 2
+    assert not y.requires_grad
+    with pytest.raises(RuntimeError, match="requires grad"):
+        y.backward()
+
+
+def test_backward_needs_a_gradient_for_many_elements():
+    x = leaf([1.0, 2.0])
+    with pytest.raises(RuntimeError, match="grad must be given"):
+        (x * 2).backward()
+    with pytest.raises(ValueError, match=r"shape \(2,\), got \(3,\)"):
+        (x * 2).backward(np.ones(3))
+
+
+def test_retain_grad():
+    x = leaf([1.0, 2.0])
+    y = (x * 3).retain_grad()
+    (y * y).sum().backward()
+    np.testing.assert_array_equal(y.grad.numpy(), 2 * y.detach().numpy())
+
+
+def test_wrong_gradient_shape_from_a_user_function_is_named():
+    class Bad(Function):
+        def forward(self, x):
+            return x.sum()
+
+        def backward(self, grad):
+            return grad
+
+    with pytest.raises(RuntimeError, match=r"Bad.backward.*shape \(2,\), got \(\)"):
+        Bad()(leaf([1.0, 2.0])).backward()
+
+
+def test_float32_stays_float32():
+    x = Tensor([1.0, 2.0], requires_grad=True)
+    assert x.dtype == np.float32
+    y = ((x * 0.5 + 1) ** 2.0 / 3).mean()
+    y.backward()
+    assert y.dtype == x.grad.dtype == np.float32
+
+
+def test_random_state_round_trip():
+    minidl.manual_seed(7)
+    minidl.random.next_dropout_step()
+    state = minidl.random.get_state()
+    first = minidl.random.generator().random(3), minidl.random.next_dropout_step()
+    minidl.random.set_state(state)
+    second = minidl.random.generator().random(3), minidl.random.next_dropout_step()
+    np.testing.assert_array_equal(first[0], second[0])
+    assert first[1] == second[1] == (7, 1)
