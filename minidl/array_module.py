@@ -1,4 +1,4 @@
-"""The one door between minidl and array libraries: which module (NumPy or CuPy) an array belongs to."""
+"""The one door from minidl to array libraries: whether an array is NumPy's or CuPy's."""
 
 import sys
 from types import ModuleType

@@ -11,7 +11,7 @@ def relu(x):
 
 
 def relu_backward(dy, y):
-    """dx from dy and the output y = relu(x): dy where y > 0, else 0. ValueError if shapes differ."""
+    """dx from dy and y = relu(x): dy where y > 0, else 0. ValueError where shapes differ."""
     check_shape("dy", dy.shape, y.shape)
     return np.where(y > 0, dy, dy.dtype.type(0))
 
