@@ -1,0 +1,92 @@
+"""Rectification on all cores; the definitions stand in kernels.reference.activation."""
+
+import numpy as np
+from numba import njit, prange
+
+from kernels.cpu.tasks import chunk_bounds, split
+from kernels.geometry import check_dtypes, check_shape
+
+# Elements a task: large enough to hide its start, small enough to share out a LeNet layer.
+_CHUNK = 1 << 14
+
+
+@njit(parallel=True, cache=True)
+def _relu(x, y):
+    for chunk in prange((x.size + _CHUNK - 1) // _CHUNK):
+        start, stop = chunk_bounds(chunk, _CHUNK, x.size)
+        for i in range(start, stop):
+            value = x[i]
+            y[i] = 0 if value < 0 else value  # a NaN is not below 0: it stays
+
+
+@njit(parallel=True, cache=True)
+def _relu_backward(dy, y, dx):
+    for chunk in prange((y.size + _CHUNK - 1) // _CHUNK):
+        start, stop = chunk_bounds(chunk, _CHUNK, y.size)
+        for i in range(start, stop):
+            dx[i] = dy[i] if y[i] > 0 else 0
+
+
+@njit(parallel=True, cache=True)
+def _bias_relu(x, bias, y):
+    n, channels, size = x.shape
+    for task in prange(n * channels):
+        image, c = split(task, channels)
+        for p in range(size):
+            value = x[image, c, p] + bias[c]
+            y[image, c, p] = 0 if value < 0 else value
+
+
+@njit(parallel=True, cache=True, fastmath={"reassoc", "nsz"})
+def _bias_relu_backward(dy, y, dx, sums):
+    n, channels, size = y.shape
+    for task in prange(n * channels):
+        image, c = split(task, channels)
+        total = dy.dtype.type(0)
+        for p in range(size):
+            value = dy[image, c, p] if y[image, c, p] > 0 else dy.dtype.type(0)
+            dx[image, c, p] = value
+            total += value
+        sums[image, c] = total
+
+
+def _planes(array):
+    """(N, C, ...) as a contiguous (N, C, P)."""
+    return np.ascontiguousarray(array).reshape(*array.shape[:2], int(np.prod(array.shape[2:])))
+
+
+def relu(x):
+    """See kernels.reference.relu."""
+    x = np.ascontiguousarray(x)
+    y = np.empty_like(x)
+    _relu(x.reshape(-1), y.reshape(-1))
+    return y
+
+
+def relu_backward(dy, y):
+    """See kernels.reference.relu_backward."""
+    check_shape("dy", dy.shape, y.shape)
+    dy, y = np.ascontiguousarray(dy), np.ascontiguousarray(y)
+    dx = np.empty_like(dy)
+    _relu_backward(dy.reshape(-1), y.reshape(-1), dx.reshape(-1))
+    return dx
+
+
+def bias_relu(x, bias):
+    """See kernels.reference.bias_relu."""
+    check_dtypes(x=x, bias=bias)
+    check_shape("bias", bias.shape, x.shape[1:2])
+    planes = _planes(x)
+    y = np.empty_like(planes)
+    _bias_relu(planes, np.ascontiguousarray(bias), y)
+    return y.reshape(x.shape)
+
+
+def bias_relu_backward(dy, y):
+    """See kernels.reference.bias_relu_backward."""
+    check_shape("dy", dy.shape, y.shape)
+    grads, planes = _planes(dy), _planes(y)
+    dx = np.empty_like(grads)
+    sums = np.empty(dy.shape[:2], dy.dtype)
+    _bias_relu_backward(grads, planes, dx, sums)
+    return dx.reshape(dy.shape), sums.sum(axis=0)

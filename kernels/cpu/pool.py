@@ -1,0 +1,230 @@
+"""Pooling on all cores, a plane at a time; the definitions stand in kernels.reference.pool.
+
+A task is one plane (image, channel), so that the scatters of backward never collide. Each window
+is clipped to its real taps once, after which no tap is tested.
+"""
+
+import numpy as np
+from numba import njit, prange
+
+from kernels.geometry import check_shape, pool_output_size
+from kernels.reference.pool import (
+    check_avg_pool2d_backward,
+    check_images,
+    check_max_pool2d,
+    check_switch_range,
+    check_switches,
+    window_counts,
+)
+
+
+@njit(inline="always")
+def _clip(output, stride, before, size, dilation, extent):
+    """(first, stop) pixel of the real taps of one window along one axis, in steps of dilation."""
+    start = output * stride - before
+    stop = min(start + (size - 1) * dilation + 1, extent)
+    if start < 0:
+        start += ((-start + dilation - 1) // dilation) * dilation
+    return start, stop
+
+
+@njit(parallel=True, cache=True)
+def _max_pool(x, y, switches, kernel_size, stride, padding, dilation):
+    planes, h, w = x.shape
+    oh, ow = y.shape[1:]
+    for plane in prange(planes):
+        image = x[plane]
+        for v in range(oh):
+            r0, r1 = _clip(v, stride[0], padding[0], kernel_size[0], dilation[0], h)
+            for u in range(ow):
+                c0, c1 = _clip(u, stride[1], padding[2], kernel_size[1], dilation[1], w)
+                best, winner = image[r0, c0], r0 * w + c0
+                for r in range(r0, r1, dilation[0]):
+                    for c in range(c0, c1, dilation[1]):
+                        value = image[r, c]
+                        # `not <=` lets a NaN win; `best == best` keeps the first NaN.
+                        if not value <= best and best == best:
+                            best, winner = value, r * w + c
+                y[plane, v, u] = best
+                switches[plane, v, u] = winner
+
+
+@njit(parallel=True, cache=True)
+def _max_pool_2x2(x, y, switches):
+    """2x2 windows of stride 2 without padding, as selections instead of branches."""
+    planes, _, w = x.shape
+    oh, ow = y.shape[1:]
+    for plane in prange(planes):
+        for v in range(oh):
+            upper, lower = x[plane, 2 * v], x[plane, 2 * v + 1]
+            for u in range(ow):
+                corner = 2 * v * w + 2 * u
+                best, offset = upper[2 * u], 0
+                second = not upper[2 * u + 1] <= best and best == best
+                best = upper[2 * u + 1] if second else best
+                offset = 1 if second else offset
+                third = not lower[2 * u] <= best and best == best
+                best = lower[2 * u] if third else best
+                offset = w if third else offset
+                fourth = not lower[2 * u + 1] <= best and best == best
+                y[plane, v, u] = lower[2 * u + 1] if fourth else best
+                switches[plane, v, u] = corner + (w + 1 if fourth else offset)
+
+
+@njit(parallel=True, cache=True)
+def _scatter(y, switches, x):
+    planes, size = y.shape
+    for plane in prange(planes):
+        for p in range(x.shape[1]):
+            x[plane, p] = 0
+        for p in range(size):
+            x[plane, switches[plane, p]] += y[plane, p]
+
+
+@njit(parallel=True, cache=True)
+def _gather(x, switches, y):
+    planes, size = y.shape
+    for plane in prange(planes):
+        for p in range(size):
+            y[plane, p] = x[plane, switches[plane, p]]
+
+
+@njit(parallel=True, cache=True)
+def _avg_pool(x, y, rows, columns, kernel_size, stride, padding):
+    planes, h, w = x.shape
+    oh, ow = y.shape[1:]
+    for plane in prange(planes):
+        for v in range(oh):
+            r0, r1 = _clip(v, stride[0], padding[0], kernel_size[0], 1, h)
+            for u in range(ow):
+                c0, c1 = _clip(u, stride[1], padding[2], kernel_size[1], 1, w)
+                total = 0.0
+                for r in range(r0, r1):
+                    for c in range(c0, c1):
+                        total += x[plane, r, c]
+                y[plane, v, u] = total / (rows[v] * columns[u])
+
+
+@njit(parallel=True, cache=True)
+def _avg_pool_backward(dy, dx, rows, columns, kernel_size, stride, padding):
+    planes, h, w = dx.shape
+    oh, ow = dy.shape[1:]
+    for plane in prange(planes):
+        total = np.zeros((h, w))
+        for v in range(oh):
+            r0, r1 = _clip(v, stride[0], padding[0], kernel_size[0], 1, h)
+            for u in range(ow):
+                c0, c1 = _clip(u, stride[1], padding[2], kernel_size[1], 1, w)
+                share = dy[plane, v, u] / (rows[v] * columns[u])
+                for r in range(r0, r1):
+                    for c in range(c0, c1):
+                        total[r, c] += share
+        for r in range(h):
+            for c in range(w):
+                dx[plane, r, c] = total[r, c]
+
+
+@njit(parallel=True, cache=True, fastmath={"reassoc", "nsz"})
+def _plane_means(x, y):
+    planes, size = x.shape
+    for plane in prange(planes):
+        total = 0.0
+        for p in range(size):
+            total += x[plane, p]
+        y[plane] = total / size
+
+
+@njit(parallel=True, cache=True)
+def _spread(values, x):
+    planes, size = x.shape
+    for plane in prange(planes):
+        for p in range(size):
+            x[plane, p] = values[plane]
+
+
+def _planes(array):
+    """(N, C, H, W) as a contiguous (N C, H, W)."""
+    n, c, h, w = array.shape
+    return np.ascontiguousarray(array).reshape(n * c, h, w)
+
+
+def _flat_planes(array):
+    """(N, C, H, W) as a contiguous (N C, H W)."""
+    n, c, h, w = array.shape
+    return np.ascontiguousarray(array).reshape(n * c, h * w)
+
+
+def max_pool2d(x, kernel_size, stride, padding=(0, 0, 0, 0), dilation=(1, 1), ceil_mode=False):
+    """See kernels.reference.max_pool2d."""
+    y_shape = check_max_pool2d(x, kernel_size, stride, padding, dilation, ceil_mode)
+    y, switches = np.empty(y_shape, x.dtype), np.empty(y_shape, np.int32)
+    arrays = _planes(x), _planes(y), _planes(switches)
+    whole = not ceil_mode or (x.shape[2] % 2 == 0 and x.shape[3] % 2 == 0)
+    if (kernel_size, stride, padding, dilation, whole) == ((2, 2), (2, 2), (0,) * 4, (1, 1), True):
+        _max_pool_2x2(*arrays)
+    else:
+        _max_pool(*arrays, kernel_size, stride, padding, dilation)
+    return y, switches
+
+
+def max_unpool2d(y, switches, plane_shape):
+    """See kernels.reference.max_unpool2d."""
+    check_images("y", y)
+    check_switches(switches, y.shape)
+    check_switch_range(switches, plane_shape)
+    n, c = y.shape[:2]
+    x = np.empty((n, c, *plane_shape), y.dtype)
+    _scatter(_flat_planes(y), _flat_planes(switches), _flat_planes(x))
+    return x
+
+
+def max_pool2d_gather(x, switches):
+    """See kernels.reference.max_pool2d_gather."""
+    check_images("x", x)
+    check_switches(switches, (*x.shape[:2], *switches.shape[2:]))
+    check_switch_range(switches, x.shape[2:])
+    y = np.empty(switches.shape, x.dtype)
+    _gather(_flat_planes(x), _flat_planes(switches), _flat_planes(y))
+    return y
+
+
+def avg_pool2d(
+    x, kernel_size, stride, padding=(0, 0, 0, 0), ceil_mode=False, count_include_pad=True
+):
+    """See kernels.reference.avg_pool2d."""
+    check_images("x", x)
+    n, c, h, w = x.shape
+    size = pool_output_size(h, w, kernel_size, stride, padding, (1, 1), ceil_mode)
+    y = np.empty((n, c, *size), x.dtype)
+    counts = window_counts(x.shape, y.shape, kernel_size, stride, padding, count_include_pad)
+    _avg_pool(_planes(x), _planes(y), *counts, kernel_size, stride, padding)
+    return y
+
+
+def avg_pool2d_backward(
+    dy, x_shape, kernel_size, stride, padding=(0, 0, 0, 0), ceil_mode=False, count_include_pad=True
+):
+    """See kernels.reference.avg_pool2d_backward."""
+    check_avg_pool2d_backward(dy, x_shape, kernel_size, stride, padding, ceil_mode)
+    dx = np.empty(x_shape, dy.dtype)
+    counts = window_counts(x_shape, dy.shape, kernel_size, stride, padding, count_include_pad)
+    _avg_pool_backward(_planes(dy), _planes(dx), *counts, kernel_size, stride, padding)
+    return dx
+
+
+def global_avg_pool2d(x):
+    """See kernels.reference.global_avg_pool2d."""
+    check_images("x", x)
+    y = np.empty((*x.shape[:2], 1, 1), x.dtype)
+    _plane_means(_flat_planes(x), y.reshape(-1))
+    return y
+
+
+def global_avg_pool2d_backward(dy, x_shape):
+    """See kernels.reference.global_avg_pool2d_backward."""
+    check_images("dy", dy)
+    n, c, h, w = x_shape
+    check_shape("dy", dy.shape, (n, c, 1, 1))
+    dx = np.empty(x_shape, dy.dtype)
+    _spread((dy / dy.dtype.type(h * w)).reshape(-1), _flat_planes(dx))
+    return dx

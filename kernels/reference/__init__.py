@@ -1,0 +1,56 @@
+"""NumPy kernels, written to be read: the executable definition of every kernel."""
+
+from kernels.reference.activation import bias_relu, bias_relu_backward, relu, relu_backward
+from kernels.reference.batchnorm import (
+    batchnorm_backward,
+    batchnorm_eval,
+    batchnorm_eval_backward,
+    batchnorm_train,
+)
+from kernels.reference.conv import (
+    col2im,
+    conv2d,
+    conv2d_input_grad,
+    conv2d_weight_grad,
+    conv_transpose2d,
+    im2col,
+)
+from kernels.reference.dropout import dropout, dropout_mask
+from kernels.reference.lrn import lrn, lrn_backward
+from kernels.reference.pool import (
+    avg_pool2d,
+    avg_pool2d_backward,
+    global_avg_pool2d,
+    global_avg_pool2d_backward,
+    max_pool2d,
+    max_pool2d_gather,
+    max_unpool2d,
+)
+
+__all__ = [
+    "avg_pool2d",
+    "avg_pool2d_backward",
+    "batchnorm_backward",
+    "batchnorm_eval",
+    "batchnorm_eval_backward",
+    "batchnorm_train",
+    "bias_relu",
+    "bias_relu_backward",
+    "col2im",
+    "conv2d",
+    "conv2d_input_grad",
+    "conv2d_weight_grad",
+    "conv_transpose2d",
+    "dropout",
+    "dropout_mask",
+    "global_avg_pool2d",
+    "global_avg_pool2d_backward",
+    "im2col",
+    "lrn",
+    "lrn_backward",
+    "max_pool2d",
+    "max_pool2d_gather",
+    "max_unpool2d",
+    "relu",
+    "relu_backward",
+]
