@@ -18,6 +18,7 @@ setup(
     install_requires=[
         "numpy>=2.0",
         "numba>=0.60",
+        "scipy>=1.11",
         "threadpoolctl>=3.5",
         "click>=8.1",
         "rich>=13",

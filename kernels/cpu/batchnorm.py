@@ -10,7 +10,7 @@ from numba import njit, prange
 
 from kernels.cpu.tasks import split
 from kernels.geometry import check_shape
-from kernels.reference.batchnorm import check_batchnorm, check_training
+from kernels.reference.batchnorm import check_batchnorm
 
 _SUM_FLAGS = {"reassoc", "nsz", "contract"}
 
@@ -79,8 +79,7 @@ def _planes(x):
 
 def batchnorm_train(x, gamma, beta, eps):
     """See kernels.reference.batchnorm_train."""
-    check_batchnorm(x, gamma=gamma, beta=beta)
-    check_training(x)
+    check_batchnorm(x, training=True, gamma=gamma, beta=beta)
     planes = _planes(x)
     count = x.size // x.shape[1]
     sums = np.empty(x.shape[:2])

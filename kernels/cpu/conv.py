@@ -1,24 +1,23 @@
-"""Convolution by im2col and matrix products, a bounded block of columns at a time.
+"""Convolution by im2col and matrix products, block by block, each core on blocks of its own.
 
 The definition and the algebra stand in kernels.reference.conv. What is added here:
 
 * the column matrix is never whole in memory: a **block** is a few images, or a band of output rows
-  of one large image, chosen so that its columns stay in the cache;
-* im2col and col2im run on all cores, each core on its own rows of the matrix or its own planes of
-  the image, so that one image keeps every core busy too; the products between them belong to BLAS,
-  which threads them itself (never inside a parallel loop);
-* a 1x1 convolution of stride 1 has its columns in the image already: nothing is copied;
-* with few channels in a group (first layers, depthwise) a matrix product would be too thin to pay
-  for its columns, and `kernels.cpu.conv_direct` multiplies the images where they are.
+  of one large image, so few that its columns stay in a core's cache;
+* a task takes its block from pixels to result: im2col, product, bias (or product, col2im), in
+  scratch memory of its thread. No core waits for another between the steps, and one large image
+  still keeps all cores busy;
+* the products call BLAS on one thread (see `kernels.cpu.threads`): the cores are already taken.
+
+How the work is cut depends on the shapes alone, never on the number of threads, and so do the
+results, to the last bit.
 """
 
-from typing import NamedTuple
-
 import numpy as np
-from numba import njit, prange
+from numba import get_thread_id, njit, prange
 
-from kernels.cpu.conv_direct import conv2d_direct, input_grad_direct, is_thin, weight_grad_direct
 from kernels.cpu.tasks import split
+from kernels.cpu.threads import num_threads
 from kernels.cpu.workspace import workspace
 from kernels.geometry import (
     check_conv2d,
@@ -29,30 +28,37 @@ from kernels.geometry import (
     conv_output_size,
 )
 
-BLOCK_BYTES = 2 << 20
+# Columns of a block: as many as fill this much cache, but enough to make the product efficient,
+# and few enough that there are blocks for several cores.
+BLOCK_BYTES = 256 << 10
+MIN_COLUMNS = 256
+MIN_BLOCKS = 8
+# Partial weight gradients, one a slice of the blocks, may take this much memory in all.
+SLICE_BYTES = 16 << 20
 
 
-class Block(NamedTuple):
-    """Images n0:n1 and their output rows v0:v1, computed at once."""
-
-    n0: int
-    n1: int
-    v0: int
-    v1: int
+def _flat(kernel_size, stride, padding, dilation):
+    """The settings as eight ints, since parallel loops take no nested tuples."""
+    return (*kernel_size, *stride, padding[0], padding[2], *dilation)
 
 
-def _blocks(n, oh, ow, rows, itemsize):
-    """Cut the output into blocks whose columns (of `rows` entries each) fit BLOCK_BYTES."""
-    outputs = max(1, BLOCK_BYTES // (rows * itemsize))
-    images = outputs // (oh * ow)
-    if images:
-        for n0 in range(0, n, images):
-            yield Block(n0, min(n0 + images, n), 0, oh)
-        return
-    band = max(1, outputs // ow)
-    for image in range(n):
-        for v0 in range(0, oh, band):
-            yield Block(image, image + 1, v0, min(v0 + band, oh))
+def _block_size(n, rows, output_size, itemsize):
+    """(images, output rows) of a block, for columns of `rows` entries."""
+    oh, ow = output_size
+    columns = max(BLOCK_BYTES // (rows * itemsize), MIN_COLUMNS)
+    columns = min(columns, -(-n * oh * ow // MIN_BLOCKS))
+    if columns >= oh * ow:
+        return columns // (oh * ow), oh
+    return 1, max(1, min(oh, columns // ow))
+
+
+@njit(inline="always")
+def _block(index, size, n, oh):
+    """Block number `index`: (first image, last + 1, first output row, last + 1)."""
+    images, rows = size
+    image_group, band = split(index, (oh + rows - 1) // rows)
+    n0, v0 = image_group * images, band * rows
+    return n0, min(n, n0 + images), v0, min(oh, v0 + rows)
 
 
 @njit(inline="always")
@@ -60,149 +66,209 @@ def _inside(tap, stride, padding, extent, start, stop):
     """The outputs in start:stop whose pixel, output * stride + tap - padding, is in the image."""
     first = max(start, -((tap - padding) // stride))
     last = min(stop, (extent - 1 + padding - tap) // stride + 1)
-    return first, max(first, last)
+    return min(first, stop), max(first, last)
 
 
-@njit(parallel=True, cache=True)
-def _fill_columns(x, cols, kernel_size, stride, padding, dilation, v0):
+@njit(cache=True)
+def _fill_columns(x, cols, geometry, v0):
     """cols (C, kh, kw, N, V, OW) from x (N, C, H, W): the output rows from v0 on."""
-    (kh, kw), (sh, sw), (dh, dw) = kernel_size, stride, dilation
+    kh, kw, sh, sw, top, left, dh, dw = geometry
     n, channels, h, w = x.shape
     rows, ow = cols.shape[4:]
-    for task in prange(channels * kh * kw * n):
-        line, image = split(task, n)
-        c, tap = divmod(line, kh * kw)
-        i, j = divmod(tap, kw)
-        plane = x[image, c]
-        out = cols[c, i, j, image]
-        u_first, u_last = _inside(j * dw, sw, padding[2], w, 0, ow)
-        v_first, v_last = _inside(i * dh, sh, padding[0], h, v0, v0 + rows)
-        for v in range(v0, v0 + rows):
-            line_out = out[v - v0]
-            if v < v_first or v >= v_last:
-                line_out[:] = 0
-                continue
-            line_in = plane[v * sh + i * dh - padding[0]]
-            offset = j * dw - padding[2]
-            line_out[:u_first] = 0
-            if sw == 1:
-                for u in range(u_first, u_last):
-                    line_out[u] = line_in[u + offset]
-            else:
-                for u in range(u_first, u_last):
-                    line_out[u] = line_in[u * sw + offset]
-            line_out[u_last:] = 0
-
-
-@njit(parallel=True, cache=True)
-def _add_columns(cols, x, kernel_size, stride, padding, dilation, v0):
-    """Add cols (C, kh, kw, N, V, OW) to the pixels of x (N, C, H, W) that they were taken from."""
-    (kh, kw), (sh, sw), (dh, dw) = kernel_size, stride, dilation
-    n, channels, h, w = x.shape
-    rows, ow = cols.shape[4:]
-    for task in prange(n * channels):
-        image, c = split(task, channels)
-        plane = x[image, c]
+    for c in range(channels):
         for i in range(kh):
-            v_first, v_last = _inside(i * dh, sh, padding[0], h, v0, v0 + rows)
+            v_first, v_last = _inside(i * dh, sh, top, h, v0, v0 + rows)
             for j in range(kw):
-                u_first, u_last = _inside(j * dw, sw, padding[2], w, 0, ow)
-                offset = j * dw - padding[2]
-                for v in range(v_first, v_last):
-                    line_in = cols[c, i, j, image, v - v0]
-                    line_out = plane[v * sh + i * dh - padding[0]]
-                    if sw == 1:
-                        for u in range(u_first, u_last):
-                            line_out[u + offset] += line_in[u]
-                    else:
-                        for u in range(u_first, u_last):
-                            line_out[u * sw + offset] += line_in[u]
+                u_first, u_last = _inside(j * dw, sw, left, w, 0, ow)
+                offset = j * dw - left
+                for image in range(n):
+                    for v in range(v0, v0 + rows):
+                        line = cols[c, i, j, image, v - v0]
+                        if v < v_first or v >= v_last:
+                            for u in range(ow):
+                                line[u] = 0
+                            continue
+                        source = x[image, c, v * sh + i * dh - top]
+                        for u in range(min(u_first, ow)):
+                            line[u] = 0
+                        if sw == 1:
+                            for u in range(u_first, u_last):
+                                line[u] = source[u + offset]
+                        else:
+                            for u in range(u_first, u_last):
+                                line[u] = source[u * sw + offset]
+                        for u in range(u_last, ow):
+                            line[u] = 0
+
+
+@njit(cache=True)
+def _add_columns(cols, x, geometry, v0):
+    """Add cols (C, kh, kw, N, V, OW) to the pixels of x (N, C, H, W) that they were taken from."""
+    kh, kw, sh, sw, top, left, dh, dw = geometry
+    n, channels, h, w = x.shape
+    rows, ow = cols.shape[4:]
+    for image in range(n):
+        for c in range(channels):
+            for i in range(kh):
+                v_first, v_last = _inside(i * dh, sh, top, h, v0, v0 + rows)
+                for j in range(kw):
+                    u_first, u_last = _inside(j * dw, sw, left, w, 0, ow)
+                    offset = j * dw - left
+                    for v in range(v_first, v_last):
+                        line = cols[c, i, j, image, v - v0]
+                        target = x[image, c, v * sh + i * dh - top]
+                        if sw == 1:
+                            for u in range(u_first, u_last):
+                                target[u + offset] += line[u]
+                        else:
+                            for u in range(u_first, u_last):
+                                target[u * sw + offset] += line[u]
 
 
 @njit(parallel=True, cache=True)
-def _to_channel_rows(y, matrix):
-    """matrix (O, N, P) from y (N, O, P)."""
-    n, channels, _ = y.shape
-    for task in prange(n * channels):
-        image, c = split(task, channels)
-        matrix[c, image] = y[image, c]
+def _im2col(x, cols, geometry):
+    for c in prange(x.shape[1]):
+        _fill_columns(x[:, c : c + 1], cols[c : c + 1], geometry, 0)
 
 
 @njit(parallel=True, cache=True)
-def _from_channel_rows(matrix, y):
-    """y (N, O, P) from matrix (O, N, P)."""
-    n, channels, _ = y.shape
-    for task in prange(n * channels):
-        image, c = split(task, channels)
-        y[image, c] = matrix[c, image]
+def _col2im(cols, x, geometry):
+    for c in prange(x.shape[1]):
+        _add_columns(cols[c : c + 1], x[:, c : c + 1], geometry, 0)
+
+
+@njit(parallel=True, cache=True)
+def _conv2d(x, weight, bias, y, scratch, size, geometry):
+    """y (N, G, O/G, OH, OW) from x (N, C, H, W) and weight (G, O/G, K)."""
+    n, groups, outputs, oh, ow = y.shape
+    kh, kw = geometry[0], geometry[1]
+    channels = x.shape[1] // groups
+    depth = weight.shape[2]
+    blocks = -(-n // size[0]) * -(-oh // size[1])
+    for task in prange(blocks * groups):
+        block, g = split(task, groups)
+        n0, n1, v0, v1 = _block(block, size, n, oh)
+        width = (n1 - n0) * (v1 - v0) * ow
+        memory = scratch[get_thread_id()]
+        cols = memory[: depth * width]
+        out = memory[depth * width : (depth + outputs) * width].reshape(outputs, width)
+        _fill_columns(
+            x[n0:n1, g * channels : (g + 1) * channels],
+            cols.reshape(channels, kh, kw, n1 - n0, v1 - v0, ow), geometry, v0,
+        )  # fmt: skip
+        np.dot(weight[g], cols.reshape(depth, width), out)
+        lines = out.reshape(outputs, n1 - n0, v1 - v0, ow)
+        for image in range(n1 - n0):
+            for o in range(outputs):
+                shift = bias[g * outputs + o]
+                for v in range(v1 - v0):
+                    for u in range(ow):
+                        y[n0 + image, g, o, v0 + v, u] = lines[o, image, v, u] + shift
+
+
+@njit(inline="always")
+def _gather_rows(dy, rows, n0, n1, v0, v1):
+    """rows (O, N V OW), the block of dy (N, O, OH, OW) with channels first."""
+    outputs, ow = dy.shape[1], dy.shape[3]
+    lines = rows.reshape(outputs, n1 - n0, v1 - v0, ow)
+    for o in range(outputs):
+        for image in range(n0, n1):
+            for v in range(v0, v1):
+                for u in range(ow):
+                    lines[o, image - n0, v - v0, u] = dy[image, o, v, u]
+
+
+@njit(parallel=True, cache=True)
+def _input_grad(dy, weight, dx, scratch, size, parts, geometry):
+    """dx (N, C, H, W) += col2im(W^T dy), from dy (N, G, O/G, OH, OW) and weight (G, K, O/G).
+
+    A task owns some planes: a few images, and of each group one of `parts` parts of its channels.
+    """
+    n, groups, outputs, oh, ow = dy.shape
+    kh, kw = geometry[0], geometry[1]
+    group_channels = dx.shape[1] // groups
+    image_groups = -(-n // size[0])
+    bands = -(-oh // size[1])
+    for task in prange(image_groups * groups * parts):
+        rest, part = split(task, parts)
+        image_group, g = split(rest, groups)
+        c0, c1 = part * group_channels // parts, (part + 1) * group_channels // parts
+        depth = (c1 - c0) * kh * kw
+        memory = scratch[get_thread_id()]
+        for band in range(bands):
+            n0, n1, v0, v1 = _block(image_group * bands + band, size, n, oh)
+            width = (n1 - n0) * (v1 - v0) * ow
+            cols = memory[: depth * width]
+            rows = memory[depth * width : (depth + outputs) * width].reshape(outputs, width)
+            _gather_rows(dy[:, g], rows, n0, n1, v0, v1)
+            filters = weight[g, c0 * kh * kw : c1 * kh * kw]
+            np.dot(filters, rows, cols.reshape(depth, width))
+            first = g * group_channels
+            _add_columns(
+                cols.reshape(c1 - c0, kh, kw, n1 - n0, v1 - v0, ow),
+                dx[n0:n1, first + c0 : first + c1], geometry, v0,
+            )  # fmt: skip
+
+
+@njit(parallel=True, cache=True)
+def _weight_grad(dy, x, slices, scratch, size, geometry):
+    """slices (S, G, O/G, K): dy cols^T, summed over the blocks of each slice."""
+    n, groups, outputs, oh, ow = dy.shape
+    kh, kw = geometry[0], geometry[1]
+    channels = x.shape[1] // groups
+    count, depth = slices.shape[0], slices.shape[3]
+    blocks = -(-n // size[0]) * -(-oh // size[1])
+    for task in prange(count * groups):
+        piece, g = split(task, groups)
+        total = slices[piece, g]
+        memory = scratch[get_thread_id()]
+        product = memory[: outputs * depth].reshape(outputs, depth)
+        memory = memory[outputs * depth :]
+        for block in range(piece * blocks // count, (piece + 1) * blocks // count):
+            n0, n1, v0, v1 = _block(block, size, n, oh)
+            width = (n1 - n0) * (v1 - v0) * ow
+            cols = memory[: depth * width]
+            rows = memory[depth * width : (depth + outputs) * width].reshape(outputs, width)
+            _gather_rows(dy[:, g], rows, n0, n1, v0, v1)
+            _fill_columns(
+                x[n0:n1, g * channels : (g + 1) * channels],
+                cols.reshape(channels, kh, kw, n1 - n0, v1 - v0, ow), geometry, v0,
+            )  # fmt: skip
+            np.dot(rows, cols.reshape(depth, width).T, product)
+            for o in range(outputs):
+                for k in range(depth):
+                    total[o, k] += product[o, k]
 
 
 def im2col(x, kernel_size, stride=(1, 1), padding=(0, 0, 0, 0), dilation=(1, 1)):
     """See kernels.reference.im2col."""
     n, c, h, w = x.shape
-    oh, ow = conv_output_size(h, w, kernel_size, stride, padding, dilation)
-    cols = np.empty((c, *kernel_size, n, oh, ow), x.dtype)
-    _fill_columns(np.ascontiguousarray(x), cols, kernel_size, stride, padding, dilation, 0)
-    return cols.reshape(-1, n * oh * ow)
+    size = conv_output_size(h, w, kernel_size, stride, padding, dilation)
+    cols = np.empty((c, *kernel_size, n, *size), x.dtype)
+    _im2col(np.ascontiguousarray(x), cols, _flat(kernel_size, stride, padding, dilation))
+    return cols.reshape(-1, n * size[0] * size[1])
 
 
 def col2im(cols, x_shape, kernel_size, stride=(1, 1), padding=(0, 0, 0, 0), dilation=(1, 1)):
     """See kernels.reference.col2im."""
     n, c, h, w = x_shape
-    oh, ow = conv_output_size(h, w, kernel_size, stride, padding, dilation)
-    check_shape("cols", cols.shape, (c * kernel_size[0] * kernel_size[1], n * oh * ow))
-    cols = np.ascontiguousarray(cols).reshape(c, *kernel_size, n, oh, ow)
+    size = conv_output_size(h, w, kernel_size, stride, padding, dilation)
+    check_shape("cols", cols.shape, (c * kernel_size[0] * kernel_size[1], n * size[0] * size[1]))
+    cols = np.ascontiguousarray(cols).reshape(c, *kernel_size, n, *size)
     x = np.zeros(x_shape, cols.dtype)
-    _add_columns(cols, x, kernel_size, stride, padding, dilation, 0)
+    _col2im(cols, x, _flat(kernel_size, stride, padding, dilation))
     return x
 
 
-class _Blocked:
-    """What the three products share: the blocks, their columns, and groups as a stack axis."""
+def _scratch(name, size, dtype):
+    """`size` elements of scratch memory for each thread."""
+    return workspace(name, (num_threads(), size), dtype)
 
-    def __init__(self, x_shape, y_shape, kernel_size, stride, padding, dilation, groups, dtype):
-        self.geometry = (kernel_size, stride, padding, dilation)
-        self.channels = x_shape[1]
-        self.outputs, self.oh, self.ow = y_shape[1:]
-        self.groups = groups
-        self.rows = self.channels * kernel_size[0] * kernel_size[1]
-        self.pointwise = self.geometry == ((1, 1), (1, 1), (0, 0, 0, 0), dilation)
-        self.blocks = list(_blocks(y_shape[0], self.oh, self.ow, self.rows, dtype.itemsize))
-        self.dtype = dtype
 
-    def width(self, block):
-        return (block.n1 - block.n0) * (block.v1 - block.v0) * self.ow
-
-    def weight(self, weight):
-        """(O, C/G, kh, kw) as the diagonal blocks (G, O/G, rows/G)."""
-        return weight.reshape(self.groups, self.outputs // self.groups, self.rows // self.groups)
-
-    def empty_columns(self, block):
-        shape = (
-            self.channels, *self.geometry[0], block.n1 - block.n0, block.v1 - block.v0, self.ow
-        )  # fmt: skip
-        return workspace("columns", shape, self.dtype)
-
-    def stacked(self, matrix, block):
-        """(G m, ...) as a stack (G, m, columns), a view."""
-        return matrix.reshape(self.groups, -1, self.width(block))
-
-    def columns(self, x, block):
-        """The columns of a block as a stack (G, rows/G, width)."""
-        if self.pointwise and block.n1 - block.n0 == 1:
-            return self.stacked(x[block.n0, :, block.v0 : block.v1], block)
-        cols = self.empty_columns(block)
-        _fill_columns(x[block.n0 : block.n1], cols, *self.geometry, block.v0)
-        return self.stacked(cols, block)
-
-    def channel_rows(self, y, block):
-        """The block of y (N, O, OH, OW) as a stack (G, O/G, width): a view for one image."""
-        part = y[block.n0 : block.n1, :, block.v0 : block.v1]
-        if len(part) == 1:
-            return self.stacked(part[0], block)
-        matrix = workspace("rows", (self.outputs, len(part), self.oh * self.ow), self.dtype)
-        _to_channel_rows(part.reshape(len(part), self.outputs, -1), matrix)
-        return self.stacked(matrix, block)
+def _grouped(y, groups):
+    """(N, O, OH, OW) as (N, G, O/G, OH, OW)."""
+    n, o, oh, ow = y.shape
+    return y.reshape(n, groups, o // groups, oh, ow)
 
 
 def conv2d(
@@ -210,25 +276,17 @@ def conv2d(
 ):
     """See kernels.reference.conv2d."""
     y_shape = check_conv2d(x, weight, bias, stride, padding, dilation, groups)
-    x, weight = np.ascontiguousarray(x), np.ascontiguousarray(weight)
+    n, o, oh, ow = y_shape
     y = np.empty(y_shape, x.dtype)
-    if is_thin(weight, groups):
-        conv2d_direct(x, weight, y, stride, padding, dilation, groups)
-        return _add_bias(y, bias)
-    plan = _Blocked(
-        x.shape, y_shape, weight.shape[2:], stride, padding, dilation, groups, x.dtype
-    )
-    filters = plan.weight(weight)
-    for block in plan.blocks:
-        cols = plan.columns(x, block)
-        out = y[block.n0 : block.n1, :, block.v0 : block.v1]
-        if len(out) == 1:
-            np.matmul(filters, cols, out=plan.stacked(out[0], block))
-        else:
-            matrix = workspace("rows", (plan.outputs, len(out), plan.oh * plan.ow), x.dtype)
-            np.matmul(filters, cols, out=plan.stacked(matrix, block))
-            _from_channel_rows(matrix, out.reshape(len(out), plan.outputs, -1))
-    return _add_bias(y, bias)
+    bias = np.zeros(o, x.dtype) if bias is None else np.ascontiguousarray(bias)
+    filters = np.ascontiguousarray(weight).reshape(groups, o // groups, weight[0].size)
+    depth = filters.shape[2]
+    size = _block_size(n, depth, (oh, ow), x.itemsize)
+    scratch = _scratch("conv", (depth + o // groups) * size[0] * size[1] * ow, x.dtype)
+    geometry = _flat(weight.shape[2:], stride, padding, dilation)
+    x = np.ascontiguousarray(x)
+    _conv2d(x, filters, bias, _grouped(y, groups), scratch, size, geometry)
+    return y
 
 
 def conv2d_input_grad(
@@ -236,24 +294,18 @@ def conv2d_input_grad(
 ):
     """See kernels.reference.conv2d_input_grad."""
     check_conv2d_input_grad(dy, weight, x_shape, stride, padding, dilation, groups)
-    dy, weight = np.ascontiguousarray(dy), np.ascontiguousarray(weight)
+    n, o, oh, ow = dy.shape
     dx = np.zeros(x_shape, dy.dtype)
-    if is_thin(weight, groups):
-        input_grad_direct(dy, weight, dx, stride, padding, dilation, groups)
-        return dx
-    plan = _Blocked(
-        x_shape, dy.shape, weight.shape[2:], stride, padding, dilation, groups, dy.dtype
-    )
-    filters = plan.weight(weight).swapaxes(1, 2)
-    for block in plan.blocks:
-        rows = plan.channel_rows(dy, block)
-        if plan.pointwise and block.n1 - block.n0 == 1:
-            out = plan.stacked(dx[block.n0, :, block.v0 : block.v1], block)
-            np.matmul(filters, rows, out=out)
-            continue
-        cols = plan.empty_columns(block)
-        np.matmul(filters, rows, out=plan.stacked(cols, block))
-        _add_columns(cols, dx[block.n0 : block.n1], *plan.geometry, block.v0)
+    filters = weight.reshape(groups, o // groups, weight[0].size)
+    filters = np.ascontiguousarray(filters.swapaxes(1, 2))
+    depth = filters.shape[1]
+    size = _block_size(n, depth, (oh, ow), dy.itemsize)
+    tasks = -(-n // size[0]) * groups
+    parts = min(weight.shape[1], -(-MIN_BLOCKS // max(tasks, 1)))
+    scratch = _scratch("conv", (depth + o // groups) * size[0] * size[1] * ow, dy.dtype)
+    geometry = _flat(weight.shape[2:], stride, padding, dilation)
+    dy = np.ascontiguousarray(dy)
+    _input_grad(_grouped(dy, groups), filters, dx, scratch, size, parts, geometry)
     return dx
 
 
@@ -264,19 +316,19 @@ def conv2d_weight_grad(
     weight_shape = check_conv2d_weight_grad(
         dy, x, kernel_size, stride, padding, dilation, groups
     )
+    n, o, oh, ow = dy.shape
+    depth = weight_shape[1] * kernel_size[0] * kernel_size[1]
+    size = _block_size(n, depth, (oh, ow), dy.itemsize)
+    blocks = -(-n // size[0]) * -(-oh // size[1])
+    count = min(blocks, max(4, min(16, SLICE_BYTES // (o * depth * dy.itemsize))))
+    slices = np.zeros((count, groups, o // groups, depth), dy.dtype)
+    columns = size[0] * size[1] * ow
+    outputs = o // groups
+    scratch = _scratch("conv", outputs * depth + (depth + outputs) * columns, dy.dtype)
+    geometry = _flat(kernel_size, stride, padding, dilation)
     dy, x = np.ascontiguousarray(dy), np.ascontiguousarray(x)
-    dw = np.zeros(weight_shape, dy.dtype)
-    if is_thin(dw, groups):
-        weight_grad_direct(dy, x, dw, stride, padding, dilation, groups)
-        return dw
-    plan = _Blocked(x.shape, dy.shape, kernel_size, stride, padding, dilation, groups, dy.dtype)
-    total = plan.weight(dw)
-    part = workspace("weight_part", total.shape, dy.dtype)
-    for block in plan.blocks:
-        cols = plan.columns(x, block)
-        np.matmul(plan.channel_rows(dy, block), cols.swapaxes(1, 2), out=part)
-        total += part
-    return dw
+    _weight_grad(_grouped(dy, groups), x, slices, scratch, size, geometry)
+    return slices.sum(axis=0).reshape(weight_shape)
 
 
 def conv_transpose2d(
@@ -293,19 +345,7 @@ def conv_transpose2d(
     y_shape = check_conv_transpose2d(
         x, weight, bias, stride, padding, output_padding, dilation, groups
     )
-    return _add_bias(conv2d_input_grad(x, weight, y_shape, stride, padding, dilation, groups), bias)
-
-
-def _add_bias(y, bias):
+    y = conv2d_input_grad(x, weight, y_shape, stride, padding, dilation, groups)
     if bias is not None:
-        _add_to_planes(y.reshape(*y.shape[:2], -1), np.ascontiguousarray(bias))
+        y += bias[:, None, None]
     return y
-
-
-@njit(parallel=True, cache=True)
-def _add_to_planes(y, bias):
-    n, channels, size = y.shape
-    for task in prange(n * channels):
-        image, c = split(task, channels)
-        for p in range(size):
-            y[image, c, p] += bias[c]

@@ -9,7 +9,7 @@ import numpy as np
 from numba import njit, prange
 
 from kernels.cpu.tasks import chunk_bounds
-from kernels.reference.dropout import ROUNDS, check_dropout
+from kernels.reference.dropout import ROUNDS, check_dropout, drop_below
 
 _CHUNK_BLOCKS = 1 << 11
 
@@ -58,7 +58,8 @@ def _dropout(x, scale, threshold, seed, step, y):
 
 def dropout_mask(shape, p, seed, step):
     """See kernels.reference.dropout_mask."""
-    threshold = check_dropout(p, seed, step)
+    check_dropout(p, seed, step)
+    threshold = drop_below(p)
     kept = np.empty(math.prod(shape), bool)
     _mask(kept, np.uint64(threshold), np.uint64(seed), np.uint64(step))
     return kept.reshape(shape)
@@ -66,7 +67,8 @@ def dropout_mask(shape, p, seed, step):
 
 def dropout(x, p, seed, step):
     """See kernels.reference.dropout."""
-    threshold = check_dropout(p, seed, step)
+    check_dropout(p, seed, step)
+    threshold = drop_below(p)
     x = np.ascontiguousarray(x)
     y = np.empty_like(x)
     scale = x.dtype.type(1 / (1 - p))

@@ -1,16 +1,21 @@
-"""Batch normalisation (Ioffe and Szegedy 2015): each channel to mean 0 and variance 1, then affine.
+"""Batch normalisation over (N, H, W), channel by channel, and its gradients.
 
-Over the m = N H W values of a channel,
+With m = N H W values x a channel, mean mu and biased variance var = sum (x - mu)^2 / m,
 
-    mu = mean(x)    var = mean((x - mu)^2)    xh = (x - mu) / sqrt(var + eps)    y = gamma xh + beta
+    xh = (x - mu) / sqrt(var + eps)        y = gamma xh + beta
 
-and by the chain rule, mu and var depending on x too (section 3, backward equations),
+and, since mu and var depend on every x of their channel,
 
+    dgamma = sum dy xh     dbeta = sum dy
     dx = gamma / sqrt(var + eps) (dy - mean(dy) - xh mean(dy xh))
-    dgamma = sum(dy xh)    dbeta = sum(dy)
 
-The variance is taken in a second pass over x - mu: E[x^2] - E[x]^2 cancels in float32 where the
-mean is large. All sums accumulate in float64.
+In evaluation mu and var are constants (running averages), and dx = gamma / sqrt(var + eps) dy.
+
+The variance takes two passes over the data, for E[x^2] - E[x]^2 cancels where the mean is large.
+All arithmetic is in float64; results are rounded once, to the dtype of x.
+
+Source: Ioffe and Szegedy, "Batch normalization: accelerating deep network training by reducing
+internal covariate shift" (2015), algorithms 1 and 2 and the equations of section 3.
 """
 
 import numpy as np
@@ -20,72 +25,75 @@ from kernels.geometry import check_dtypes, check_shape
 _AXES = (0, 2, 3)
 
 
-def _per_channel(values):
-    return values[:, None, None]
-
-
-def _sum(array):
-    return array.sum(axis=_AXES, dtype=np.float64)
-
-
-def check_batchnorm(x, **channel_arrays):
-    """TypeError or ValueError unless x is (N, C, H, W) and every other array (C,) of its dtype."""
-    check_dtypes(x=x, **channel_arrays)
-    if x.ndim != 4:
-        raise ValueError(f"x must have shape (N, C, H, W), got {x.shape}")
-    for name, array in channel_arrays.items():
-        check_shape(name, array.shape, x.shape[1:2])
-
-
-def check_training(x):
-    """ValueError where a channel holds too few values to have a variance."""
-    if x.size // max(x.shape[1], 1) <= 1:
-        raise ValueError(
-            f"x must hold more than one value a channel to train batch-norm, got shape {x.shape}"
-        )
-
-
 def batchnorm_train(x, gamma, beta, eps):
     """(y, mean, var, inv_std): x (N, C, H, W) normalised by its own statistics.
 
-    gamma, beta, and the statistics returned are (C,), all of x's dtype; var is the biased variance
-    and inv_std is 1 / sqrt(var + eps). Raises ValueError where a channel has only one value.
+    gamma, beta (C,). mean, the biased var and inv_std = 1 / sqrt(var + eps) are (C,), in x's dtype.
+    Raises ValueError for a shape that does not fit or a single value a channel, TypeError for
+    mixed dtypes or other than float32 and float64.
     """
-    check_batchnorm(x, gamma=gamma, beta=beta)
-    check_training(x)
-    count = x.size // x.shape[1]
-    mean = (_sum(x) / count).astype(x.dtype)
-    centred = x - _per_channel(mean)
-    var = (_sum(centred * centred) / count).astype(x.dtype)
-    inv_std = 1 / np.sqrt(var + x.dtype.type(eps))
-    y = centred * _per_channel(gamma * inv_std) + _per_channel(beta)
-    return np.ascontiguousarray(y), mean, var, inv_std
+    check_batchnorm(x, training=True, gamma=gamma, beta=beta)
+    wide = x.astype(np.float64)
+    mean = wide.mean(_AXES)
+    centred = wide - _per_channel(mean)
+    var = np.mean(centred * centred, _AXES)
+    inv_std = 1 / np.sqrt(var + eps)
+    y = centred * _per_channel(inv_std * gamma) + _per_channel(beta)
+    return tuple(result.astype(x.dtype) for result in (y, mean, var, inv_std))
 
 
 def batchnorm_eval(x, gamma, beta, mean, var, eps):
-    """y by given statistics: x (N, C, H, W), all others (C,)."""
+    """y: x (N, C, H, W) normalised by the given mean and var (C,). Raises as `batchnorm_train`."""
     check_batchnorm(x, gamma=gamma, beta=beta, mean=mean, var=var)
-    inv_std = 1 / np.sqrt(var + x.dtype.type(eps))
-    y = (x - _per_channel(mean)) * _per_channel(gamma * inv_std) + _per_channel(beta)
-    return np.ascontiguousarray(y)
+    scale = gamma / np.sqrt(var.astype(np.float64) + eps)
+    y = (x - _per_channel(mean.astype(np.float64))) * _per_channel(scale) + _per_channel(beta)
+    return y.astype(x.dtype)
 
 
 def batchnorm_backward(dy, x, gamma, mean, inv_std):
-    """(dx, dgamma, dbeta) of `batchnorm_train`, from what it returned."""
-    check_batchnorm(x, gamma=gamma, mean=mean, inv_std=inv_std)
-    check_shape("dy", dy.shape, x.shape)
-    count = x.size // x.shape[1]
-    normal = (x - _per_channel(mean)) * _per_channel(inv_std)
-    dgamma = _sum(dy * normal).astype(x.dtype)
-    dbeta = _sum(dy).astype(x.dtype)
-    spread = dy - _per_channel(dbeta / count) - normal * _per_channel(dgamma / count)
-    return np.ascontiguousarray(spread * _per_channel(gamma * inv_std)), dgamma, dbeta
+    """(dx, dgamma, dbeta) of `batchnorm_train`, from its x and the mean and inv_std it returned.
+
+    Raises as `batchnorm_train`.
+    """
+    check_batchnorm(x, dy, training=True, gamma=gamma, mean=mean, inv_std=inv_std)
+    centred = x - _per_channel(mean.astype(np.float64))
+    centred -= centred.mean(_AXES, keepdims=True)  # what rounding the mean to x's dtype took away
+    normal = centred * _per_channel(inv_std)
+    wide = dy.astype(np.float64)
+    product = wide * normal
+    direct = wide - wide.mean(_AXES, keepdims=True)
+    through_var = normal * product.mean(_AXES, keepdims=True)
+    dx = _per_channel(inv_std.astype(np.float64) * gamma) * (direct - through_var)
+    return tuple(g.astype(x.dtype) for g in (dx, product.sum(_AXES), wide.sum(_AXES)))
 
 
 def batchnorm_eval_backward(dy, x, gamma, mean, inv_std):
-    """(dx, dgamma, dbeta) of `batchnorm_eval`, whose statistics are constants."""
-    check_batchnorm(x, gamma=gamma, mean=mean, inv_std=inv_std)
-    check_shape("dy", dy.shape, x.shape)
-    normal = (x - _per_channel(mean)) * _per_channel(inv_std)
-    dx = np.ascontiguousarray(dy * _per_channel(gamma * inv_std))
-    return dx, _sum(dy * normal).astype(x.dtype), _sum(dy).astype(x.dtype)
+    """(dx, dgamma, dbeta) of `batchnorm_eval`, inv_std being 1 / sqrt(var + eps).
+
+    Raises as `batchnorm_train`.
+    """
+    check_batchnorm(x, dy, gamma=gamma, mean=mean, inv_std=inv_std)
+    wide = dy.astype(np.float64)
+    normal = (x - _per_channel(mean.astype(np.float64))) * _per_channel(inv_std)
+    dx = wide * _per_channel(inv_std.astype(np.float64) * gamma)
+    return tuple(g.astype(x.dtype) for g in (dx, (wide * normal).sum(_AXES), wide.sum(_AXES)))
+
+
+def check_batchnorm(x, dy=None, training=False, **per_channel) -> None:
+    """Check the arguments of a batch normalisation: dtypes, shapes, and m > 1 in training."""
+    check_dtypes(x=x, dy=dy, **per_channel)
+    if x.ndim != 4:
+        raise ValueError(f"x must have shape (N, C, H, W), got {x.shape}")
+    if dy is not None:
+        check_shape("dy", dy.shape, x.shape)
+    n, channels, h, w = x.shape
+    for name, array in per_channel.items():
+        check_shape(name, array.shape, (channels,))
+    if training and n * h * w <= 1:
+        raise ValueError(
+            f"x must have more than one value a channel in training, got shape {x.shape}"
+        )
+
+
+def _per_channel(values):
+    return values[:, None, None]
