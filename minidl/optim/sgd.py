@@ -1,0 +1,35 @@
+"""Stochastic gradient descent."""
+
+from minidl.optim.optimizer import Optimizer, not_negative
+
+
+class SGD(Optimizer):
+    """v = momentum v + g, p -= lr v, where g = gradient + weight_decay p (PyTorch's convention).
+
+    Nesterov's form steps by g + momentum v instead of v: Sutskever et al. 2013, section 2. The
+    first step takes v = g. Raises ValueError for a negative setting, or Nesterov without momentum.
+    """
+
+    def __init__(self, params, lr, momentum=0.0, nesterov=False, weight_decay=0.0):
+        super().__init__(
+            params, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay
+        )
+
+    def check(self, group):
+        super().check(group)
+        not_negative("momentum", group["momentum"])
+        if group["nesterov"] and not group["momentum"]:
+            raise ValueError("nesterov needs a momentum above 0, got 0")
+
+    def update(self, values, gradient, state, group):
+        if group["weight_decay"]:
+            gradient = gradient + group["weight_decay"] * values
+        if group["momentum"]:
+            velocity = state.get("velocity")
+            if velocity is None:
+                velocity = state["velocity"] = gradient.copy()
+            else:
+                velocity *= group["momentum"]
+                velocity += gradient
+            gradient = gradient + group["momentum"] * velocity if group["nesterov"] else velocity
+        values -= group["lr"] * gradient
