@@ -95,10 +95,10 @@ def sample_affine(images, inverse, shift):
     bordered[:, :, 1:-1, 1:-1] = images
     r = np.clip(r + 1, 0, h + 1 - 1e-3)
     q = np.clip(q + 1, 0, w + 1 - 1e-3)
-    r0, q0 = r.astype(np.int32), q.astype(np.int32)
+    r0, q0 = np.floor(r), np.floor(q)
     fr, fq = (r - r0)[:, None], (q - q0)[:, None]
     flat = bordered.reshape(n, c, -1)
-    base = (r0 * (w + 2) + q0).reshape(n, 1, -1)
+    base = (r0 * (w + 2) + q0).astype(np.int32).reshape(n, 1, -1)
 
     def tap(offset):
         return np.take_along_axis(flat, base + offset, axis=2).reshape(n, c, h, w)

@@ -86,7 +86,7 @@ class ConvTranspose2d(_Conv):
         )  # fmt: skip
 
     def multiply_adds(self, output_shape) -> int:
-        """Multiply-adds of one call: every tap of every output, those that fall outside included."""
+        """Multiply-adds of one call: an output sees every stride-th tap along each axis."""
         per_output = self.in_channels // self.groups * math.prod(self.kernel_size)
         return math.prod(output_shape) * per_output // math.prod(self.stride)
 

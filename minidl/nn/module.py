@@ -79,7 +79,8 @@ class Module:
         elif isinstance(value, Module):
             table = self._modules
         elif name in self._parameters and value is not None:
-            raise TypeError(f"{name} is a parameter: assign a Parameter, got {type(value).__name__}")
+            kind = type(value).__name__
+            raise TypeError(f"{name} is a parameter: it must stay a Parameter, got {kind}")
         elif name in self._buffers and isinstance(value, Tensor):
             table = self._buffers
         else:

@@ -1,0 +1,236 @@
+"""The training loop: epochs, evaluation, checkpoints, and a resume that is exact to the bit."""
+
+import math
+import signal
+import threading
+import time
+from pathlib import Path
+
+from minidl import checkpoint as checkpoints
+from minidl import random
+from minidl.array_module import to_device
+from minidl.history import write_history
+from minidl.optim.clip import clip_grad_norm_
+from minidl.tensor import Tensor, no_grad
+
+LAST = "last.safetensors"
+BEST = "best.safetensors"
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss is no longer a finite number."""
+
+
+class Running:
+    """Loss and accuracy summed over the samples seen so far; plain numbers, fit for JSON."""
+
+    def __init__(self, loss_sum=0.0, correct=0, samples=0):
+        self.loss_sum = loss_sum
+        self.correct = correct
+        self.samples = samples
+
+    def add(self, loss: float, correct: int, samples: int) -> None:
+        """Count a batch with this mean loss."""
+        self.loss_sum += loss * samples
+        self.correct += correct
+        self.samples += samples
+
+    @property
+    def loss(self) -> float:
+        return self.loss_sum / self.samples if self.samples else math.nan
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct / self.samples if self.samples else math.nan
+
+
+def count_correct(scores: Tensor, labels) -> int:
+    """How many rows of scores (N, C) are largest at their label."""
+    return int((to_device(scores._array, "cpu").argmax(axis=1) == labels).sum())
+
+
+def evaluate(model, loader, loss_function, scores=lambda outputs: outputs) -> Running:
+    """Loss and accuracy of `model` on a loader's batches, in evaluation mode, without a graph."""
+    was_training = model.training
+    model.eval()
+    total = Running()
+    with no_grad():
+        for images, labels in loader:
+            outputs = model(Tensor(images))
+            loss = loss_function(model, outputs, labels).item()
+            total.add(loss, count_correct(scores(outputs), labels), len(labels))
+    model.train(was_training)
+    return total
+
+
+class Trainer:
+    """Trains `model` and keeps what is needed to go on in `directory`.
+
+    `loss_function(model, outputs, labels)` gives a scalar tensor; `scores(outputs)` the (N, C)
+    scores whose largest is the prediction. The schedule advances every batch or, with
+    ``schedule_by="epoch"``, every epoch. `about` is stored with every checkpoint.
+    """
+
+    def __init__(
+        self, model, optimizer, train_loader, test_loader, loss_function, directory, epochs,
+        *, scheduler=None, schedule_by="batch", clip_norm=None, scores=lambda outputs: outputs,
+        about=None, display=None,
+    ):  # fmt: skip
+        if epochs < 1:
+            raise ValueError(f"epochs must be at least 1, got {epochs}")
+        if schedule_by not in ("batch", "epoch"):
+            raise ValueError(f"schedule_by must be 'batch' or 'epoch', got {schedule_by!r}")
+        self.model = model
+        self.optimizer = optimizer
+        self.train_loader = train_loader
+        self.test_loader = test_loader
+        self.loss_function = loss_function
+        self.directory = Path(directory)
+        self.epochs = epochs
+        self.scheduler = scheduler
+        self.schedule_by = schedule_by
+        self.clip_norm = clip_norm
+        self.scores = scores
+        self.about = about or {}
+        self.display = display
+        self.epoch = 1
+        self.batch = 0  # batches of this epoch that are done
+        self.running = Running()
+        self.rows = []
+        self.best_accuracy = -1.0
+
+    # -- the run ---------------------------------------------------------------------------------
+
+    def run(self) -> list[dict]:
+        """Train to the last epoch and return one row of figures an epoch.
+
+        KeyboardInterrupt saves ``last.safetensors`` before it goes on its way. Raises
+        TrainingDiverged for a loss that is not finite, leaving the checkpoints as they were.
+        """
+        try:
+            while self.epoch <= self.epochs:
+                self._run_epoch()
+        except KeyboardInterrupt:
+            self.save(LAST)
+            raise
+        return self.rows
+
+    def _run_epoch(self):
+        batches = len(self.train_loader)
+        if self.display:
+            self.display.epoch(self.epoch, batches, self.batch)
+        self.train_loader.set_epoch(self.epoch)
+        self.model.train()
+        started, already = time.perf_counter(), self.running.samples
+        rate = self.optimizer.groups[0]["lr"]
+        for images, labels in self.train_loader.iter_from(self.batch):
+            self._step(images, labels)
+            if self.display:
+                elapsed = time.perf_counter() - started
+                speed = (self.running.samples - already) / elapsed
+                self.display.batch(self.running.loss, self.running.accuracy, speed)
+        elapsed = time.perf_counter() - started
+        tested = evaluate(self.model, self.test_loader, self.loss_function, self.scores)
+        self._finish_epoch(tested, rate, (self.running.samples - already) / max(elapsed, 1e-9))
+
+    def _step(self, images, labels):
+        outputs = self.model(Tensor(images))
+        loss = self.loss_function(self.model, outputs, labels)
+        value = loss.item()
+        if not math.isfinite(value):
+            rate = self.optimizer.groups[0]["lr"]
+            raise TrainingDiverged(
+                f"the loss became {value} in epoch {self.epoch}, batch {self.batch + 1}, at "
+                f"learning rate {rate:g}: try a lower one (--lr) or clip the gradients"
+            )
+        correct = count_correct(self.scores(outputs), labels)
+        self.optimizer.zero_grad()
+        loss.backward()
+        if self.clip_norm is not None:
+            clip_grad_norm_(self.optimizer.parameters, self.clip_norm)
+        # From here to the end of the step an interrupt would leave a state between two steps.
+        with _interrupts_held():
+            self.optimizer.step()
+            if self.scheduler is not None and self.schedule_by == "batch":
+                self.scheduler.step()
+            self.running.add(value, correct, len(labels))
+            self.batch += 1
+
+    def _finish_epoch(self, tested, rate, speed):
+        with _interrupts_held():
+            self.rows.append(
+                {
+                    "epoch": self.epoch,
+                    "lr": rate,
+                    "train_loss": self.running.loss,
+                    "train_accuracy": self.running.accuracy,
+                    "test_loss": tested.loss,
+                    "test_accuracy": tested.accuracy,
+                    "samples_per_s": round(speed, 1),
+                }
+            )
+            if self.scheduler is not None and self.schedule_by == "epoch":
+                plateau = hasattr(self.scheduler, "patience")
+                self.scheduler.step(*([tested.loss] if plateau else []))
+            self.epoch += 1
+            self.batch = 0
+            self.running = Running()
+            if tested.accuracy > self.best_accuracy:
+                self.best_accuracy = tested.accuracy
+                self.save(BEST)
+            self.save(LAST)
+            write_history(self.directory, self.rows)
+        if self.display:
+            self.display.summary(self.rows[-1])
+
+    # -- checkpoints -----------------------------------------------------------------------------
+
+    def save(self, name: str) -> None:
+        """Write the whole state of the run to `name` in the directory."""
+        progress = {
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "running": vars(self.running),
+            "rows": self.rows,
+            "best_accuracy": self.best_accuracy,
+            "scheduler": self.scheduler.state_dict() if self.scheduler is not None else None,
+            "random": random.get_state(),
+            "loader_seed": self.train_loader.seed,
+        }
+        state = checkpoints.Checkpoint(
+            self.model.state_dict(), self.optimizer.state_dict(), self.about, progress
+        )
+        checkpoints.save(self.directory / name, state)
+
+    def restore(self, state: checkpoints.Checkpoint) -> None:
+        """Continue from a checkpoint, exactly where it was taken. ValueError if it does not fit."""
+        self.model.load_state_dict(state.model)
+        self.optimizer.load_state_dict(state.optimizer)
+        progress = state.progress
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(progress["scheduler"])
+        random.set_state(progress["random"])
+        self.train_loader.seed = progress["loader_seed"]
+        self.epoch, self.batch = progress["epoch"], progress["batch"]
+        self.running = Running(**progress["running"])
+        self.rows = progress["rows"]
+        self.best_accuracy = progress["best_accuracy"]
+
+
+class _interrupts_held:
+    """Postpones Ctrl-C to the end of the block (in the main thread; elsewhere none arrives)."""
+
+    def __enter__(self):
+        self._pending = None
+        self._main = threading.current_thread() is threading.main_thread()
+        if self._main:
+            self._previous = signal.signal(signal.SIGINT, self._note)
+
+    def _note(self, number, frame):
+        self._pending = (number, frame)
+
+    def __exit__(self, *exc):
+        if self._main:
+            signal.signal(signal.SIGINT, self._previous)
+            if self._pending and callable(self._previous):
+                self._previous(*self._pending)
