@@ -40,3 +40,19 @@ def kernels_for(array) -> ModuleType:
     if not isinstance(array, np.ndarray):
         raise TypeError(f"array must be a NumPy array, got {type(array).__name__}")
     return import_module("kernels.reference" if _current == "reference" else "kernels.cpu")
+
+
+def set_num_threads(n: int) -> None:
+    """Run the CPU kernels on n threads. ValueError unless 1 <= n <= the number there are."""
+    from kernels.cpu import threads
+
+    if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= threads.max_threads():
+        raise ValueError(f"threads must be an int from 1 to {threads.max_threads()}, got {n!r}")
+    threads.set_num_threads(n)
+
+
+def get_num_threads() -> int:
+    """How many threads the CPU kernels run on."""
+    from kernels.cpu import threads
+
+    return threads.num_threads()

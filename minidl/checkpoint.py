@@ -35,7 +35,7 @@ class Checkpoint:
 
 
 def save(path, checkpoint: Checkpoint) -> None:
-    """Write `checkpoint` to `path` atomically. OSError where that fails; the old file then stays."""
+    """Write `checkpoint` to `path` atomically. OSError where that fails: the old file stays."""
     from safetensors.numpy import save_file
 
     arrays = {f"model/{name}": np.ascontiguousarray(a) for name, a in checkpoint.model.items()}

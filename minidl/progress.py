@@ -52,4 +52,5 @@ class TrainingDisplay:
             f"test loss {row['test_loss']:.4f}  accuracy {row['test_accuracy']:.2%}  "
             f"{row['samples_per_s']:.0f} samples/s",
             highlight=False,
+            soft_wrap=True,
         )

@@ -134,26 +134,25 @@ class Trainer:
         self._finish_epoch(tested, rate, (self.running.samples - already) / max(elapsed, 1e-9))
 
     def _step(self, images, labels):
-        outputs = self.model(Tensor(images))
-        loss = self.loss_function(self.model, outputs, labels)
-        value = loss.item()
-        if not math.isfinite(value):
-            rate = self.optimizer.groups[0]["lr"]
-            raise TrainingDiverged(
-                f"the loss became {value} in epoch {self.epoch}, batch {self.batch + 1}, at "
-                f"learning rate {rate:g}: try a lower one (--lr) or clip the gradients"
-            )
-        correct = count_correct(self.scores(outputs), labels)
-        self.optimizer.zero_grad()
-        loss.backward()
-        if self.clip_norm is not None:
-            clip_grad_norm_(self.optimizer.parameters, self.clip_norm)
-        # From here to the end of the step an interrupt would leave a state between two steps.
+        # Ctrl-C waits for the end of the step: a checkpoint must not stand between two of them.
         with _interrupts_held():
+            outputs = self.model(Tensor(images))
+            loss = self.loss_function(self.model, outputs, labels)
+            value = loss.item()
+            if not math.isfinite(value):
+                rate = self.optimizer.groups[0]["lr"]
+                raise TrainingDiverged(
+                    f"the loss became {value} in epoch {self.epoch}, batch {self.batch + 1}, at "
+                    f"learning rate {rate:g}: try a lower one (--lr) or clip the gradients"
+                )
+            self.optimizer.zero_grad()
+            loss.backward()
+            if self.clip_norm is not None:
+                clip_grad_norm_(self.optimizer.parameters, self.clip_norm)
             self.optimizer.step()
             if self.scheduler is not None and self.schedule_by == "batch":
                 self.scheduler.step()
-            self.running.add(value, correct, len(labels))
+            self.running.add(value, count_correct(self.scores(outputs), labels), len(labels))
             self.batch += 1
 
     def _finish_epoch(self, tested, rate, speed):

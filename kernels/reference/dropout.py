@@ -35,7 +35,8 @@ def philox4x32(counter, key):
     c0, c1, c2, c3 = (np.asarray(word, np.uint64) for word in counter)
     low, half = np.uint64(_LOW), np.uint64(32)
     for turn in range(ROUNDS):
-        k0, k1 = (np.uint64((k + turn * step) & _LOW) for k, step in zip(key, KEY_STEPS, strict=True))
+        steps = zip(key, KEY_STEPS, strict=True)
+        k0, k1 = (np.uint64((k + turn * step) & _LOW) for k, step in steps)
         product0 = c0 * np.uint64(MULTIPLIERS[0])
         product1 = c2 * np.uint64(MULTIPLIERS[1])
         c0, c1, c2, c3 = (
