@@ -138,7 +138,8 @@ class Tensor:
     def _wrap(array, storage=None) -> "Tensor":
         """A tensor on an array that the engine owns: no checks, no view."""
         tensor = Tensor.__new__(Tensor)
-        tensor._array = array
+        # NumPy turns 0-d results into scalars.
+        tensor._array = np.asarray(array) if isinstance(array, np.generic) else array
         tensor._storage = storage or Storage()
         tensor._requires_grad = False
         tensor.grad = tensor._node = tensor._view = None

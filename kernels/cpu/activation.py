@@ -57,17 +57,16 @@ def _planes(array):
 
 def relu(x):
     """See kernels.reference.relu."""
-    x = np.ascontiguousarray(x)
-    y = np.empty_like(x)
-    _relu(x.reshape(-1), y.reshape(-1))
+    y = np.empty(x.shape, x.dtype)
+    _relu(np.ascontiguousarray(x).reshape(-1), y.reshape(-1))
     return y
 
 
 def relu_backward(dy, y):
     """See kernels.reference.relu_backward."""
     check_shape("dy", dy.shape, y.shape)
+    dx = np.empty(dy.shape, dy.dtype)
     dy, y = np.ascontiguousarray(dy), np.ascontiguousarray(y)
-    dx = np.empty_like(dy)
     _relu_backward(dy.reshape(-1), y.reshape(-1), dx.reshape(-1))
     return dx
 

@@ -64,9 +64,9 @@ def _block(index, size, n, oh):
 @njit(inline="always")
 def _inside(tap, stride, padding, extent, start, stop):
     """The outputs in start:stop whose pixel, output * stride + tap - padding, is in the image."""
-    first = max(start, -((tap - padding) // stride))
+    first = min(stop, max(start, -((tap - padding) // stride)))
     last = min(stop, (extent - 1 + padding - tap) // stride + 1)
-    return min(first, stop), max(first, last)
+    return first, max(first, last)
 
 
 @njit(cache=True)
@@ -89,7 +89,7 @@ def _fill_columns(x, cols, geometry, v0):
                                 line[u] = 0
                             continue
                         source = x[image, c, v * sh + i * dh - top]
-                        for u in range(min(u_first, ow)):
+                        for u in range(u_first):
                             line[u] = 0
                         if sw == 1:
                             for u in range(u_first, u_last):
@@ -246,7 +246,7 @@ def im2col(x, kernel_size, stride=(1, 1), padding=(0, 0, 0, 0), dilation=(1, 1))
     size = conv_output_size(h, w, kernel_size, stride, padding, dilation)
     cols = np.empty((c, *kernel_size, n, *size), x.dtype)
     _im2col(np.ascontiguousarray(x), cols, _flat(kernel_size, stride, padding, dilation))
-    return cols.reshape(-1, n * size[0] * size[1])
+    return cols.reshape(c * kernel_size[0] * kernel_size[1], n * size[0] * size[1])
 
 
 def col2im(cols, x_shape, kernel_size, stride=(1, 1), padding=(0, 0, 0, 0), dilation=(1, 1)):

@@ -69,9 +69,8 @@ def dropout(x, p, seed, step):
     """See kernels.reference.dropout."""
     check_dropout(p, seed, step)
     threshold = drop_below(p)
-    x = np.ascontiguousarray(x)
-    y = np.empty_like(x)
+    y = np.empty(x.shape, x.dtype)
     scale = x.dtype.type(1 / (1 - p))
     words = np.uint64(threshold), np.uint64(seed), np.uint64(step)
-    _dropout(x.reshape(-1), scale, *words, y.reshape(-1))
+    _dropout(np.ascontiguousarray(x).reshape(-1), scale, *words, y.reshape(-1))
     return y

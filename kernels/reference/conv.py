@@ -60,7 +60,7 @@ def im2col(x, kernel_size, stride=(1, 1), padding=(0, 0, 0, 0), dilation=(1, 1))
     cols = np.empty((c, *kernel_size, n, oh, ow), x.dtype)
     for i, j, rows, columns in _taps(kernel_size, stride, dilation, (oh, ow)):
         cols[:, i, j] = padded[:, :, rows, columns].swapaxes(0, 1)
-    return cols.reshape(-1, n * oh * ow)
+    return cols.reshape(c * kernel_size[0] * kernel_size[1], n * oh * ow)
 
 
 def col2im(cols, x_shape, kernel_size, stride=(1, 1), padding=(0, 0, 0, 0), dilation=(1, 1)):
@@ -119,7 +119,7 @@ def conv2d_input_grad(
     check_conv2d_input_grad(dy, weight, x_shape, stride, padding, dilation, groups)
     blocks = _weight_blocks(weight, groups).swapaxes(1, 2)
     dcols = blocks @ _blocks(_channel_rows(dy), groups)
-    dcols = dcols.reshape(-1, dcols.shape[2])
+    dcols = dcols.reshape(groups * dcols.shape[1], dcols.shape[2])
     return col2im(dcols, x_shape, weight.shape[2:], stride, padding, dilation)
 
 

@@ -68,7 +68,7 @@ def dropout(x, p, seed, step):
     """
     check_dtypes(x=x)
     mask = dropout_mask(x.shape, p, seed, step)
-    return np.ascontiguousarray(np.where(mask, x * x.dtype.type(1 / (1 - p)), x.dtype.type(0)))
+    return np.where(mask, x * x.dtype.type(1 / (1 - p)), x.dtype.type(0))
 
 
 def drop_below(p) -> np.uint32:

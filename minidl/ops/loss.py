@@ -62,7 +62,7 @@ class CrossEntropy(Function):
         shifted = logits - logits.max(axis=1, keepdims=True)
         log_total = xp.log(xp.exp(shifted).sum(axis=1, keepdims=True))
         # 0 times -inf is 0 here: a class without weight may have any logit.
-        terms = xp.where(self.target == 0, 0, (log_total - shifted) * self.target)
+        terms = xp.where(self.target == 0, 0, log_total - shifted) * self.target
         return terms.sum(axis=1)
 
     def backward(self, grad):

@@ -1,0 +1,295 @@
+"""Every fast kernel against its reference, on drawn shapes, settings, dtypes and memory layouts."""
+
+import inspect
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kernels import cpu, reference
+from minidl.testing import conv2d_parameters, pool2d_parameters
+
+some = settings(max_examples=40, deadline=None)
+dtypes = st.sampled_from([np.float32, np.float64])
+TOLERANCE = {np.dtype(np.float32): 2e-5, np.dtype(np.float64): 1e-12}
+
+
+@st.composite
+def arrays(draw, shape, dtype):
+    """Standard normal values, C-contiguous or not."""
+    values = np.random.default_rng(draw(st.integers(0, 2**32 - 1))).standard_normal(shape)
+    values = values.astype(dtype)
+    layout = draw(st.sampled_from(["C", "F", "strided"]))
+    if layout == "F":
+        return np.array(values, order="F")
+    if layout == "strided" and shape:
+        wide = np.empty((*shape[:-1], 2 * shape[-1]), dtype)
+        wide[..., ::2] = values
+        return wide[..., ::2]
+    return values
+
+
+def agree(name, *arguments, exact=False):
+    """Run a kernel on both backends; the results must agree. Returns the reference's."""
+    kept = [a.copy() if isinstance(a, np.ndarray) else a for a in arguments]
+    expected, actual = (getattr(module, name)(*arguments) for module in (reference, cpu))
+    for before, after in zip(kept, arguments, strict=True):
+        if isinstance(before, np.ndarray):
+            np.testing.assert_array_equal(before, after, err_msg=f"{name} changed its input")
+    pairs = zip(*((r if isinstance(r, tuple) else (r,)) for r in (expected, actual)), strict=True)
+    for a, b in pairs:
+        assert a.dtype == b.dtype and a.shape == b.shape, name
+        assert b.flags.c_contiguous, name
+        if exact or a.dtype.kind != "f":
+            np.testing.assert_array_equal(b, a)
+        else:
+            tolerance = TOLERANCE[a.dtype] * max(1.0, float(np.abs(a).max(initial=0)))
+            np.testing.assert_allclose(b, a, rtol=0, atol=tolerance, err_msg=name)
+    return expected
+
+
+@given(st.data(), conv2d_parameters(max_batch=3, min_batch=0, max_extra=8), dtypes)
+@settings(some, max_examples=60)
+def test_convolution(data, p, dtype):
+    x = data.draw(arrays(p.x_shape, dtype))
+    weight = data.draw(arrays(p.weight_shape, dtype))
+    bias = data.draw(st.none() | arrays(p.weight_shape[:1], dtype))
+    dy = data.draw(arrays(p.y_shape, dtype))
+    agree("conv2d", x, weight, bias, *p.settings)
+    agree("conv2d_input_grad", dy, weight, p.x_shape, *p.settings)
+    agree("conv2d_weight_grad", dy, x, p.weight_shape[2:], *p.settings)
+    columns = agree("im2col", x, p.weight_shape[2:], *p.settings[:3], exact=True)
+    agree("col2im", columns, p.x_shape, p.weight_shape[2:], *p.settings[:3])
+
+
+@pytest.mark.parametrize(
+    "n, channels, size, outputs", [(1, 40, 40, 16), (20, 3, 9, 5), (2, 70, 5, 8)]
+)
+@pytest.mark.parametrize("groups", [1, 2])
+def test_convolution_in_many_blocks(n, channels, size, outputs, groups):
+    """Shapes whose columns fill several blocks: bands of rows, several images, channel parts."""
+    channels, outputs = channels - channels % groups, outputs - outputs % groups
+    draw = np.random.default_rng(0)
+    x = draw.standard_normal((n, channels, size, size))
+    weight = draw.standard_normal((outputs, channels // groups, 3, 3))
+    settings_ = ((1, 1), (1, 1, 1, 1), (1, 1), groups)
+    y = agree("conv2d", x, weight, None, *settings_)
+    agree("conv2d_input_grad", y, weight, x.shape, *settings_)
+    agree("conv2d_weight_grad", y, x, (3, 3), *settings_)
+
+
+@given(st.data(), conv2d_parameters(min_batch=0), dtypes)
+@some
+def test_conv_transpose2d(data, p, dtype):
+    extra = tuple(data.draw(st.integers(0, s - 1)) for s in p.stride)
+    x, weight = data.draw(arrays(p.y_shape, dtype)), data.draw(arrays(p.weight_shape, dtype))
+    arguments = (x, weight, None, p.stride, p.padding, extra, p.dilation, p.groups)
+    try:
+        reference.conv_transpose2d(*arguments)
+    except ValueError:
+        with pytest.raises(ValueError):
+            cpu.conv_transpose2d(*arguments)
+        return
+    agree("conv_transpose2d", *arguments)
+
+
+@given(st.data(), pool2d_parameters(max_batch=3, min_batch=0, max_extra=8), dtypes)
+@settings(some, max_examples=60)
+def test_max_pool2d(data, p, dtype):
+    x = data.draw(arrays(p.x_shape, dtype))
+    if data.draw(st.booleans()):  # ties and NaN
+        x = np.round(x).astype(dtype)
+        if x.size and data.draw(st.booleans()):
+            x[np.random.default_rng(0).random(x.shape) < 0.3] = np.nan
+    arguments = (x, p.kernel_size, p.stride, p.padding, p.dilation, p.ceil_mode)
+    try:
+        reference.max_pool2d(*arguments)
+    except ValueError:
+        with pytest.raises(ValueError):
+            cpu.max_pool2d(*arguments)
+        return
+    y, switches = agree("max_pool2d", *arguments, exact=True)
+    agree("max_unpool2d", y, switches, p.x_shape[2:])
+    agree("max_pool2d_gather", x, switches, exact=True)
+
+
+def test_max_pool2d_by_hand():
+    """Ties to the first in row-major order, NaN wins, both in the 2x2 and in the general kernel."""
+    x = np.array([[1, 1, 5, np.nan], [1, 1, 9, 5.0], [2, 3, -np.inf, -np.inf],
+                  [3, 2, -np.inf, -np.inf]])[None, None]  # fmt: skip
+    for kernels in (reference, cpu):
+        for padding in ((0, 0, 0, 0), (0, 1, 0, 1)):
+            y, switches = kernels.max_pool2d(x, (2, 2), (2, 2), padding)
+            np.testing.assert_array_equal(y[0, 0, :2, :2], [[1, np.nan], [3, -np.inf]])
+            assert switches[0, 0, :2, :2].tolist() == [[0, 3], [9, 10]]
+
+
+@given(
+    st.data(), pool2d_parameters(max_batch=3, min_batch=0, max_extra=8, dilated=False), dtypes,
+    st.booleans(),
+)  # fmt: skip
+@some
+def test_avg_pool2d(data, p, dtype, count_include_pad):
+    x = data.draw(arrays(p.x_shape, dtype))
+    settings_ = (p.kernel_size, p.stride, p.padding, p.ceil_mode, count_include_pad)
+    y = agree("avg_pool2d", x, *settings_)
+    agree("avg_pool2d_backward", y, p.x_shape, *settings_)
+    y = agree("global_avg_pool2d", x)
+    agree("global_avg_pool2d_backward", y, p.x_shape)
+
+
+images = st.tuples(*(st.integers(low, 5) for low in (0, 1, 1, 1)))
+
+
+@given(st.data(), images, dtypes, st.integers(1, 7), st.sampled_from([0.75, 0.4]), st.booleans())
+@some
+def test_lrn(data, shape, dtype, size, beta, size_normalized):
+    x, dy = data.draw(arrays(shape, dtype)), data.draw(arrays(shape, dtype))
+    settings_ = (size, 0.2, beta, 1.5, size_normalized)
+    _, scale = agree("lrn", x, *settings_)
+    agree("lrn_backward", dy, x, scale, *settings_)
+
+
+@given(st.data(), images, dtypes)
+@some
+def test_batchnorm(data, shape, dtype):
+    x, dy = data.draw(arrays(shape, dtype)), data.draw(arrays(shape, dtype))
+    gamma, beta = (data.draw(arrays(shape[1:2], dtype)) for _ in range(2))
+    mean = np.zeros(shape[1], dtype)
+    ones = np.ones(shape[1], dtype)
+    if x.size // shape[1] > 1:
+        _, mean, _, inv_std = agree("batchnorm_train", x, gamma, beta, 1e-2)
+        agree("batchnorm_backward", dy, x, gamma, mean, inv_std)
+    else:
+        for kernels in (reference, cpu):
+            with pytest.raises(ValueError, match="one value"):
+                kernels.batchnorm_train(x, gamma, beta, 1e-2)
+    agree("batchnorm_eval", x, gamma, beta, mean, ones, 1e-2)
+    agree("batchnorm_eval_backward", dy, x, gamma, mean, ones)
+
+
+def test_batchnorm_keeps_digits_beside_a_large_mean():
+    draw = np.random.default_rng(0)
+    x = (draw.standard_normal((4, 2, 8, 8)) + 1e4).astype(np.float32)
+    ones, zeros = np.ones(2, np.float32), np.zeros(2, np.float32)
+    for kernels in (reference, cpu):
+        _, _, var, _ = kernels.batchnorm_train(x, ones, zeros, 1e-5)
+        np.testing.assert_allclose(var, x.astype(np.float64).var(axis=(0, 2, 3)), rtol=1e-4)
+
+
+shapes = st.lists(st.integers(0, 5), min_size=0, max_size=4).map(tuple)
+
+
+@given(st.data(), shapes, dtypes)
+@some
+def test_relu(data, shape, dtype):
+    x, dy = data.draw(arrays(shape, dtype)), data.draw(arrays(shape, dtype))
+    y = agree("relu", x, exact=True)
+    agree("relu_backward", dy, y, exact=True)
+
+
+@given(st.data(), images, dtypes)
+@some
+def test_bias_relu(data, shape, dtype):
+    x, dy = data.draw(arrays(shape, dtype)), data.draw(arrays(shape, dtype))
+    y = agree("bias_relu", x, data.draw(arrays(shape[1:2], dtype)), exact=True)
+    agree("bias_relu_backward", dy, y)
+
+
+@given(
+    st.data(), shapes, dtypes, st.floats(0, 0.99), st.integers(0, 2**64 - 1),
+    st.integers(0, 2**64 - 1),
+)  # fmt: skip
+@some
+def test_dropout(data, shape, dtype, p, seed, step):
+    mask = agree("dropout_mask", shape, p, seed, step)
+    x = data.draw(arrays(shape, dtype))
+    y = agree("dropout", x, p, seed, step, exact=True)
+    assert ((y == 0) | mask).all()
+
+
+def test_dropout_keeps_the_asked_share():
+    for p in (0.1, 0.5, 0.9):
+        kept = cpu.dropout_mask((400, 500), p, 1, 2).mean()
+        assert abs(kept - (1 - p)) < 4 * np.sqrt(p * (1 - p) / 200_000)
+
+
+# The known answers that Random123, the authors' library, publishes for philox4x32-10.
+KNOWN = [
+    ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+    ((0xFFFFFFFF,) * 4, (0xFFFFFFFF,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+    (
+        (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+        (0xA4093822, 0x299F31D0),
+        (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+    ),
+]
+
+
+@pytest.mark.parametrize("counter, key, expected", KNOWN)
+def test_philox_known_answers(counter, key, expected):
+    from kernels.reference.dropout import philox4x32
+
+    words = philox4x32(tuple(np.array([c], np.uint64) for c in counter), key)
+    assert tuple(int(np.ravel(w)[0]) for w in words) == expected
+
+
+def test_same_names_and_signatures():
+    assert reference.__all__ == cpu.__all__
+    for name in reference.__all__:
+        slow, fast = (inspect.signature(getattr(m, name)) for m in (reference, cpu))
+        assert str(slow) == str(fast), name
+
+
+def test_results_do_not_depend_on_the_number_of_threads():
+    from kernels import dispatch
+
+    if dispatch.get_num_threads() < 2:
+        pytest.skip("one thread only")
+    draw = np.random.default_rng(0)
+    x = draw.standard_normal((6, 8, 17, 17)).astype(np.float32)
+    weight = draw.standard_normal((16, 8, 3, 3)).astype(np.float32)
+    gamma = np.ones(8, np.float32)
+
+    def everything():
+        y = cpu.conv2d(x, weight)
+        results = [y, cpu.conv2d_input_grad(y, weight, x.shape)]
+        results.append(cpu.conv2d_weight_grad(y, x, (3, 3)))
+        results += [*cpu.max_pool2d(x, (3, 3), (2, 2)), *cpu.lrn(x, 5, 0.1, 0.75, 2.0)]
+        results += cpu.batchnorm_train(x, gamma, gamma, 1e-5)
+        results += cpu.batchnorm_backward(x, x, gamma, gamma, gamma)
+        return [*results, cpu.dropout(x, 0.5, 1, 2), *cpu.bias_relu_backward(x, x)]
+
+    many = dispatch.get_num_threads()
+    several = everything()
+    dispatch.set_num_threads(1)
+    try:
+        single = everything()
+    finally:
+        dispatch.set_num_threads(many)
+    for a, b in zip(several, single, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_every_parallel_function_is_parallel():
+    """A prange without parallel=True runs serially and says nothing; the compiler's notes tell."""
+    import importlib
+    import pkgutil
+
+    test_results_do_not_depend_on_the_number_of_threads()
+    found = 0
+    for info in pkgutil.iter_modules(cpu.__path__, "kernels.cpu."):
+        module = importlib.import_module(info.name)
+        for name, function in vars(module).items():
+            if not hasattr(function, "overloads") or function.__module__ != info.name:
+                continue
+            if "prange" not in inspect.getsource(function.py_func):
+                continue
+            found += 1
+            assert function.targetoptions.get("parallel"), f"{info.name}.{name}"
+            for overload in function.overloads.values():
+                if overload.metadata:  # none where the on-disk cache supplied the code
+                    notes = overload.metadata["parfor_diagnostics"]
+                    assert notes.initial_parfors, f"{info.name}.{name}"
+    assert found >= 20
