@@ -38,13 +38,13 @@ def save(path, checkpoint: Checkpoint) -> None:
     """Write `checkpoint` to `path` atomically. OSError where that fails: the old file stays."""
     from safetensors.numpy import save_file
 
-    arrays = {f"model/{name}": np.ascontiguousarray(a) for name, a in checkpoint.model.items()}
+    arrays = {f"model/{name}": np.asarray(a, order="C") for name, a in checkpoint.model.items()}
     counts = {}
     for index, entry in checkpoint.optimizer["state"].items():
         counts[index] = {k: v for k, v in entry.items() if isinstance(v, int)}
         for name, value in entry.items():
             if not isinstance(value, int):
-                arrays[f"optimizer/{index}/{name}"] = np.ascontiguousarray(value)
+                arrays[f"optimizer/{index}/{name}"] = np.asarray(value, order="C")
     metadata = {
         "format": _FORMAT,
         "optimizer": json.dumps({"groups": checkpoint.optimizer["groups"], "counts": counts}),

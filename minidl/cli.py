@@ -90,12 +90,6 @@ def build_group(architecture: Architecture) -> click.Group:
     return group
 
 
-def _options_of(architecture, values):
-    """Split off the architecture's own options from the values of all."""
-    names = [option.name for option in architecture.options]
-    return {name: values.pop(name) for name in names}
-
-
 def _load_data(directory):
     from minidl import data
 
@@ -187,7 +181,8 @@ def _trainer(architecture, options, settings, train_set, test_set, out, seed, st
         asked = {name: asked[name] for name in ("epochs",) if name in asked}
     settings = {**defaults, **stored, **asked}
     _check_images(architecture, train_set, recipe)
-    model = architecture.build(num_classes=train_set.num_classes, **options)
+    with user_errors(ValueError):
+        model = architecture.build(num_classes=train_set.num_classes, **options)
     train_loader = _loader(train_set, recipe, settings["batch_size"], training=True, seed=seed)
     optimizer = recipe.make_optimizer(model.parameters(), settings["lr"])
     scheduler = None
@@ -334,7 +329,8 @@ def _summary(architecture):
     def command(num_classes, **options):
         from minidl.summary import summary
 
-        model = architecture.build(num_classes=num_classes, **options)
+        with user_errors(ValueError):
+            model = architecture.build(num_classes=num_classes, **options)
         click.echo(str(summary(model, architecture.input_shape)))
 
     classes = click.Option(

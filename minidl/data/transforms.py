@@ -90,19 +90,19 @@ def sample_affine(images, inverse, shift):
     m = inverse[..., None, None]
     r = m[0, 0] * rows + m[0, 1] * columns + middle[0]
     q = m[1, 0] * rows + m[1, 1] * columns + middle[1]
-    # A border of one zero pixel, onto which everything further outside is clipped.
-    bordered = np.zeros((n, c, h + 2, w + 2), images.dtype)
-    bordered[:, :, 1:-1, 1:-1] = images
-    r = np.clip(r + 1, 0, h + 1 - 1e-3)
-    q = np.clip(q + 1, 0, w + 1 - 1e-3)
+    # A border of zeros, one pixel before and two after, onto which all further outside is clipped.
+    bordered = np.zeros((n, c, h + 3, w + 3), images.dtype)
+    bordered[:, :, 1 : h + 1, 1 : w + 1] = images
+    r = np.clip(r + 1, 0, h + 1)
+    q = np.clip(q + 1, 0, w + 1)
     r0, q0 = np.floor(r), np.floor(q)
     fr, fq = (r - r0)[:, None], (q - q0)[:, None]
     flat = bordered.reshape(n, c, -1)
-    base = (r0 * (w + 2) + q0).astype(np.int32).reshape(n, 1, -1)
+    base = (r0 * (w + 3) + q0).astype(np.int32).reshape(n, 1, -1)
 
     def tap(offset):
         return np.take_along_axis(flat, base + offset, axis=2).reshape(n, c, h, w)
 
     upper = tap(0) * (1 - fq) + tap(1) * fq
-    lower = tap(w + 2) * (1 - fq) + tap(w + 3) * fq
+    lower = tap(w + 3) * (1 - fq) + tap(w + 4) * fq
     return upper * (1 - fr) + lower * fr
