@@ -122,7 +122,6 @@ class Trainer:
         self.train_loader.set_epoch(self.epoch)
         self.model.train()
         started, already = time.perf_counter(), self.running.samples
-        rate = self.optimizer.groups[0]["lr"]
         for images, labels in self.train_loader.iter_from(self.batch):
             self._step(images, labels)
             if self.display:
@@ -131,7 +130,7 @@ class Trainer:
                 self.display.batch(self.running.loss, self.running.accuracy, speed)
         elapsed = time.perf_counter() - started
         tested = evaluate(self.model, self.test_loader, self.loss_function, self.scores)
-        self._finish_epoch(tested, rate, (self.running.samples - already) / max(elapsed, 1e-9))
+        self._finish_epoch(tested, (self.running.samples - already) / max(elapsed, 1e-9))
 
     def _step(self, images, labels):
         # Ctrl-C waits for the end of the step: a checkpoint must not stand between two of them.
@@ -155,12 +154,12 @@ class Trainer:
             self.running.add(value, count_correct(self.scores(outputs), labels), len(labels))
             self.batch += 1
 
-    def _finish_epoch(self, tested, rate, speed):
+    def _finish_epoch(self, tested, speed):
         with _interrupts_held():
             self.rows.append(
                 {
                     "epoch": self.epoch,
-                    "lr": rate,
+                    "lr": self.optimizer.groups[0]["lr"],
                     "train_loss": self.running.loss,
                     "train_accuracy": self.running.accuracy,
                     "test_loss": tested.loss,

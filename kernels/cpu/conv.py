@@ -7,6 +7,8 @@ The definition and the algebra stand in kernels.reference.conv. What is added he
 * a task takes its block from pixels to result: im2col, product, bias (or product, col2im), in
   scratch memory of its thread. No core waits for another between the steps, and one large image
   still keeps all cores busy;
+* groups of few channels, whose products are too thin to pay for columns, are left to
+  `kernels.cpu.conv_direct`;
 * the products call BLAS on one thread (see `kernels.cpu.threads`): the cores are already taken.
 
 How the work is cut depends on the shapes alone, never on the number of threads, and so do the
@@ -16,6 +18,12 @@ results, to the last bit.
 import numpy as np
 from numba import get_thread_id, njit, prange
 
+from kernels.cpu.conv_direct import (
+    conv2d_direct,
+    input_grad_direct,
+    is_direct,
+    weight_grad_direct,
+)
 from kernels.cpu.tasks import split
 from kernels.cpu.threads import num_threads
 from kernels.cpu.workspace import workspace
@@ -92,8 +100,10 @@ def _fill_columns(x, cols, geometry, v0):
                         for u in range(u_first):
                             line[u] = 0
                         if sw == 1:
-                            for u in range(u_first, u_last):
-                                line[u] = source[u + offset]
+                            inner = line[u_first:u_last]
+                            segment = source[u_first + offset : u_last + offset]
+                            for u in range(u_last - u_first):
+                                inner[u] = segment[u]
                         else:
                             for u in range(u_first, u_last):
                                 line[u] = source[u * sw + offset]
@@ -118,8 +128,10 @@ def _add_columns(cols, x, geometry, v0):
                         line = cols[c, i, j, image, v - v0]
                         target = x[image, c, v * sh + i * dh - top]
                         if sw == 1:
-                            for u in range(u_first, u_last):
-                                target[u + offset] += line[u]
+                            inner = target[u_first + offset : u_last + offset]
+                            segment = line[u_first:u_last]
+                            for u in range(u_last - u_first):
+                                inner[u] += segment[u]
                         else:
                             for u in range(u_first, u_last):
                                 target[u * sw + offset] += line[u]
@@ -279,6 +291,9 @@ def conv2d(
     n, o, oh, ow = y_shape
     y = np.empty(y_shape, x.dtype)
     bias = np.zeros(o, x.dtype) if bias is None else np.ascontiguousarray(bias)
+    if is_direct(weight.shape, stride, groups):
+        conv2d_direct(x, weight, bias, y, padding, dilation, groups)
+        return y
     filters = np.ascontiguousarray(weight).reshape(groups, o // groups, weight[0].size)
     depth = filters.shape[2]
     size = _block_size(n, depth, (oh, ow), x.itemsize)
@@ -296,6 +311,9 @@ def conv2d_input_grad(
     check_conv2d_input_grad(dy, weight, x_shape, stride, padding, dilation, groups)
     n, o, oh, ow = dy.shape
     dx = np.zeros(x_shape, dy.dtype)
+    if is_direct(weight.shape, stride, groups):
+        input_grad_direct(dy, weight, dx, padding, dilation, groups)
+        return dx
     filters = weight.reshape(groups, o // groups, weight[0].size)
     filters = np.ascontiguousarray(filters.swapaxes(1, 2))
     depth = filters.shape[1]
@@ -316,6 +334,8 @@ def conv2d_weight_grad(
     weight_shape = check_conv2d_weight_grad(
         dy, x, kernel_size, stride, padding, dilation, groups
     )
+    if is_direct(weight_shape, stride, groups):
+        return weight_grad_direct(dy, x, weight_shape, padding, dilation, groups)
     n, o, oh, ow = dy.shape
     depth = weight_shape[1] * kernel_size[0] * kernel_size[1]
     size = _block_size(n, depth, (oh, ow), dy.itemsize)

@@ -1,0 +1,236 @@
+"""Stride-1 convolution without columns, for groups of few channels: first layers, depthwise.
+
+With few channels on either side, writing each pixel kh kw times into columns costs more than the
+multiplications. Here a task pads the planes of its group into scratch memory, of row pitch P. In
+that flat memory the tap (c, i, j) of output (v, u) lies at v P + u plus an offset of its own,
+
+    offset[c, i, j] = c H P + i dh P + j dw,
+
+so that a tap is one multiply-add over a whole stretch of the plane (rows are P apart in the result
+too; the P - OW values between them are dropped). Five taps a sweep keep the loads of the result
+from dominating. The gradient by the input is the same convolution with the kernel turned round and
+its channels exchanged; the gradient by the weight is the dot product of the padded planes with dy.
+"""
+
+import numpy as np
+from numba import get_thread_id, njit, prange
+
+from kernels.cpu.tasks import split
+from kernels.cpu.threads import num_threads
+from kernels.cpu.workspace import workspace
+
+# Sums may be reordered into vector lanes; NaN and infinity keep their meaning.
+_SUM_FLAGS = {"reassoc", "nsz", "contract"}
+_TAPS = 5  # the sweeps below are written out for this many
+_STRETCH = 2048  # values of a plane swept at a time: result and operands stay in the L1 cache
+_MIN_TASKS = 8
+_SLICES = 16
+
+
+def is_direct(weight_shape, stride, groups: int) -> bool:
+    """True where the direct kernels are the faster ones, as measured on two cores."""
+    outputs, group_channels = weight_shape[:2]
+    return stride == (1, 1) and outputs // groups * group_channels <= 96
+
+
+@njit(inline="always")
+def _pad_planes(x, planes, top, left):
+    """Write x (C, H, W) into planes (C, HP, P) at (top, left), zeros around it."""
+    channels, h, w = x.shape
+    for c in range(channels):
+        for row in range(planes.shape[1]):
+            line = planes[c, row]
+            line[:] = 0
+            if top <= row < top + h:
+                inside = line[left : left + w]
+                source = x[c, row - top]
+                for u in range(w):
+                    inside[u] = source[u]
+
+
+@njit(inline="always")
+def _offset(tap, kh, kw, dh, dw, plane, pitch):
+    c, position = tap // (kh * kw), tap % (kh * kw)
+    return c * plane + position // kw * dh * pitch + position % kw * dw
+
+
+@njit(parallel=True, cache=True, fastmath=_SUM_FLAGS)
+def _conv(x, weight, bias, y, scratch, padding, dilation, parts):
+    """y (N, G, O/G, OH, OW) from x (N, G, C/G, H, W), weight (G, O/G, C/G, kh, kw), bias (G, O/G).
+
+    A task makes some output channels (one of `parts` parts) of one group of one image.
+    """
+    n, groups, outputs, oh, ow = y.shape
+    channels, kh, kw = weight.shape[2:]
+    h, w = x.shape[3:]
+    top, bottom, left, right = padding
+    dh, dw = dilation
+    height, pitch = h + top + bottom, w + left + right
+    plane = height * pitch
+    length = (oh - 1) * pitch + ow
+    taps = channels * kh * kw
+    for task in prange(n * groups * parts):
+        rest, part = split(task, parts)
+        image, g = split(rest, groups)
+        memory = scratch[get_thread_id()]
+        flat = memory[: channels * plane]
+        result = memory[channels * plane : channels * plane + oh * pitch]
+        _pad_planes(x[image, g], flat.reshape(channels, height, pitch), top, left)
+        for o in range(part * outputs // parts, (part + 1) * outputs // parts):
+            factors = weight[g, o].reshape(taps)
+            for start in range(0, length, _STRETCH):
+                size = min(_STRETCH, length - start)
+                out = result[start : start + size]
+                out[:] = bias[g, o]
+                tap = 0
+                while tap + _TAPS <= taps:
+                    k = tap
+                    o0 = start + _offset(k, kh, kw, dh, dw, plane, pitch)
+                    o1 = start + _offset(k + 1, kh, kw, dh, dw, plane, pitch)
+                    o2 = start + _offset(k + 2, kh, kw, dh, dw, plane, pitch)
+                    o3 = start + _offset(k + 3, kh, kw, dh, dw, plane, pitch)
+                    o4 = start + _offset(k + 4, kh, kw, dh, dw, plane, pitch)
+                    x0, x1, x2 = flat[o0 : o0 + size], flat[o1 : o1 + size], flat[o2 : o2 + size]
+                    x3, x4 = flat[o3 : o3 + size], flat[o4 : o4 + size]
+                    w0, w1, w2 = factors[k], factors[k + 1], factors[k + 2]
+                    w3, w4 = factors[k + 3], factors[k + 4]
+                    for p in range(size):
+                        out[p] += (
+                            w0 * x0[p] + w1 * x1[p] + w2 * x2[p] + w3 * x3[p] + w4 * x4[p]
+                        )
+                    tap += _TAPS
+                while tap < taps:
+                    o0 = start + _offset(tap, kh, kw, dh, dw, plane, pitch)
+                    x0 = flat[o0 : o0 + size]
+                    w0 = factors[tap]
+                    for p in range(size):
+                        out[p] += w0 * x0[p]
+                    tap += 1
+            for v in range(oh):
+                line = result[v * pitch : v * pitch + ow]
+                target = y[image, g, o, v]
+                for u in range(ow):
+                    target[u] = line[u]
+
+
+@njit(parallel=True, cache=True, fastmath=_SUM_FLAGS)
+def _weight_grad(dy, x, slices, scratch, padding, dilation):
+    """slices (S, G, O/G, C/G, kh, kw), each summed over its share of the images."""
+    n, groups, outputs, oh, ow = dy.shape
+    count = slices.shape[0]
+    channels, kh, kw = slices.shape[3:]
+    h, w = x.shape[3:]
+    top, bottom, left, right = padding
+    dh, dw = dilation
+    height, pitch = h + top + bottom, w + left + right
+    plane = height * pitch
+    length = (oh - 1) * pitch + ow
+    taps = channels * kh * kw
+    for task in prange(count * groups):
+        piece, g = split(task, groups)
+        memory = scratch[get_thread_id()]
+        flat = memory[: channels * plane]
+        spaced = memory[channels * plane : channels * plane + oh * pitch]
+        spaced[:] = 0
+        for image in range(piece * n // count, (piece + 1) * n // count):
+            _pad_planes(x[image, g], flat.reshape(channels, height, pitch), top, left)
+            for o in range(outputs):
+                total = slices[piece, g, o].reshape(taps)
+                for v in range(oh):
+                    line = spaced[v * pitch : v * pitch + ow]
+                    source = dy[image, g, o, v]
+                    for u in range(ow):
+                        line[u] = source[u]
+                for start in range(0, length, _STRETCH):
+                    size = min(_STRETCH, length - start)
+                    grad = spaced[start : start + size]
+                    tap = 0
+                    while tap + _TAPS <= taps:
+                        k = tap
+                        o0 = start + _offset(k, kh, kw, dh, dw, plane, pitch)
+                        o1 = start + _offset(k + 1, kh, kw, dh, dw, plane, pitch)
+                        o2 = start + _offset(k + 2, kh, kw, dh, dw, plane, pitch)
+                        o3 = start + _offset(k + 3, kh, kw, dh, dw, plane, pitch)
+                        o4 = start + _offset(k + 4, kh, kw, dh, dw, plane, pitch)
+                        x0, x1 = flat[o0 : o0 + size], flat[o1 : o1 + size]
+                        x2, x3 = flat[o2 : o2 + size], flat[o3 : o3 + size]
+                        x4 = flat[o4 : o4 + size]
+                        s0 = s1 = s2 = s3 = s4 = dy.dtype.type(0)
+                        for p in range(size):
+                            s0 += grad[p] * x0[p]
+                            s1 += grad[p] * x1[p]
+                            s2 += grad[p] * x2[p]
+                            s3 += grad[p] * x3[p]
+                            s4 += grad[p] * x4[p]
+                        total[k] += s0
+                        total[k + 1] += s1
+                        total[k + 2] += s2
+                        total[k + 3] += s3
+                        total[k + 4] += s4
+                        tap += _TAPS
+                    while tap < taps:
+                        o0 = start + _offset(tap, kh, kw, dh, dw, plane, pitch)
+                        x0 = flat[o0 : o0 + size]
+                        s0 = dy.dtype.type(0)
+                        for p in range(size):
+                            s0 += grad[p] * x0[p]
+                        total[tap] += s0
+                        tap += 1
+
+
+def _grouped(x, groups):
+    """(N, C, H, W) as a contiguous (N, G, C/G, H, W)."""
+    n, c, h, w = x.shape
+    return np.ascontiguousarray(x).reshape(n, groups, c // groups, h, w)
+
+
+def _scratch(x, y_height, padding, groups):
+    """For each thread: the padded planes of a group, and one plane of the result's height."""
+    _, channels, h, w = x.shape
+    top, bottom, left, right = padding
+    pitch = w + left + right
+    size = channels // groups * (h + top + bottom) * pitch + y_height * pitch
+    return workspace("conv", (num_threads(), size), x.dtype)
+
+
+def conv2d_direct(x, weight, bias, y, padding, dilation, groups):
+    """Write conv(x, weight) + bias of stride 1 into y, C-contiguous."""
+    outputs, group_channels, kh, kw = weight.shape
+    group_outputs = outputs // groups
+    filters = np.ascontiguousarray(weight).reshape(groups, group_outputs, group_channels, kh, kw)
+    tasks = len(x) * groups
+    parts = min(group_outputs, -(-_MIN_TASKS // max(tasks, 1)))
+    _conv(
+        _grouped(x, groups), filters, bias.reshape(groups, group_outputs), _grouped(y, groups),
+        _scratch(x, y.shape[2], padding, groups), padding, dilation, parts,
+    )  # fmt: skip
+
+
+def input_grad_direct(dy, weight, dx, padding, dilation, groups):
+    """Write the gradient by the input into dx, C-contiguous.
+
+    dx = conv(dy, the kernels turned by 180 degrees), padded by what the kernel reaches beyond the
+    forward padding; where the forward padding is larger still, dy is cropped instead.
+    """
+    outputs, group_channels, kh, kw = weight.shape
+    turned = weight.reshape(groups, outputs // groups, group_channels, kh, kw)
+    turned = turned.swapaxes(1, 2)[..., ::-1, ::-1]
+    turned = turned.reshape(groups * group_channels, outputs // groups, kh, kw)
+    reach = dilation[0] * (kh - 1), dilation[1] * (kw - 1)
+    margins = [reach[side // 2] - padding[side] for side in range(4)]
+    top, bottom, left, right = (max(0, -margin) for margin in margins)
+    cropped = dy[:, :, top : dy.shape[2] - bottom, left : dy.shape[3] - right]
+    padding = tuple(max(0, margin) for margin in margins)
+    bias = np.zeros(dx.shape[1], dx.dtype)
+    conv2d_direct(cropped, turned, bias, dx, padding, dilation, groups)
+
+
+def weight_grad_direct(dy, x, weight_shape, padding, dilation, groups):
+    """The gradient by the weight, of `weight_shape`."""
+    outputs, group_channels, kh, kw = weight_shape
+    count = min(_SLICES, max(1, len(x)))
+    shape = (count, groups, outputs // groups, group_channels, kh, kw)
+    slices = np.zeros(shape, dy.dtype)
+    scratch = _scratch(x, dy.shape[2], padding, groups)
+    _weight_grad(_grouped(dy, groups), _grouped(x, groups), slices, scratch, padding, dilation)
+    return slices.sum(axis=0).reshape(weight_shape)
