@@ -42,7 +42,7 @@ BLOCK_BYTES = 256 << 10
 MIN_COLUMNS = 256
 MIN_BLOCKS = 8
 # Partial weight gradients, one a slice of the blocks, may take this much memory in all.
-SLICE_BYTES = 16 << 20
+SLICE_BYTES = 1 << 20
 
 
 def _flat(kernel_size, stride, padding, dilation):
@@ -233,6 +233,7 @@ def _weight_grad(dy, x, slices, scratch, size, geometry):
     for task in prange(count * groups):
         piece, g = split(task, groups)
         total = slices[piece, g]
+        total[:] = 0
         memory = scratch[get_thread_id()]
         product = memory[: outputs * depth].reshape(outputs, depth)
         memory = memory[outputs * depth :]
@@ -341,7 +342,7 @@ def conv2d_weight_grad(
     size = _block_size(n, depth, (oh, ow), dy.itemsize)
     blocks = -(-n // size[0]) * -(-oh // size[1])
     count = min(blocks, max(4, min(16, SLICE_BYTES // (o * depth * dy.itemsize))))
-    slices = np.zeros((count, groups, o // groups, depth), dy.dtype)
+    slices = workspace("slices", (count, groups, o // groups, depth), dy.dtype)
     columns = size[0] * size[1] * ow
     outputs = o // groups
     scratch = _scratch("conv", outputs * depth + (depth + outputs) * columns, dy.dtype)

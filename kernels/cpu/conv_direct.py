@@ -48,27 +48,25 @@ def _pad_planes(x, planes, top, left):
                     inside[u] = source[u]
 
 
-@njit(inline="always")
-def _offset(tap, kh, kw, dh, dw, plane, pitch):
-    c, position = tap // (kh * kw), tap % (kh * kw)
-    return c * plane + position // kw * dh * pitch + position % kw * dw
+def _offsets(channels, kernel_size, dilation, plane, pitch):
+    """Where each tap (c, i, j) lies in the flat padded planes."""
+    c, i, j = np.indices((channels, *kernel_size)).reshape(3, -1)
+    return c * plane + i * dilation[0] * pitch + j * dilation[1]
 
 
 @njit(parallel=True, cache=True, fastmath=_SUM_FLAGS)
-def _conv(x, weight, bias, y, scratch, padding, dilation, parts):
+def _conv(x, weight, bias, y, scratch, offsets, padding, parts):
     """y (N, G, O/G, OH, OW) from x (N, G, C/G, H, W), weight (G, O/G, C/G, kh, kw), bias (G, O/G).
 
     A task makes some output channels (one of `parts` parts) of one group of one image.
     """
     n, groups, outputs, oh, ow = y.shape
-    channels, kh, kw = weight.shape[2:]
-    h, w = x.shape[3:]
+    channels, h, w = x.shape[2:]
     top, bottom, left, right = padding
-    dh, dw = dilation
     height, pitch = h + top + bottom, w + left + right
     plane = height * pitch
     length = (oh - 1) * pitch + ow
-    taps = channels * kh * kw
+    taps = offsets.size
     for task in prange(n * groups * parts):
         rest, part = split(task, parts)
         image, g = split(rest, groups)
@@ -85,11 +83,11 @@ def _conv(x, weight, bias, y, scratch, padding, dilation, parts):
                 tap = 0
                 while tap + _TAPS <= taps:
                     k = tap
-                    o0 = start + _offset(k, kh, kw, dh, dw, plane, pitch)
-                    o1 = start + _offset(k + 1, kh, kw, dh, dw, plane, pitch)
-                    o2 = start + _offset(k + 2, kh, kw, dh, dw, plane, pitch)
-                    o3 = start + _offset(k + 3, kh, kw, dh, dw, plane, pitch)
-                    o4 = start + _offset(k + 4, kh, kw, dh, dw, plane, pitch)
+                    o0 = start + offsets[k]
+                    o1 = start + offsets[k + 1]
+                    o2 = start + offsets[k + 2]
+                    o3 = start + offsets[k + 3]
+                    o4 = start + offsets[k + 4]
                     x0, x1, x2 = flat[o0 : o0 + size], flat[o1 : o1 + size], flat[o2 : o2 + size]
                     x3, x4 = flat[o3 : o3 + size], flat[o4 : o4 + size]
                     w0, w1, w2 = factors[k], factors[k + 1], factors[k + 2]
@@ -100,7 +98,7 @@ def _conv(x, weight, bias, y, scratch, padding, dilation, parts):
                         )
                     tap += _TAPS
                 while tap < taps:
-                    o0 = start + _offset(tap, kh, kw, dh, dw, plane, pitch)
+                    o0 = start + offsets[tap]
                     x0 = flat[o0 : o0 + size]
                     w0 = factors[tap]
                     for p in range(size):
@@ -114,18 +112,16 @@ def _conv(x, weight, bias, y, scratch, padding, dilation, parts):
 
 
 @njit(parallel=True, cache=True, fastmath=_SUM_FLAGS)
-def _weight_grad(dy, x, slices, scratch, padding, dilation):
+def _weight_grad(dy, x, slices, scratch, offsets, padding):
     """slices (S, G, O/G, C/G, kh, kw), each summed over its share of the images."""
     n, groups, outputs, oh, ow = dy.shape
     count = slices.shape[0]
-    channels, kh, kw = slices.shape[3:]
-    h, w = x.shape[3:]
+    channels, h, w = x.shape[2:]
     top, bottom, left, right = padding
-    dh, dw = dilation
     height, pitch = h + top + bottom, w + left + right
     plane = height * pitch
     length = (oh - 1) * pitch + ow
-    taps = channels * kh * kw
+    taps = offsets.size
     for task in prange(count * groups):
         piece, g = split(task, groups)
         memory = scratch[get_thread_id()]
@@ -147,11 +143,11 @@ def _weight_grad(dy, x, slices, scratch, padding, dilation):
                     tap = 0
                     while tap + _TAPS <= taps:
                         k = tap
-                        o0 = start + _offset(k, kh, kw, dh, dw, plane, pitch)
-                        o1 = start + _offset(k + 1, kh, kw, dh, dw, plane, pitch)
-                        o2 = start + _offset(k + 2, kh, kw, dh, dw, plane, pitch)
-                        o3 = start + _offset(k + 3, kh, kw, dh, dw, plane, pitch)
-                        o4 = start + _offset(k + 4, kh, kw, dh, dw, plane, pitch)
+                        o0 = start + offsets[k]
+                        o1 = start + offsets[k + 1]
+                        o2 = start + offsets[k + 2]
+                        o3 = start + offsets[k + 3]
+                        o4 = start + offsets[k + 4]
                         x0, x1 = flat[o0 : o0 + size], flat[o1 : o1 + size]
                         x2, x3 = flat[o2 : o2 + size], flat[o3 : o3 + size]
                         x4 = flat[o4 : o4 + size]
@@ -169,7 +165,7 @@ def _weight_grad(dy, x, slices, scratch, padding, dilation):
                         total[k + 4] += s4
                         tap += _TAPS
                     while tap < taps:
-                        o0 = start + _offset(tap, kh, kw, dh, dw, plane, pitch)
+                        o0 = start + offsets[tap]
                         x0 = flat[o0 : o0 + size]
                         s0 = dy.dtype.type(0)
                         for p in range(size):
@@ -184,13 +180,18 @@ def _grouped(x, groups):
     return np.ascontiguousarray(x).reshape(n, groups, c // groups, h, w)
 
 
-def _scratch(x, y_height, padding, groups):
-    """For each thread: the padded planes of a group, and one plane of the result's height."""
-    _, channels, h, w = x.shape
+def _plan(x, weight_shape, y_height, padding, dilation):
+    """(scratch, offsets): each thread's padded planes of a group, and where the taps lie in them.
+
+    Behind the planes there is room for one plane of the result's height.
+    """
+    _, group_channels, kh, kw = weight_shape
     top, bottom, left, right = padding
-    pitch = w + left + right
-    size = channels // groups * (h + top + bottom) * pitch + y_height * pitch
-    return workspace("conv", (num_threads(), size), x.dtype)
+    pitch = x.shape[3] + left + right
+    plane = (x.shape[2] + top + bottom) * pitch
+    size = group_channels * plane + y_height * pitch
+    scratch = workspace("conv", (num_threads(), size), x.dtype)
+    return scratch, _offsets(group_channels, (kh, kw), dilation, plane, pitch)
 
 
 def conv2d_direct(x, weight, bias, y, padding, dilation, groups):
@@ -202,7 +203,7 @@ def conv2d_direct(x, weight, bias, y, padding, dilation, groups):
     parts = min(group_outputs, -(-_MIN_TASKS // max(tasks, 1)))
     _conv(
         _grouped(x, groups), filters, bias.reshape(groups, group_outputs), _grouped(y, groups),
-        _scratch(x, y.shape[2], padding, groups), padding, dilation, parts,
+        *_plan(x, weight.shape, y.shape[2], padding, dilation), padding, parts,
     )  # fmt: skip
 
 
@@ -231,6 +232,6 @@ def weight_grad_direct(dy, x, weight_shape, padding, dilation, groups):
     count = min(_SLICES, max(1, len(x)))
     shape = (count, groups, outputs // groups, group_channels, kh, kw)
     slices = np.zeros(shape, dy.dtype)
-    scratch = _scratch(x, dy.shape[2], padding, groups)
-    _weight_grad(_grouped(dy, groups), _grouped(x, groups), slices, scratch, padding, dilation)
+    plan = _plan(x, weight_shape, dy.shape[2], padding, dilation)
+    _weight_grad(_grouped(dy, groups), _grouped(x, groups), slices, *plan, padding)
     return slices.sum(axis=0).reshape(weight_shape)
