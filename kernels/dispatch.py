@@ -22,7 +22,7 @@ class use(AbstractContextManager):
         if name not in BACKENDS:
             raise ValueError(f"backend must be one of {BACKENDS}, got {name!r}")
         if name == "cuda":
-            raise RuntimeError("the cuda backend needs CuPy: pip install -e '.[cuda12]'")
+            raise RuntimeError("this version has no cuda kernels yet: use auto, cpu or reference")
         self._previous, _current = _current, name
 
     def __exit__(self, *exc):

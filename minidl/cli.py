@@ -62,8 +62,8 @@ def _setup(backend: str, seed: int, threads: int | None) -> None:
 _SHARED = (
     click.Option(
         ["--backend"], type=click.Choice(dispatch.BACKENDS), default="auto", show_default=True,
-        help="Kernels to use: the readable NumPy ones (reference), the fast ones for the CPU or "
-        "for an NVIDIA GPU (cuda), or the fastest for this machine (auto).",
+        help="Kernels to use: the readable NumPy ones (reference), the fast ones (cpu), or the "
+        "fastest for this machine (auto). Those for NVIDIA GPUs (cuda) are still to come.",
     ),
     click.Option(
         ["--seed"], type=click.IntRange(min=0), default=0, show_default=True,

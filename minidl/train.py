@@ -11,6 +11,7 @@ from minidl import random
 from minidl.array_module import to_device
 from minidl.history import write_history
 from minidl.optim.clip import clip_grad_norm_
+from minidl.optim.lr_scheduler import ReduceLROnPlateau
 from minidl.tensor import Tensor, no_grad
 
 LAST = "last.safetensors"
@@ -168,8 +169,10 @@ class Trainer:
                 }
             )
             if self.scheduler is not None and self.schedule_by == "epoch":
-                plateau = hasattr(self.scheduler, "patience")
-                self.scheduler.step(*([tested.loss] if plateau else []))
+                if isinstance(self.scheduler, ReduceLROnPlateau):
+                    self.scheduler.step(tested.loss)
+                else:
+                    self.scheduler.step()
             self.epoch += 1
             self.batch = 0
             self.running = Running()

@@ -180,7 +180,7 @@ def test_mistakes(trained, capsys, tmp_path):
         (("fly",), "fly"),
         (("train", "--speed", 3), "--speed"),
         (("train", "--backend", "tpu"), "tpu"),
-        (("train", "--backend", "cuda"), "CuPy"),
+        (("train", "--backend", "cuda"), "no cuda kernels"),
         (("train", "--epochs", 0), "epochs"),
         (("train", "--threads", 10_000), "threads"),
         (("train", "--data", tmp_path / "nowhere"), "nowhere"),

@@ -118,6 +118,18 @@ def test_evaluate_leaves_mode_and_graph_alone(tmp_path):
     assert all((weights(trainer)[k] == v).all() for k, v in before.items())
 
 
+def test_schedules_by_epoch(tmp_path):
+    trainer = make(tmp_path / "step", schedule_by="epoch")
+    trainer.scheduler = optim.StepLR(trainer.optimizer, 1, gamma=0.5)
+    assert [row["lr"] for row in trainer.run()] == [0.05, 0.025, 0.0125]
+    trainer = make(tmp_path / "plateau", schedule_by="epoch")
+    trainer.optimizer.groups[0]["lr"] = 0.05
+    settings = {"mode": "max", "factor": 0.5, "patience": 0, "threshold": 10.0}
+    trainer.scheduler = optim.ReduceLROnPlateau(trainer.optimizer, **settings)
+    # No loss is eleven times the first one: every later epoch counts as a stall.
+    assert [row["lr"] for row in trainer.run()] == [0.05, 0.05, 0.025]
+
+
 def test_bad_settings(tmp_path):
     with pytest.raises(ValueError, match="epochs"):
         make(tmp_path, epochs=0)
