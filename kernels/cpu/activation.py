@@ -12,39 +12,43 @@ _CHUNK = 1 << 14
 
 @njit(parallel=True, cache=True)
 def _relu(x, y):
+    zero = x.dtype.type(0)  # an int beside a float32 would make Numba compute in float64
     for chunk in prange((x.size + _CHUNK - 1) // _CHUNK):
         start, stop = chunk_bounds(chunk, _CHUNK, x.size)
         for i in range(start, stop):
             value = x[i]
-            y[i] = 0 if value < 0 else value  # a NaN is not below 0: it stays
+            y[i] = zero if value < zero else value  # a NaN is not below 0: it stays
 
 
 @njit(parallel=True, cache=True)
 def _relu_backward(dy, y, dx):
+    zero = dy.dtype.type(0)
     for chunk in prange((y.size + _CHUNK - 1) // _CHUNK):
         start, stop = chunk_bounds(chunk, _CHUNK, y.size)
         for i in range(start, stop):
-            dx[i] = dy[i] if y[i] > 0 else 0
+            dx[i] = dy[i] if y[i] > zero else zero
 
 
 @njit(parallel=True, cache=True)
 def _bias_relu(x, bias, y):
+    zero = x.dtype.type(0)
     n, channels, size = x.shape
     for task in prange(n * channels):
         image, c = split(task, channels)
         for p in range(size):
             value = x[image, c, p] + bias[c]
-            y[image, c, p] = 0 if value < 0 else value
+            y[image, c, p] = zero if value < zero else value
 
 
 @njit(parallel=True, cache=True, fastmath={"reassoc", "nsz"})
 def _bias_relu_backward(dy, y, dx, sums):
     n, channels, size = y.shape
+    zero = dy.dtype.type(0)
     for task in prange(n * channels):
         image, c = split(task, channels)
-        total = dy.dtype.type(0)
+        total = zero
         for p in range(size):
-            value = dy[image, c, p] if y[image, c, p] > 0 else dy.dtype.type(0)
+            value = dy[image, c, p] if y[image, c, p] > zero else zero
             dx[image, c, p] = value
             total += value
         sums[image, c] = total

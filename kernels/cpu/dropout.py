@@ -45,6 +45,7 @@ def _mask(kept, threshold, seed, step):
 
 @njit(parallel=True, cache=True)
 def _dropout(x, scale, threshold, seed, step, y):
+    zero = x.dtype.type(0)
     size = x.size
     blocks = (size + 3) // 4
     for chunk in prange((blocks + _CHUNK_BLOCKS - 1) // _CHUNK_BLOCKS):
@@ -53,7 +54,7 @@ def _dropout(x, scale, threshold, seed, step, y):
             words = _philox(np.uint64(block), step, seed)
             for k in range(min(4, size - 4 * block)):
                 i = 4 * block + k
-                y[i] = x[i] * scale if words[k] >= threshold else 0
+                y[i] = x[i] * scale if words[k] >= threshold else zero
 
 
 def dropout_mask(shape, p, seed, step):
