@@ -2,6 +2,9 @@
 
 import numpy as np
 
+_SPLIT_SEED = 1998
+_TEST_FRACTION = 5  # one item in five is held out
+
 
 class ArrayDataset:
     """Images and labels held in memory.
@@ -57,3 +60,19 @@ class ArrayDataset:
         return ArrayDataset(
             self.images[indices], self.labels[indices], self.num_classes, self.class_names
         )
+
+
+def split_one_in_five(dataset):
+    """(train, test): one item in five of every class, rounded down, is held out for the test.
+
+    The split is fixed: it depends on no seed of the user's, only on the labels. `dataset` has
+    `labels`, `num_classes` and `subset`.
+    """
+    order = np.random.Generator(np.random.PCG64(_SPLIT_SEED)).permutation(len(dataset))
+    test = []
+    for label in range(dataset.num_classes):
+        members = order[dataset.labels[order] == label]
+        test.append(members[: len(members) // _TEST_FRACTION])
+    test = np.sort(np.concatenate(test))
+    train = np.setdiff1d(np.arange(len(dataset)), test)
+    return dataset.subset(train), dataset.subset(test)

@@ -2,8 +2,11 @@
 
 import queue
 import threading
+from contextlib import closing
 
 import numpy as np
+
+from minidl.data.workers import WorkerPool
 
 
 class DataLoader:
@@ -11,18 +14,31 @@ class DataLoader:
 
     The order of an epoch is a function of (seed, epoch), and the random numbers that `transform`
     gets, called as ``transform(images, rng)``, of (seed, epoch, batch index): a run that stops
-    after any batch can be continued exactly, see `iter_from`. A background thread prepares up to
-    `prefetch` batches ahead (0: none). Raises ValueError for a setting out of range.
+    after any batch can be continued exactly, see `iter_from`, and the number of workers changes
+    nothing.
+
+    With ``workers=0`` a background thread prepares up to `prefetch` batches ahead (0: none). With
+    more, so many processes prepare whole batches, each up to `prefetch` ahead (at least 1). They
+    start with the first batch, hold copies of the dataset and of the transform, which must be
+    picklable, and stay for the next epoch until `close`, or until the loader is collected; an
+    iteration that is given up ends them. They have one thread each and do not load Numba.
+
+    A dataset has `__len__` and either ``batch(indices)``, which gives images (an array, or a list
+    where sizes differ) and labels, or ``[index]``. It may leave out items that cannot be read (see
+    ImageFolder): a batch then has fewer, and one without any is not given. Raises ValueError for a
+    setting out of range.
     """
 
     def __init__(
         self, dataset, batch_size, shuffle=False, seed=0, drop_last=False, prefetch=2,
-        transform=None,
+        transform=None, workers=0,
     ):  # fmt: skip
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size must be a positive integer, got {batch_size!r}")
         if prefetch < 0:
             raise ValueError(f"prefetch must not be negative, got {prefetch}")
+        if isinstance(workers, bool) or not isinstance(workers, int) or workers < 0:
+            raise ValueError(f"workers must be an integer of at least 0, got {workers!r}")
         self.dataset = dataset
         self.batch_size = batch_size
         self.shuffle = shuffle
@@ -30,7 +46,10 @@ class DataLoader:
         self.drop_last = drop_last
         self.prefetch = prefetch
         self.transform = transform
+        self.workers = workers
         self.epoch = 0
+        self._pool = None  # between two iterations: the idle workers, and what they hold
+        self._held = None
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order the next iteration takes."""
@@ -44,25 +63,81 @@ class DataLoader:
         return self.iter_from(0)
 
     def iter_from(self, batch_index: int):
-        """The epoch's batches from number `batch_index` on, as a full iteration gives them."""
+        """The epoch's batches from number `batch_index` on, as a full iteration gives them.
+
+        A batch that is not given because none of its items can be read has its number, too.
+        """
         if not 0 <= batch_index <= len(self):
             raise ValueError(f"batch_index must lie in [0, {len(self)}], got {batch_index}")
-        batches = self._batches(batch_index)
-        return _ahead(batches, self.prefetch) if self.prefetch else batches
+        return self._iterate(self._tasks(batch_index))
 
-    def _random(self, *place):
-        return np.random.Generator(np.random.PCG64([self.seed, self.epoch, *place]))
+    def close(self) -> None:
+        """End the worker processes; a later iteration starts new ones."""
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
 
-    def _batches(self, first):
+    def _tasks(self, first):
+        """What `_BatchMaker` needs to know of each batch."""
         order = np.arange(len(self.dataset))
         if self.shuffle:
-            order = self._random().permutation(order)
-        for index in range(first, len(self)):
-            chosen = order[index * self.batch_size : (index + 1) * self.batch_size]
-            images, labels = self._collect(chosen)
-            if self.transform is not None:
-                images = self.transform(images, self._random(index))
-            yield images, labels
+            order = _random(self.seed, self.epoch).permutation(order)
+        return [
+            ((self.seed, self.epoch, index),
+             order[index * self.batch_size : (index + 1) * self.batch_size])
+            for index in range(first, len(self))
+        ]  # fmt: skip
+
+    def _iterate(self, tasks):
+        results = self._from_workers(tasks) if self.workers else self._from_here(tasks)
+        with closing(results):
+            for images, labels, skipped in results:
+                if skipped:
+                    self.dataset.note_skipped(skipped)
+                if len(labels):
+                    yield images, labels
+        if hasattr(self.dataset, "warn_skipped"):
+            self.dataset.warn_skipped()
+
+    def _from_here(self, tasks):
+        make = _BatchMaker(self.dataset, self.transform)
+        results = (make(task) for task in tasks)
+        return _ahead(results, self.prefetch) if self.prefetch else results
+
+    def _from_workers(self, tasks):
+        # The iteration owns its workers: a second one at the same time gets others.
+        pool, self._pool = self._pool, None
+        held = self.dataset, self.transform, self.workers
+        if pool is not None and any(a is not b for a, b in zip(held, self._held, strict=True)):
+            pool.close()
+            pool = None
+        if pool is None:
+            pool = WorkerPool(_BatchMaker(self.dataset, self.transform), self.workers)
+        with closing(pool.map(tasks, max(self.prefetch, 1))) as results:
+            yield from results
+        self.close()
+        self._pool, self._held = pool, held
+
+
+def _random(*place):
+    return np.random.Generator(np.random.PCG64(list(place)))
+
+
+class _BatchMaker:
+    """Makes a batch from its place (seed, epoch, batch index) and the indices of its items."""
+
+    def __init__(self, dataset, transform):
+        self.dataset = dataset
+        self.transform = transform
+
+    def __call__(self, task):
+        """(images, labels, the items newly found to be unreadable)."""
+        place, chosen = task
+        known = len(getattr(self.dataset, "skipped", ()))
+        images, labels = self._collect(chosen)
+        if self.transform is not None and len(labels):
+            images = self.transform(images, _random(*place))
+        return images, labels, list(getattr(self.dataset, "skipped", ()))[known:]
 
     def _collect(self, chosen):
         if hasattr(self.dataset, "batch"):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minidl.data.dataset import ArrayDataset
+from minidl.data.dataset import ArrayDataset, split_one_in_five
 from minidl.data.idx import read_idx
 
 _STEMS = {
@@ -14,8 +14,6 @@ _STEMS = {
     "test images": "t10k-images",
     "test labels": "t10k-labels",
 }
-_SPLIT_SEED = 1998
-_TEST_FRACTION = 5  # one digit in five is held out
 
 
 def bundled_digits() -> tuple[ArrayDataset, ArrayDataset]:
@@ -29,15 +27,7 @@ def bundled_digits() -> tuple[ArrayDataset, ArrayDataset]:
         images = read_idx(path)
     with as_file(folder / "mnist-5000-labels-idx1-ubyte.gz") as path:
         labels = read_idx(path)
-    digits = ArrayDataset(images, labels, num_classes=10)
-    order = np.random.Generator(np.random.PCG64(_SPLIT_SEED)).permutation(len(digits))
-    test = []
-    for label in range(10):
-        members = order[digits.labels[order] == label]
-        test.append(members[: len(members) // _TEST_FRACTION])
-    test = np.sort(np.concatenate(test))
-    train = np.setdiff1d(np.arange(len(digits)), test)
-    return digits.subset(train), digits.subset(test)
+    return split_one_in_five(ArrayDataset(images, labels, num_classes=10))
 
 
 def mnist(directory) -> tuple[ArrayDataset, ArrayDataset]:
@@ -58,6 +48,11 @@ def mnist(directory) -> tuple[ArrayDataset, ArrayDataset]:
               for split in ("train", "test")]  # fmt: skip
     classes = max(split.num_classes for split in splits)
     return tuple(ArrayDataset(s.images, s.labels, num_classes=classes) for s in splits)
+
+
+def has_mnist(directory) -> bool:
+    """True where `mnist` finds files of its, complete or not."""
+    return any(_find(Path(directory), stem) is not None for stem in _STEMS.values())
 
 
 def _find(directory, stem):

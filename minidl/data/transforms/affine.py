@@ -1,49 +1,8 @@
-"""Transforms of batches: called as ``transform(images, rng)`` on float32 (N, C, H, W)."""
+"""Rotation, scale, shift and shear at random, by bilinear sampling."""
 
 import numpy as np
 
-
-class Compose:
-    """Several transforms, one after the other."""
-
-    def __init__(self, *transforms):
-        self.transforms = transforms
-
-    def __call__(self, images, rng):
-        for transform in self.transforms:
-            images = transform(images, rng)
-        return images
-
-
-class Pad:
-    """`padding` pixels of `value` on every side. ValueError for a negative padding."""
-
-    def __init__(self, padding: int, value: float = 0.0):
-        if padding < 0:
-            raise ValueError(f"padding must not be negative, got {padding}")
-        self.padding = padding
-        self.value = value
-
-    def __call__(self, images, rng):
-        p = self.padding
-        n, c, h, w = images.shape
-        padded = np.full((n, c, h + 2 * p, w + 2 * p), self.value, images.dtype)
-        padded[:, :, p : p + h, p : p + w] = images
-        return padded
-
-
-class Normalize:
-    """(x - mean) / std, with one number or one a channel. ValueError for a std of 0 or below."""
-
-    def __init__(self, mean, std):
-        self.mean = np.asarray(mean, np.float32).reshape(-1, 1, 1)
-        std = np.asarray(std, np.float32).reshape(-1, 1, 1)
-        if not (std > 0).all():
-            raise ValueError(f"std must be above 0, got {std.ravel().tolist()}")
-        self.scale = 1 / std
-
-    def __call__(self, images, rng):
-        return (images - self.mean) * self.scale
+from minidl.data.transforms.images import as_list
 
 
 class RandomAffine:
@@ -66,16 +25,21 @@ class RandomAffine:
         self.shear = shear
 
     def __call__(self, images, rng):
-        n, _, h, w = images.shape
+        n = len(images)
+        sizes = np.array([image.shape[1:] for image in as_list(images)]).reshape(n, 2).T
         angle, shear = np.radians(
             rng.uniform(-1, 1, (2, n)) * [[self.degrees], [self.shear]]
         )
         factor = rng.uniform(*self.scale, n)
-        shift = rng.uniform(-1, 1, (2, n)) * self.translate * [[h], [w]]
+        shift = rng.uniform(-1, 1, (2, n)) * self.translate * sizes
         # Each output pixel reads the input at the inverse map of its place.
         cos, sin, slope = np.cos(angle) / factor, np.sin(angle) / factor, np.tan(shear)
         inverse = np.array([[cos, sin], [-sin - slope * cos, cos - slope * sin]])
-        return sample_affine(images, inverse.astype(np.float32), shift.astype(np.float32))
+        inverse, shift = inverse.astype(np.float32), shift.astype(np.float32)
+        if isinstance(images, list):
+            return [sample_affine(image[None], inverse[:, :, i : i + 1], shift[:, i : i + 1])[0]
+                    for i, image in enumerate(images)]  # fmt: skip
+        return sample_affine(images, inverse, shift)
 
 
 def sample_affine(images, inverse, shift):

@@ -1,0 +1,226 @@
+"""Processes that compute results ahead, in order: the loader's way around the interpreter lock.
+
+Every worker has a socket of its own. Tasks go out and results come back in turn, so that no lock is
+shared and a killed worker can block nobody: its socket ends, which the consumer sees at once, as
+a worker sees the end of its parent. The arrays of a result travel as anonymous shared memory, of
+which only the handle goes through the socket: the consumer maps what the worker wrote.
+"""
+
+import contextlib
+import mmap
+import os
+import pickle
+import signal
+import tempfile
+import traceback
+import weakref
+from itertools import islice
+from multiprocessing import get_context, reduction, resource_tracker
+
+_ALIGNMENT = 64  # of every array in the shared memory: a cache line
+_THREAD_VARIABLES = (
+    "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS", "NUMBA_NUM_THREADS",
+)  # fmt: skip
+
+
+class WorkerPool:
+    """`count` processes that hold `function`, a picklable callable of one argument.
+
+    They are spawned, never forked: the threads of BLAS and Numba do not survive a fork. They live
+    until `close`, the end of `map` before its last result, or the collection of the pool. Raises
+    TypeError where `function` cannot be pickled.
+    """
+
+    def __init__(self, function, count: int):
+        try:
+            payload = pickle.dumps(function, protocol=5)
+        except Exception as error:  # whatever a __reduce__ raises
+            raise TypeError(
+                f"worker processes need a data set and a transform that can be pickled (no lambda, "
+                f"no local function or class), or workers=0: {error}"
+            ) from error
+        context = get_context("spawn")
+        self._workers = []
+        self._finalizer = weakref.finalize(self, _end, self._workers)
+        with _quiet_start():
+            for _ in range(count):
+                ours, theirs = context.Pipe()
+                process = context.Process(target=_work, args=(theirs,), daemon=True,
+                                          name="minidl-loader")  # fmt: skip
+                process.start()
+                theirs.close()  # only the worker holds that end now: its death closes it
+                self._workers.append((process, ours))
+        for worker in self._workers:
+            self._send(worker, payload)
+
+    def map(self, tasks, ahead: int):
+        """Yield function(task) for every task in order; each worker is up to `ahead` before.
+
+        What a worker raises is raised here, its traceback as a note. RuntimeError where a worker
+        has died. Whatever ends the iteration early ends the workers.
+        """
+        tasks = iter(tasks)
+        turn = 0  # results taken; the worker of that turn gets the next task
+        waiting = 0
+        completed = False
+        try:
+            for task in islice(tasks, ahead * len(self._workers)):
+                self._send(self._workers[waiting % len(self._workers)], _dump(task))
+                waiting += 1
+            while waiting:
+                worker = self._workers[turn % len(self._workers)]
+                result = self._receive(worker)
+                turn += 1
+                waiting -= 1
+                for task in islice(tasks, 1):
+                    self._send(worker, _dump(task))
+                    waiting += 1
+                yield result
+            completed = True
+        finally:
+            if not completed:
+                self.close()
+
+    def close(self) -> None:
+        """End the processes; they are gone when this returns."""
+        self._finalizer()
+
+    def _send(self, worker, payload):
+        try:
+            worker[1].send_bytes(payload)
+        except OSError:
+            self._lost(worker[0])
+
+    def _receive(self, worker):
+        try:
+            status, data, sizes = worker[1].recv()
+            memory = _map(reduction.recv_handle(worker[1])) if sizes else None
+        except (EOFError, OSError):
+            self._lost(worker[0])
+        if status == "error":
+            raise pickle.loads(data)
+        return pickle.loads(data, buffers=_slices(memory, sizes))
+
+    def _lost(self, process):
+        process.join()
+        code = process.exitcode
+        how = f"by {signal.Signals(-code).name}" if code < 0 else f"with status {code}"
+        raise RuntimeError(
+            f"a worker process of the data loader (pid {process.pid}) ended {how}. Killed for "
+            "memory: take fewer workers, or less prefetch; otherwise its own message stands above. "
+            "(A script that starts workers needs: if __name__ == '__main__')"
+        ) from None
+
+
+def _end(workers):
+    for process, connection in workers:
+        connection.close()
+        process.kill()  # it holds nothing that needs an orderly end
+    for process, _ in workers:
+        process.join()
+        process.close()
+    workers.clear()
+
+
+@contextlib.contextmanager
+def _quiet_start():
+    """Start processes within this: with one thread each, and deaf to Ctrl-C from their first line.
+
+    Both are inherited. The variables must stand before NumPy loads; Ctrl-C reaches a whole group of
+    processes, of which the parent alone decides.
+    """
+    resource_tracker.ensure_running()  # its own start would lift the block below
+    before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+# -- within a worker -------------------------------------------------------------------------------
+
+
+def _work(connection):
+    """Answer task after task until the parent closes its end, by intent or by dying."""
+    with contextlib.suppress(EOFError, OSError):
+        function = None
+        payload = connection.recv_bytes()
+        while True:
+            task = connection.recv_bytes()
+            try:
+                function = function or pickle.loads(payload)
+                answer = _packed(function(pickle.loads(task)))
+            except Exception as error:
+                answer = "error", _pickled_error(error), [], None
+            _answer(connection, *answer)
+
+
+def _answer(connection, status, data, sizes, file):
+    connection.send((status, data, sizes))
+    if file is not None:
+        with file:
+            reduction.send_handle(connection, file.fileno(), None)
+
+
+def _pickled_error(error):
+    error.add_note("In a worker process of the data loader:\n" + traceback.format_exc())
+    try:
+        data = _dump(error)
+        pickle.loads(data)  # some exceptions come apart only here
+        return data
+    except Exception:
+        return _dump(RuntimeError(f"{type(error).__name__}: {error}"))
+
+
+# -- results in shared memory ----------------------------------------------------------------------
+
+
+def _dump(value):
+    return pickle.dumps(value, protocol=5)
+
+
+def _packed(result):
+    """("result", pickle without the arrays' memory, sizes of that memory, the file it lies in)."""
+    buffers = []
+    data = pickle.dumps(result, protocol=5, buffer_callback=buffers.append)
+    parts = [buffer.raw() for buffer in buffers]
+    sizes = [part.nbytes for part in parts]
+    if not any(sizes):
+        return "result", pickle.dumps(result, protocol=5), [], None
+    file = _anonymous_file()
+    for part, (start, _) in zip(parts, _places(sizes), strict=True):
+        file.seek(start)
+        while part:
+            part = part[file.write(part) :]
+    return "result", data, sizes, file
+
+
+def _anonymous_file():
+    """A file without a name, in memory where the system can: nothing stays behind if all die."""
+    if hasattr(os, "memfd_create"):
+        return open(os.memfd_create("minidl-batch"), "w+b", buffering=0)
+    return tempfile.TemporaryFile(buffering=0)
+
+
+def _places(sizes):
+    start = 0
+    for size in sizes:
+        yield start, start + size
+        start += -(-size // _ALIGNMENT) * _ALIGNMENT
+
+
+def _map(handle):
+    try:
+        return mmap.mmap(handle, 0)  # lives as long as an array in it
+    finally:
+        os.close(handle)
+
+
+def _slices(memory, sizes):
+    view = memoryview(memory) if sizes else None
+    return [view[start:end] for start, end in _places(sizes)]
