@@ -17,6 +17,7 @@ import weakref
 from itertools import islice
 from multiprocessing import get_context, reduction, resource_tracker
 
+_GRACE = 5  # seconds in which a process whose socket has closed must have ended
 _ALIGNMENT = 64  # of every array in the shared memory: a cache line
 _THREAD_VARIABLES = (
     "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS",
@@ -89,28 +90,32 @@ class WorkerPool:
     def _send(self, worker, payload):
         try:
             worker[1].send_bytes(payload)
-        except OSError:
-            self._lost(worker[0])
+        except OSError as error:
+            raise _lost(worker[0], error) from None
 
     def _receive(self, worker):
         try:
             status, data, sizes = worker[1].recv()
             memory = _map(reduction.recv_handle(worker[1])) if sizes else None
-        except (EOFError, OSError):
-            self._lost(worker[0])
+        except (EOFError, OSError) as error:
+            raise _lost(worker[0], error) from None
         if status == "error":
             raise pickle.loads(data)
         return pickle.loads(data, buffers=_slices(memory, sizes))
 
-    def _lost(self, process):
-        process.join()
-        code = process.exitcode
-        how = f"by {signal.Signals(-code).name}" if code < 0 else f"with status {code}"
-        raise RuntimeError(
-            f"a worker process of the data loader (pid {process.pid}) ended {how}. Killed for "
-            "memory: take fewer workers, or less prefetch; otherwise its own message stands above. "
-            "(A script that starts workers needs: if __name__ == '__main__')"
-        ) from None
+
+def _lost(process, error):
+    """What to raise where a worker's socket fails: mostly since the worker has died."""
+    process.join(_GRACE)
+    code = process.exitcode
+    if code is None:
+        return RuntimeError(f"cannot reach the data loader's worker {process.pid}: {error}")
+    how = f"by {signal.Signals(-code).name}" if code < 0 else f"with status {code}"
+    return RuntimeError(
+        f"a worker process of the data loader (pid {process.pid}) ended {how}. Killed for memory: "
+        "take fewer workers, or less prefetch; otherwise its own message stands above. (A script "
+        "that starts workers needs: if __name__ == '__main__')"
+    )
 
 
 def _end(workers):

@@ -1,4 +1,4 @@
-"""IDX files, the bundled digits, the loader and the transforms."""
+"""IDX files, the bundled digits and the loader."""
 
 import gzip
 import hashlib
@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from minidl import data
-from minidl.data.transforms import Compose, Normalize, Pad, RandomAffine, sample_affine
 
 
 def idx_bytes(array, code=0x08):
@@ -189,55 +188,3 @@ def test_loader_checks(small):
         data.DataLoader(small, 1, prefetch=-1)
     with pytest.raises(ValueError, match="batch_index"):
         data.DataLoader(small, 1).iter_from(11)
-
-
-IMAGES = np.random.default_rng(0).random((5, 2, 7, 7), np.float32)
-RNG = np.random.default_rng
-
-
-def test_pad_and_normalize():
-    y = Compose(Pad(1), Normalize([0.5, 0.25], [2, 4]))(IMAGES, RNG(0))
-    expected = np.pad(IMAGES, ((0, 0), (0, 0), (1, 1), (1, 1)))
-    expected = (expected - np.reshape([0.5, 0.25], (2, 1, 1))) / np.reshape([2, 4], (2, 1, 1))
-    np.testing.assert_allclose(y, expected, rtol=1e-6)
-    assert y.dtype == np.float32
-
-
-def test_affine_identity_and_exact_cases():
-    np.testing.assert_allclose(RandomAffine()(IMAGES, RNG(0)), IMAGES, atol=1e-5)
-    n = len(IMAGES)
-    identity = np.repeat(np.eye(2, dtype=np.float32)[:, :, None], n, 2)
-    shift = np.repeat(np.array([[2], [-1]], np.float32), n, 1)
-    moved = sample_affine(IMAGES, identity, shift)
-    expected = np.zeros_like(IMAGES)
-    expected[:, :, 2:, :-1] = IMAGES[:, :, :-2, 1:]
-    np.testing.assert_allclose(moved, expected, atol=1e-5)
-    quarter = np.repeat(np.array([[0, 1], [-1, 0]], np.float32)[:, :, None], n, 2)
-    turned = sample_affine(IMAGES, quarter, np.zeros((2, n), np.float32))
-    np.testing.assert_allclose(turned, np.rot90(IMAGES, 1, (2, 3)), atol=1e-5)
-
-
-def test_affine_against_torch():
-    torch = pytest.importorskip("torch")
-    draw = RNG(1)
-    inverse = (np.eye(2)[:, :, None] + draw.uniform(-0.4, 0.4, (2, 2, 5))).astype(np.float32)
-    shift = draw.uniform(-1.5, 1.5, (2, 5)).astype(np.float32)
-    offset = -np.einsum("rcn,cn->rn", inverse, shift) * 2 / 7
-    # Theirs is in (x, y) order and in units of half the image.
-    theta = np.concatenate([inverse[::-1, ::-1], offset[::-1, None]], axis=1).transpose(2, 0, 1)
-    grid = torch.nn.functional.affine_grid(
-        torch.tensor(theta.copy(), dtype=torch.float32), IMAGES.shape, align_corners=False
-    )
-    theirs = torch.nn.functional.grid_sample(torch.tensor(IMAGES), grid, align_corners=False)
-    np.testing.assert_allclose(sample_affine(IMAGES, inverse, shift), theirs.numpy(), atol=2e-3)
-
-
-def test_affine_is_reproducible_and_checked():
-    jitter = RandomAffine(20, 0.1, (0.8, 1.2), 5)
-    a, b = (jitter(IMAGES, RNG(3)) for _ in range(2))
-    assert (a == b).all() and a.dtype == np.float32 and (a != IMAGES).any()
-    for bad in ({"degrees": -1}, {"translate": -0.1}, {"scale": (0, 1)}, {"shear": -2}):
-        with pytest.raises(ValueError, match=next(iter(bad))):
-            RandomAffine(**bad)
-    with pytest.raises(ValueError, match="std"):
-        Normalize(0, 0)
