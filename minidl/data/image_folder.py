@@ -50,8 +50,9 @@ class ImageFolder:
     (3, None, None), and a transform has to make the sizes equal.
 
     A file that cannot be decoded raises UnreadableImage, or with ``on_error="skip"`` is left out
-    of its batch and listed in `skipped`. Raises FileNotFoundError where there is no such directory,
-    ValueError where it has no classes or a class has no pictures.
+    of its batch and listed in `skipped` (asked for alone, by index, it always raises). Raises
+    FileNotFoundError where there is no such directory, ValueError where it has no classes or a
+    class has no pictures.
     """
 
     image_shape = (3, None, None)
@@ -68,10 +69,11 @@ class ImageFolder:
             raise ValueError(f"{directory}: no sub-folders, expected one of pictures a class")
         self._files, labels = [], []  # paths as text: a million Path objects weigh too much
         for label, name in enumerate(self.class_names):
-            found = list(_pictures(self.directory / name))
+            folder = str(self.directory / name)
+            found = [path[len(folder) - len(name) :] for path in _pictures(folder)]
             if not found:
-                raise ValueError(f"{self.directory / name}: the folder of a class has no pictures")
-            self._files += [os.path.relpath(path, self.directory) for path in found]
+                raise ValueError(f"{folder}: the folder of a class has no pictures")
+            self._files += found
             labels += [label] * len(found)
         self.labels = np.asarray(labels, np.int64)
         self.skipped = []

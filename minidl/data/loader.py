@@ -6,8 +6,6 @@ from contextlib import closing
 
 import numpy as np
 
-from minidl.data.workers import WorkerPool
-
 
 class DataLoader:
     """Iterates over batches (images float32 (N, C, H, W), labels int64 (N,)) of a dataset.
@@ -105,6 +103,8 @@ class DataLoader:
         return _ahead(results, self.prefetch) if self.prefetch else results
 
     def _from_workers(self, tasks):
+        from minidl.data.workers import WorkerPool
+
         # The iteration owns its workers: a second one at the same time gets others.
         pool, self._pool = self._pool, None
         held = self.dataset, self.transform, self.workers

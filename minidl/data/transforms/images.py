@@ -34,7 +34,7 @@ def stack(results) -> np.ndarray:
 
 def as_pair(name: str, size) -> tuple[int, int]:
     """(height, width) from one number or two. ValueError unless they are positive integers."""
-    pair = (size, size) if isinstance(size, int) else tuple(size)
+    pair = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
     if len(pair) != 2 or not all(type(n) is int and n > 0 for n in pair):
         raise ValueError(f"{name} must be a positive integer or a pair of them, got {size!r}")
     return pair

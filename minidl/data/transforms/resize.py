@@ -28,7 +28,7 @@ class Resize:
 
     def __init__(self, size):
         self.size = as_pair("size", size)
-        self.shorter = isinstance(size, int)
+        self.shorter = not isinstance(size, (tuple, list))
 
     def __call__(self, images, rng):
         if self.shorter:
@@ -42,14 +42,13 @@ class RandomResize:
 
     The scale jitter of Simonyan and Zisserman, "Very deep convolutional networks for large-scale
     image recognition", ICLR 2015, section 3.1 (there 256 to 512). Gives a list. Raises ValueError
-    unless 1 <= low <= high.
+    unless both are integers and 1 <= low <= high.
     """
 
     def __init__(self, low: int, high: int):
-        if not 1 <= low <= high:
-            raise ValueError(f"low and high must be 1 <= low <= high, got {low} and {high}")
-        self.low = low
-        self.high = high
+        self.low, self.high = as_pair("(low, high)", (low, high))
+        if low > high:
+            raise ValueError(f"low must be at most high, got {low} and {high}")
 
     def __call__(self, images, rng):
         sizes = rng.integers(self.low, self.high, len(images), endpoint=True)
