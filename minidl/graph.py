@@ -12,18 +12,20 @@ from minidl.tensor import Tensor, _mode, as_tensor, enable_grad, no_grad
 def backward(output: Tensor, grad=None, retain_graph=False, create_graph=False) -> None:
     """Accumulate gradients of `output` into the leaves; see `Tensor.backward`."""
     seed = _seed(output, grad, "grad")
-    _walk([output], [seed], retain_graph or create_graph, create_graph, _LeafGrads(seed))
+    _walk([output], [seed], retain_graph or create_graph, create_graph, _LeafGrads(seed), {})
 
 
 def grad(
-    outputs, inputs, grad_outputs=None, retain_graph=None, create_graph=False, allow_unused=False
-) -> tuple[Tensor | None, ...]:
+    outputs, inputs, grad_outputs=None, retain_graph=None, create_graph=False, allow_unused=False,
+    rules=None,
+) -> tuple[Tensor | None, ...]:  # fmt: skip
     """Return d(outputs)/d(inputs) without touching any `.grad`.
 
     `outputs`, `inputs`: a Tensor or a sequence of them; `grad_outputs`: matching weights of the
     outputs, which may be left out for one-element outputs. `retain_graph` defaults to
     `create_graph`. An input that the outputs do not depend on gives None if `allow_unused`,
-    else RuntimeError.
+    else RuntimeError. `rules`: {Function class: rule}, where ``rule(node, *grads)`` stands in for
+    the ``backward`` of every node of exactly that class during this walk.
     """
     outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
     inputs = [inputs] if isinstance(inputs, Tensor) else list(inputs)
@@ -41,7 +43,7 @@ def grad(
     seeds = [_seed(o, g, f"grad_outputs[{i}]") for i, (o, g) in enumerate(pairs)]
     sink = _Capture(inputs)
     retain = create_graph if retain_graph is None else retain_graph or create_graph
-    _walk(outputs, seeds, retain, create_graph, sink)
+    _walk(outputs, seeds, retain, create_graph, sink, rules or {})
     results = tuple(sink.grads.get(_key(t)) for t in inputs)
     for i, result in enumerate(results):
         if result is None and not allow_unused:
@@ -123,7 +125,7 @@ class _Capture:
                 self.grads[node, index] = grads[index]
 
 
-def _walk(outputs, seeds, retain_graph, create_graph, sink):
+def _walk(outputs, seeds, retain_graph, create_graph, sink, rules):
     order = _topological_order([o._node for o in outputs if o._node is not None])
     # Only nodes from which a wanted tensor can be reached are worth visiting.
     useful = set()
@@ -143,7 +145,7 @@ def _walk(outputs, seeds, retain_graph, create_graph, sink):
             grads = pending.pop(node, None)
             if grads is not None and node in useful:
                 sink.node(node, grads)
-                _visit(node, grads, pending, useful, sink)
+                _visit(node, grads, pending, useful, sink, rules)
             if not retain_graph:
                 node.release()
 
@@ -168,12 +170,13 @@ def _topological_order(roots) -> list:
     return order
 
 
-def _visit(node, grads, pending, useful, sink):
+def _visit(node, grads, pending, useful, sink, rules):
     filled = [
         _zeros(meta, grads) if g is None and meta[1].kind == "f" else g
         for g, meta in zip(grads, node.output_meta, strict=True)
     ]
-    results = node.backward(*filled)
+    rule = rules.get(type(node))
+    results = node.backward(*filled) if rule is None else rule(node, *filled)
     if not isinstance(results, tuple):
         results = (results,)
     if len(results) != len(node.edges):
