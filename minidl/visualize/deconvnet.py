@@ -33,7 +33,7 @@ from minidl.ops.conv import BiasReLU
 from minidl.ops.elementwise import ReLU
 from minidl.ops.norm import LocalResponseNorm
 from minidl.tensor import Tensor, enable_grad
-from minidl.visualize.observe import as_images, as_maps, check_channel, observe
+from minidl.visualize.observe import as_images, as_maps, check_channel, observe, strongest
 
 
 def _rectify(node, down):
@@ -97,9 +97,3 @@ def _check_position(position, size, layer):
             f"position must be a (row, column) below {size}, the size of the maps of layer "
             f"{layer!r}, got {position.tolist()}"
         )
-
-
-def strongest(planes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(rows, columns) of the largest element of each plane (..., h, w); the first of equals."""
-    flat = planes.reshape(*planes.shape[:-2], -1).argmax(axis=-1)
-    return np.unravel_index(flat, planes.shape[-2:])

@@ -93,3 +93,9 @@ def check_channel(channel, channels: int, layer: str) -> None:
         raise ValueError(
             f"channel must lie in [0, {channels}), the maps of layer {layer!r}, got {channel}"
         )
+
+
+def strongest(planes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(rows, columns) of the largest element of each plane (..., h, w); the first of equals."""
+    flat = planes.reshape(*planes.shape[:-2], -1).argmax(axis=-1)
+    return np.unravel_index(flat, planes.shape[-2:])
