@@ -40,7 +40,8 @@ def save_projections(path, image, projections, patches, layer: str) -> None:
     `image` (C, H, W) is shown first, with the patches framed; `projections` {channel: (C, H, W)}
     and `patches` {channel: Patch} belong together.
     """
-    figure, cells = _grid(len(patches) + 1, cell=(2.8, 1.9), title=f"Deconvnet from {layer}")
+    title = f"Strongest activations of {layer}: projections (left) and the patches they see"
+    figure, cells = _grid(len(patches) + 1, cell=(2.8, 1.7), title=title)
     whole = cells[0].subplots()
     _show(whole, unit_range(as_picture(image)))
     whole.set_title("the image, its patches framed", fontsize=8)
@@ -63,7 +64,7 @@ def save_top_patches(path, patches, projections, layer: str) -> None:
 
     `patches` {channel: [Patch, ...]}, `projections` {channel: (k, C, H, W)} in the same order.
     """
-    title = f"Strongest patches for {layer}, beside their projections (left)"
+    title = f"Images with the strongest activations of {layer}: projections (left) and patches"
     figure, cells = _grid(len(patches), cell=(4.4, 2.4), title=title)
     for cell, (channel, chosen) in zip(cells, patches.items(), strict=True):
         cell.suptitle(
@@ -117,12 +118,14 @@ def _draw_classes(axes, best, class_names, extent):
     from matplotlib import colormaps
     from matplotlib.patches import Patch
 
-    classes, index, counts = np.unique(best, return_inverse=True, return_counts=True)
-    colours = colormaps["tab20"](np.arange(len(classes)) % 20)
-    axes.imshow(colours[index.reshape(best.shape)], extent=extent)
-    order = np.argsort(-counts, kind="stable")[:_LEGEND_CLASSES]
+    classes, counts = np.unique(best, return_counts=True)
+    classes = classes[np.argsort(-counts, kind="stable")]
+    colours = colormaps["tab10" if len(classes) <= 10 else "tab20"].colors
+    colour_of = {label: colours[i % len(colours)] for i, label in enumerate(classes)}
+    axes.imshow([[colour_of[label] for label in row] for row in best], extent=extent)
+    shown = classes[:_LEGEND_CLASSES]
     axes.legend(
-        handles=[Patch(color=colours[i], label=class_names[classes[i]]) for i in order],
+        handles=[Patch(color=colour_of[label], label=class_names[label]) for label in shown],
         fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), handlelength=1,
     )  # fmt: skip
     axes.set_title("most probable class", fontsize=9)
@@ -130,17 +133,18 @@ def _draw_classes(axes, best, class_names, extent):
 
 def _save_sheet(path, pictures, title):
     """Tiles, with the number of each row's first picture and the offsets within a row."""
-    sheet = tile(pictures)
+    gap = min(1, pictures[0].size - 1)  # single values lie side by side
+    sheet = tile(pictures, gap)
     columns = tile_columns(len(pictures))
     rows = math.ceil(len(pictures) / columns)
-    height, width = ((sheet.shape[axis] + 1) / n for axis, n in ((0, rows), (1, columns)))
+    height, width = pictures[0].shape[0] + gap, pictures[0].shape[1] + gap
     side = min(max(4.0, 0.5 * columns), 14)
     figure = _figure((side + 0.5, side * rows / columns * height / width + 0.9))
     figure.suptitle(title, fontsize=10)
     axes = figure.subplots()
     axes.imshow(sheet, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    axes.set_xticks(np.arange(columns) * width + (width - 2) / 2, np.arange(columns))
-    axes.set_yticks(np.arange(rows) * height + (height - 2) / 2, np.arange(rows) * columns)
+    axes.set_xticks(np.arange(columns) * width + (width - gap - 1) / 2, np.arange(columns))
+    axes.set_yticks(np.arange(rows) * height + (height - gap - 1) / 2, np.arange(rows) * columns)
     axes.tick_params(length=0, labelsize=6 if columns > 12 else 8)
     axes.spines[:].set_visible(False)
     axes.set_xlabel("number = left + below", fontsize=8)
