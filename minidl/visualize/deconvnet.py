@@ -27,7 +27,7 @@ Source: Zeiler and Fergus, "Visualizing and understanding convolutional networks
 import numpy as np
 
 from minidl import ops
-from minidl.array_module import get_array_module, to_device
+from minidl.array_module import device_of, to_device
 from minidl.graph import grad
 from minidl.ops.conv import BiasReLU
 from minidl.ops.elementwise import ReLU
@@ -73,21 +73,21 @@ def project(model, image, layer: str, channel, position=None) -> np.ndarray:
 
 
 def _one_activation(maps, layer, channel, position):
-    """`maps` (N, C, h, w), zero but for one element an image."""
+    """`maps` (N, C, h, w), zero but for one element an image, on their device."""
+    device, maps = device_of(maps), to_device(maps, "cpu")
     count, channels, height, width = maps.shape
     check_channel(channel, channels, layer)
     each = np.arange(count)
     channel = np.broadcast_to(channel, count)
     if position is None:
-        planes = to_device(maps, "cpu")[each, channel]
-        position = np.stack(strongest(planes), axis=1)
+        position = np.stack(strongest(maps[each, channel]), axis=1)
     else:
         _check_position(position, (height, width), layer)
     rows, columns = np.broadcast_to(position, (count, 2)).T
-    kept = get_array_module(maps).zeros_like(maps)
     place = (each, channel, rows, columns)
+    kept = np.zeros_like(maps)
     kept[place] = maps[place]
-    return kept
+    return to_device(kept, device)
 
 
 def _check_position(position, size, layer):

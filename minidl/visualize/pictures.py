@@ -161,10 +161,7 @@ def _grid(count, cell, title):
 
 
 def _figure(size):
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise RuntimeError("pictures need matplotlib: pip install matplotlib") from error
+    from matplotlib.figure import Figure
 
     return Figure(figsize=size, layout="constrained")
 
