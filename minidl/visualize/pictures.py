@@ -82,10 +82,7 @@ def save_occlusion(path, image, result, class_names, layer: str) -> None:
     from matplotlib.patches import Rectangle
 
     figure = _figure((12, 3.4))
-    figure.suptitle(
-        f"A grey square of {result.size} pixels slides over the image; "
-        f"correct class: {class_names[result.label]}"
-    )
+    figure.suptitle(f"A grey square of {result.size} pixels slides over the image")
     first, *others = figure.subplots(1, 4)
     height, width = image.shape[1:]
     first.imshow(unit_range(as_picture(image)), cmap="gray", vmin=0, vmax=1)
@@ -94,8 +91,9 @@ def save_occlusion(path, image, result, class_names, layer: str) -> None:
     half = result.stride / 2
     rows, columns = result.probability.shape
     extent = (-half, columns * result.stride - half, rows * result.stride - half, -half)
+    name = class_names[result.label]
     heat = (
-        (others[0], result.probability, "probability of the correct class", (0, 1)),
+        (others[0], result.probability, f"probability of class {name:.20}", (0, 1)),
         (others[1], result.activation, f"total activation of {layer}, map {result.channel}", ()),
     )
     for axes, values, title, limits in heat:
@@ -123,9 +121,9 @@ def _draw_classes(axes, best, class_names, extent):
     colours = colormaps["tab10" if len(classes) <= 10 else "tab20"].colors
     colour_of = {label: colours[i % len(colours)] for i, label in enumerate(classes)}
     axes.imshow([[colour_of[label] for label in row] for row in best], extent=extent)
-    shown = classes[:_LEGEND_CLASSES]
+    shown = [(colour_of[label], class_names[label]) for label in classes[:_LEGEND_CLASSES]]
     axes.legend(
-        handles=[Patch(color=colour_of[label], label=class_names[label]) for label in shown],
+        handles=[Patch(color=colour, label=f"{name:.20}") for colour, name in shown],
         fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), handlelength=1,
     )  # fmt: skip
     axes.set_title("most probable class", fontsize=9)
