@@ -76,13 +76,15 @@ def _one_activation(maps, layer, channel, position):
     """`maps` (N, C, h, w), zero but for one element an image, on their device."""
     device, maps = device_of(maps), to_device(maps, "cpu")
     count, channels, height, width = maps.shape
+    if np.shape(channel) not in ((), (count,)):
+        raise ValueError(f"channel must be one number or one an image ({count}), got {channel}")
     check_channel(channel, channels, layer)
     each = np.arange(count)
     channel = np.broadcast_to(channel, count)
     if position is None:
         position = np.stack(strongest(maps[each, channel]), axis=1)
     else:
-        _check_position(position, (height, width), layer)
+        _check_position(position, count, (height, width), layer)
     rows, columns = np.broadcast_to(position, (count, 2)).T
     place = (each, channel, rows, columns)
     kept = np.zeros_like(maps)
@@ -90,10 +92,11 @@ def _one_activation(maps, layer, channel, position):
     return to_device(kept, device)
 
 
-def _check_position(position, size, layer):
+def _check_position(position, count, size, layer):
     position = np.asarray(position)
-    if position.shape[-1:] != (2,) or not np.all((0 <= position) & (position < size)):
+    fits = position.shape in ((2,), (count, 2))
+    if not fits or not np.all((0 <= position) & (position < size)):
         raise ValueError(
             f"position must be a (row, column) below {size}, the size of the maps of layer "
-            f"{layer!r}, got {position.tolist()}"
+            f"{layer!r}, or one an image ({count}), got {position.tolist()}"
         )

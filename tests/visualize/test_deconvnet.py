@@ -268,7 +268,9 @@ def test_mistakes():
     for channel in (-1, 6, [0, 6]):
         with pytest.raises(ValueError, match=r"channel must lie in \[0, 6\)"):
             project(model, image, "relu2", channel)
-    for position in ((3, 0), (0, -1), 1, (0, 0, 0)):
+    with pytest.raises(ValueError, match="one an image"):
+        project(model, image, "relu2", [0, 1])
+    for position in ((3, 0), (0, -1), 1, (0, 0, 0), [(0, 0), (1, 1)]):
         with pytest.raises(ValueError, match="position"):
             project(model, image, "relu2", 0, position)
     with pytest.raises(ValueError, match="image must have shape"):
