@@ -11,6 +11,7 @@ import math
 import os
 import pickle
 import pickletools
+import struct
 import zipfile
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -29,6 +30,11 @@ _SAVE_AGAIN = "with PyTorch, save the state dict alone: torch.save(model.state_d
 _UNPICKLING_ERRORS = (
     pickle.UnpicklingError, ArithmeticError, AttributeError, EOFError, LookupError, MemoryError,
     TypeError, ValueError,
+)  # fmt: skip
+# What zipfile raises for a damaged file; OSError is a seek to nowhere.
+_ZIP_ERRORS = (
+    zipfile.BadZipFile, struct.error, EOFError, NotImplementedError, OSError, OverflowError,
+    RuntimeError, UnicodeDecodeError,
 )  # fmt: skip
 
 
@@ -62,8 +68,7 @@ def read_archive(path) -> dict[str, np.ndarray]:
             state = _find_state(_unpickle(records.read("data.pkl", _MAX_PICKLE_BYTES)))
             storages = _Storages(records)
             return {name: _materialise(name, tensor, storages) for name, tensor in state.items()}
-    # zipfile's own ways to say that a file is damaged; OSError is a seek to nowhere.
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, OSError, RuntimeError) as error:
+    except _ZIP_ERRORS as error:
         raise ArchiveError(f"a damaged or truncated archive: {error}") from error
 
 
@@ -346,8 +351,8 @@ def _materialise(name, tensor: _Tensor, storages: Mapping) -> np.ndarray:
     # An expanded tensor has more elements than its storage: a small file could ask for any memory.
     if numel > flat.size or (numel and last >= flat.size):
         raise ArchiveError(
-            f"{name}: size {tensor.size}, stride {tensor.stride} and offset {tensor.offset} ask for "
-            f"more than its storage of {flat.size} elements"
+            f"{name}: size {tensor.size}, stride {tensor.stride} and offset {tensor.offset} ask "
+            f"for more than its storage of {flat.size} elements"
         )
     try:
         if numel == 0:
