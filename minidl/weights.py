@@ -168,14 +168,18 @@ def load_into(module: Module, path_or_state, names=None, ignore: Iterable[str] =
 def public_state(module: Module, names=None) -> dict[str, np.ndarray]:
     """The state of `module` under public names: `load_into` with the same `names` takes it back.
 
-    The arrays are those of ``module.state_dict()``, in its order. ValueError if `names` gives two
-    entries one name.
+    The arrays are those of ``module.state_dict()``, in its order. TypeError if `names` maps no
+    strings to strings, ValueError if it gives two entries one name.
     """
+    names = {} if names is None else names
+    parts = [*names, *names.values()] if isinstance(names, Mapping) else [None]
+    if not all(isinstance(part, str) for part in parts):
+        raise TypeError(f"names must map prefixes to prefixes, got {names!r}")
     own = module.state_dict()
     public = {}
     taken = {}
     for name, array in own.items():
-        new = _translate(name, names or {})
+        new = _translate(name, names)
         if new in public:
             raise ValueError(f"names gives {taken[new]} and {name} the one name {new}")
         public[new] = array
