@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minidl.array_module import to_device
+from minidl.array_module import is_array, to_device
 from minidl.files import atomic_path
 from minidl.nn.module import Module
 from minidl.pth import read_archive, widen_bfloat16
@@ -22,7 +22,7 @@ from minidl.tensor import Tensor
 _SAFETENSORS_TYPES = {
     "F16", "F32", "F64", "BF16", "I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64", "BOOL",
 }  # fmt: skip
-_SAVED_TYPES = {
+_NUMPY_TYPES = {
     "float16", "float32", "float64", "int8", "int16", "int32", "int64",
     "uint8", "uint16", "uint32", "uint64", "bool",
 }  # fmt: skip
@@ -101,23 +101,22 @@ def save(path, module_or_state) -> None:
     """Write a Module's state, or a mapping name -> array or Tensor, as safetensors, atomically.
 
     Arrays become contiguous and little-endian; tied ones are written under each of their names.
-    TypeError for a name that is no string or a value that is not an array of numbers or bools;
-    OSError where writing fails: the old file stays.
+    TypeError for a name that is no string or a value that is not an array of numbers or bools,
+    ValueError for the name "__metadata__", which the format reserves; OSError where writing fails:
+    the old file stays.
     """
     from safetensors.numpy import save_file
 
     state = _as_state(module_or_state)
-    arrays = {}
-    for name, value in state.items():
-        if not isinstance(name, str) or name in ("", "__metadata__"):
-            raise TypeError(f"names in a weights file must be non-empty strings, got {name!r}")
-        arrays[name] = np.asarray(value, value.dtype.newbyteorder("="), order="C")
+    if "__metadata__" in state:
+        raise ValueError("safetensors files cannot hold an array named '__metadata__'")
+    arrays = {n: np.asarray(a, a.dtype.newbyteorder("="), order="C") for n, a in state.items()}
     with atomic_path(path) as temporary:
         save_file(arrays, temporary, {"format": "pt"})
 
 
 def _as_state(module_or_state) -> dict[str, np.ndarray]:
-    """The arrays of a Module or mapping, on the CPU; TypeError for anything but numbers."""
+    """The arrays of a Module or mapping, on the CPU; TypeError for other names and values."""
     if isinstance(module_or_state, Module):
         module_or_state = module_or_state.state_dict()
     if not isinstance(module_or_state, Mapping):
@@ -125,11 +124,14 @@ def _as_state(module_or_state) -> dict[str, np.ndarray]:
         raise TypeError(f"weights must be a Module or a mapping of arrays, got {kind}")
     state = {}
     for name, value in module_or_state.items():
-        value = to_device(value._array, "cpu") if isinstance(value, Tensor) else value
-        if not isinstance(value, np.ndarray) or value.dtype.name not in _SAVED_TYPES:
+        if not isinstance(name, str):
+            raise TypeError(f"names of weights must be strings, got {name!r}")
+        value = value._array if isinstance(value, Tensor) else value
+        value = np.asarray(value) if isinstance(value, np.generic) else value
+        if not is_array(value) or value.dtype.name not in _NUMPY_TYPES:
             what = getattr(value, "dtype", type(value).__name__)
             raise TypeError(f"{name} must be an array of numbers or a Tensor, got {what}")
-        state[name] = value
+        state[name] = to_device(value, "cpu")
     return state
 
 
