@@ -13,7 +13,6 @@ import pickle
 import pickletools
 import struct
 import zipfile
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -250,9 +249,11 @@ def _check_program(data: bytes) -> None:
             marks.append(len(stack))
         else:
             operands, items = _take(opcode, stack, marks)
-            keys = {"SETITEM": operands[1:2], "SETITEMS": items[::2]}.get(name, ())
-            keys = items if name in ("ADDITEMS", "FROZENSET") else keys
-            if any(made != "atom" for made in keys):
+            hashed = {
+                "SETITEM": operands[1:2], "SETITEMS": items[::2], "ADDITEMS": items,
+                "FROZENSET": items,
+            }.get(name, ())  # fmt: skip
+            if any(made != "atom" for made in hashed):
                 raise ArchiveError("the pickle uses a key that is neither a string nor a number")
             if name == "BUILD" and operands[0] == "name":
                 raise ArchiveError("the pickle changes a function or class")
@@ -344,7 +345,7 @@ def widen_bfloat16(bits: np.ndarray) -> np.ndarray:
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
-def _materialise(name, tensor: _Tensor, storages: Mapping) -> np.ndarray:
+def _materialise(name, tensor: _Tensor, storages: _Storages) -> np.ndarray:
     flat = storages[tensor.storage]
     numel = math.prod(tensor.size)
     last = tensor.offset + sum((n - 1) * s for n, s in zip(tensor.size, tensor.stride, strict=True))

@@ -37,7 +37,7 @@ class WeightsError(ValueError):
 
 
 def read(path) -> dict[str, np.ndarray]:
-    """The state dict in a file: name -> read-only array, in the file's order.
+    """The state dict in a file: name -> read-only array.
 
     The content, not the file's name, tells which kind it is: safetensors (of a minidl checkpoint,
     the model's arrays), or an archive of ``torch.save``, for which see
@@ -151,11 +151,11 @@ def load_into(module: Module, path_or_state, names=None, ignore: Iterable[str] =
     """
     if isinstance(ignore, str):
         raise TypeError(f"ignore must be a sequence of prefixes, got the string {ignore!r}")
+    own = public_state(module, names)
     if isinstance(path_or_state, str | os.PathLike):
         source, state = f"{path_or_state}: ", read(path_or_state)
     else:
         source, state = "", _as_state(path_or_state)
-    own = public_state(module, names)
     dropped = [prefix.removesuffix(".") for prefix in ignore]
     state = {n: a for n, a in state.items() if not any(_covers(p, n) for p in dropped)}
     problems = _differences(own, state)

@@ -425,7 +425,7 @@ def test_pickles_that_exhaust_or_rewrite_are_refused(load, value, message):
 
 
 @pytest.mark.parametrize("value", [
-    b"Nr" + struct.pack("<I", 2**31),  # a memo index
+    b"Nr" + struct.pack("<I", 2**23),  # a memo index
     b"\x96" + struct.pack("<Q", 2**40),  # lengths of a bytearray, a string, bytes and a frame
     b"X" + struct.pack("<I", 2**31),
     b"B" + struct.pack("<I", 2**31),
