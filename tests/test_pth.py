@@ -421,7 +421,7 @@ DOUBLING = b")q\x00" + b"h\x00h\x00\x86q\x00" * 100
 ], ids=lambda value: str(value)[:20])  # fmt: skip
 def test_pickles_that_exhaust_or_rewrite_are_refused(load, value, message):
     with pytest.raises(ArchiveError, match=message):
-        load(archive(value))
+        load(archive(program(value)))
 
 
 @pytest.mark.parametrize("value", [
@@ -432,7 +432,7 @@ def test_pickles_that_exhaust_or_rewrite_are_refused(load, value, message):
     b"\x95" + struct.pack("<Q", 2**62),
 ], ids=lambda value: str(value)[:20])  # fmt: skip
 def test_numbers_in_a_pickle_allocate_nothing(load, value):
-    raw = archive(value)
+    raw = archive(program(value))
     tracemalloc.start()
     with pytest.raises(ArchiveError):
         load(raw)
