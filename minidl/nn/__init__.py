@@ -7,9 +7,10 @@ from minidl.nn.conv import Conv2d, ConvTranspose2d
 from minidl.nn.linear import Linear
 from minidl.nn.module import Module, Parameter
 from minidl.nn.norm import BatchNorm2d, LocalResponseNorm
-from minidl.nn.pool import AvgPool2d, GlobalAvgPool2d, MaxPool2d
+from minidl.nn.pool import AdaptiveAvgPool2d, AvgPool2d, GlobalAvgPool2d, MaxPool2d
 
 __all__ = [
+    "AdaptiveAvgPool2d",
     "AvgPool2d",
     "BatchNorm2d",
     "Conv2d",

@@ -59,3 +59,17 @@ class GlobalAvgPool2d(Module):
 
     def forward(self, x):
         return ops.global_avg_pool2d(x)
+
+
+class AdaptiveAvgPool2d(Module):
+    """Mean of each cell of a grid: (N, C, H, W) -> (N, C, *output_size), whatever H and W."""
+
+    def __init__(self, output_size):
+        super().__init__()
+        self.output_size = pair("output_size", output_size)
+
+    def forward(self, x):
+        return ops.adaptive_avg_pool2d(x, self.output_size)
+
+    def extra_repr(self):
+        return f"{self.output_size}"

@@ -41,7 +41,13 @@ from minidl.ops.conv import bias_relu, conv2d, conv_transpose2d
 from minidl.ops.dropout import dropout
 from minidl.ops.loss import cross_entropy, log_softmax, mse_loss, softmax
 from minidl.ops.norm import batch_norm, local_response_norm
-from minidl.ops.pool import avg_pool2d, global_avg_pool2d, max_pool2d, max_unpool2d
+from minidl.ops.pool import (
+    adaptive_avg_pool2d,
+    avg_pool2d,
+    global_avg_pool2d,
+    max_pool2d,
+    max_unpool2d,
+)
 
 abs = absolute
 
@@ -74,7 +80,8 @@ for _function in _NAMED:
 Tensor.abs = absolute
 
 __all__ = [
-    "abs", "add", "avg_pool2d", "batch_norm", "bias_relu", "broadcast_to", "cast", "clip",
+    "abs", "adaptive_avg_pool2d", "add", "avg_pool2d", "batch_norm", "bias_relu", "broadcast_to",
+    "cast", "clip",
     "concatenate", "conv2d", "conv_transpose2d", "cross_entropy", "div", "dropout", "exp",
     "flatten", "getitem", "global_avg_pool2d", "linear", "local_response_norm", "log",
     "log_softmax", "logsumexp", "matmul", "max", "max_pool2d", "max_unpool2d", "maximum", "mean",

@@ -2,9 +2,13 @@
 
 from typing import NamedTuple
 
+import numpy as np
+
 from kernels.dispatch import kernels_for
 from kernels.geometry import padding4, pair
+from minidl.array_module import to_device
 from minidl.function import Function
+from minidl.ops.linalg import matmul
 from minidl.tensor import Tensor
 
 
@@ -179,3 +183,33 @@ def global_avg_pool2d(x) -> Tensor:
     """Mean of each plane: x (N, C, H, W) -> (N, C, 1, 1); Lin, Chen and Yan 2014, section 3.2."""
     _check_images(x)
     return GlobalAvgPool2d()(x)
+
+
+def adaptive_avg_pool2d(x, output_size) -> Tensor:
+    """Mean of each cell of an OH x OW grid laid over the plane: (N, C, H, W) -> (N, C, OH, OW).
+
+    `output_size`: an int or (OH, OW). Cell i spans the rows floor(i H / OH) to
+    ceil((i + 1) H / OH): neighbours overlap where OH does not divide H. Raises ValueError for an x
+    without four axes or an empty plane.
+    """
+    _check_images(x)
+    if 0 in x.shape[2:]:
+        raise ValueError(f"x must have a plane of at least 1x1, got shape {x.shape}")
+    size = pair("output_size", output_size)
+    if size == x.shape[2:]:
+        return x
+    # The mean is separable: one averaging matrix for the rows, one for the columns.
+    rows, columns = (
+        Tensor._wrap(to_device(_cell_means(n, cells, x.dtype), x.device))
+        for n, cells in zip(x.shape[2:], size, strict=True)
+    )
+    return matmul(matmul(rows, x), columns.T)
+
+
+def _cell_means(n, cells, dtype):
+    """(cells, n) whose row i averages the elements of cell i."""
+    means = np.zeros((cells, n), dtype)
+    for i in range(cells):
+        start, stop = i * n // cells, -(-(i + 1) * n // cells)
+        means[i, start:stop] = 1 / (stop - start)
+    return means

@@ -21,6 +21,7 @@ LAYERS = {
     "MaxPool2d": (lambda: nn.MaxPool2d(3, 2, 1), (2, 2, 5, 5)),
     "AvgPool2d": (lambda: nn.AvgPool2d(2, ceil_mode=True, count_include_pad=False), (2, 2, 5, 5)),
     "GlobalAvgPool2d": (nn.GlobalAvgPool2d, (2, 3, 4, 4)),
+    "AdaptiveAvgPool2d": (lambda: nn.AdaptiveAvgPool2d((2, 3)), (2, 2, 5, 4)),
     "Dropout": (lambda: nn.Dropout(0.3), (4, 5)),
     "ReLU": (nn.ReLU, (3, 4)),
     "Tanh": (nn.Tanh, (3, 4)),

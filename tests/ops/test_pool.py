@@ -1,5 +1,7 @@
 """Pooling ops: gradients on both backends, PyTorch as oracle, unpooling from switches."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -66,6 +68,36 @@ def test_max_unpool2d(backend, data):
     assert_gradients_match(lambda y: ops.max_unpool2d(y, switches, (5, 5)) ** 2, leaf)
 
 
+SIDES = st.tuples(st.integers(1, 7), st.integers(1, 7))
+
+
+@given(SIDES, SIDES)
+@settings(few, max_examples=30)
+def test_adaptive_avg_pool2d(backend, plane, size):
+    """Every cell is the mean of its rows and columns, by the definition; its gradient follows."""
+    x = np.random.default_rng(0).standard_normal((2, 3, *plane))
+    y = ops.adaptive_avg_pool2d(Tensor(x), size).numpy()
+    for i, j in np.ndindex(size):
+        rows, columns = (
+            slice(math.floor(k * n / cells), math.ceil((k + 1) * n / cells))
+            for k, n, cells in zip((i, j), plane, size, strict=True)
+        )
+        expected = x[:, :, rows, columns].mean(axis=(2, 3))
+        np.testing.assert_allclose(y[:, :, i, j], expected, 1e-12, 1e-12)
+    leaf = Tensor(x, requires_grad=True)
+    assert_gradients_match(lambda x: ops.adaptive_avg_pool2d(x, size), leaf)
+
+
+@given(SIDES, SIDES)
+@settings(few, max_examples=30)
+def test_adaptive_avg_pool2d_against_torch(backend, plane, size):
+    torch = pytest.importorskip("torch")
+    x = np.random.default_rng(0).standard_normal((2, 3, *plane))
+    theirs = torch.nn.functional.adaptive_avg_pool2d(torch.tensor(x), size).numpy()
+    ours = ops.adaptive_avg_pool2d(Tensor(x), size).numpy()
+    np.testing.assert_allclose(ours, theirs, 1e-12, 1e-12)
+
+
 def symmetric(p):
     """PyTorch pads both sides alike."""
     return p.padding[0] == p.padding[1] and p.padding[2] == p.padding[3]
@@ -97,6 +129,7 @@ def test_against_torch(backend, p, count_include_pad, data):
 def test_float32_stays_float32(backend):
     x = Tensor(np.random.default_rng(0).random((2, 3, 6, 6), np.float32), requires_grad=True)
     y = ops.max_pool2d(x, 2) + ops.avg_pool2d(x, 2) + ops.global_avg_pool2d(x)
+    y = y + ops.adaptive_avg_pool2d(x, 3)
     y.sum().backward()
     assert y.dtype == x.grad.dtype == np.float32
 
@@ -109,6 +142,9 @@ def test_errors_name_the_argument(backend):
         (lambda: ops.max_pool2d(x, 5), ValueError, "kernel_size"),
         (lambda: ops.max_pool2d(x[0], 2), ValueError, "x must have shape"),
         (lambda: ops.avg_pool2d(x, 0), ValueError, "kernel_size"),
+        (lambda: ops.adaptive_avg_pool2d(x, 0), ValueError, "output_size"),
+        (lambda: ops.adaptive_avg_pool2d(x[0], 2), ValueError, "x must have shape"),
+        (lambda: ops.adaptive_avg_pool2d(x[:, :, :0], 2), ValueError, "at least 1x1"),
         (lambda: ops.avg_pool2d(x, 2, stride="a"), TypeError, "stride"),
         (lambda: ops.max_unpool2d(y, switches, (2, 2)), ValueError, "switches"),
         (lambda: ops.max_unpool2d(y, switches[:, :, :1], (4, 4)), ValueError, "switches"),
