@@ -355,7 +355,7 @@ ARCHITECTURE = Architecture(
     title="LeNet-5 (LeCun et al. 1998)",
     build=build,
     recipe=recipe,
-    input_shape=(1, 32, 32),
+    input_shape=lambda **options: (1, 32, 32),
     options=(
         click.Option(
             ["--variant"], type=click.Choice(["modern", "1998"]), default="modern",

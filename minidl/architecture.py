@@ -1,6 +1,6 @@
 """What the command line needs to know of a network: how to build it, train it and read it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from minidl import ops
@@ -9,6 +9,19 @@ from minidl import ops
 def softmax_cross_entropy(model, outputs, labels):
     """Mean cross-entropy of logits (N, C) with integer labels (N,)."""
     return ops.cross_entropy(outputs, labels)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A way of testing that looks at each image more than once.
+
+    `transform(images, rng)` gives views (N, V, C, H, W), whose class probabilities are averaged.
+    `prepare(model)` gives the module that scores them (N V, C, H, W) -> (N V, classes).
+    """
+
+    transform: Callable
+    prepare: Callable = field(default=lambda model: model)
+    batch_size: int = 8
 
 
 @dataclass(frozen=True)
@@ -31,19 +44,35 @@ class Recipe:
     loss: Callable = softmax_cross_entropy
     # From the network's outputs to (N, C) scores whose softmax gives the class probabilities.
     scores: Callable = field(default=lambda outputs: outputs)
+    # Called with the model after every step of the optimiser.
+    after_step: Callable | None = None
+    # What `evaluate --protocol` offers besides the single view of `eval_transform`.
+    protocols: Mapping[str, Protocol] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Architecture:
     """A network as the command line sees it.
 
-    `build(num_classes, **options)` gives the module, `recipe(**options)` its Recipe and
-    `input_shape` the (C, H, W) it takes. `options` are click options, passed by their names.
+    `options` are click options, passed by their names: `build(num_classes, **options)` gives the
+    module, `recipe(**options)` its Recipe and `input_shape(**options)` the (C, H, W) it takes.
+
+    A network whose paper trains it on ImageNet comes in two sizes (`has_small`): the three get an
+    option `full`, True for the paper's and False for a small form that suits the bundled digits.
+    `num_classes(**options)` is the paper's number of classes.
+
+    `public_names(**options)` maps names of the module's tree to those of public weights, see
+    `minidl.weights.load_into`; None where they are the same or there are none. `warm_start(model,
+    state)` copies what fits of another network's state, where the paper starts so.
     """
 
     name: str
     title: str
     build: Callable
     recipe: Callable
-    input_shape: tuple[int, int, int]
+    input_shape: Callable
     options: tuple = ()
+    num_classes: Callable = lambda **options: 10
+    has_small: bool = False
+    public_names: Callable | None = None
+    warm_start: Callable | None = None

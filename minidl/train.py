@@ -9,10 +9,11 @@ from pathlib import Path
 from minidl import checkpoint as checkpoints
 from minidl import random
 from minidl.array_module import to_device
+from minidl.evaluation import Running, count_correct, evaluate
 from minidl.history import write_history
 from minidl.optim.clip import clip_grad_norm_
 from minidl.optim.lr_scheduler import ReduceLROnPlateau
-from minidl.tensor import Tensor, no_grad
+from minidl.tensor import Tensor
 
 LAST = "last.safetensors"
 BEST = "best.safetensors"
@@ -22,60 +23,19 @@ class TrainingDiverged(RuntimeError):
     """The loss is no longer a finite number."""
 
 
-class Running:
-    """Loss and accuracy summed over the samples seen so far; plain numbers, fit for JSON."""
-
-    def __init__(self, loss_sum=0.0, correct=0, samples=0):
-        self.loss_sum = loss_sum
-        self.correct = correct
-        self.samples = samples
-
-    def add(self, loss: float, correct: int, samples: int) -> None:
-        """Count a batch with this mean loss."""
-        self.loss_sum += loss * samples
-        self.correct += correct
-        self.samples += samples
-
-    @property
-    def loss(self) -> float:
-        return self.loss_sum / self.samples if self.samples else math.nan
-
-    @property
-    def accuracy(self) -> float:
-        return self.correct / self.samples if self.samples else math.nan
-
-
-def count_correct(scores: Tensor, labels) -> int:
-    """How many rows of scores (N, C) are largest at their label."""
-    return int((to_device(scores._array, "cpu").argmax(axis=1) == labels).sum())
-
-
-def evaluate(model, loader, loss_function, scores=lambda outputs: outputs) -> Running:
-    """Loss and accuracy of `model` on a loader's batches, in evaluation mode, without a graph."""
-    was_training = model.training
-    model.eval()
-    total = Running()
-    with no_grad():
-        for images, labels in loader:
-            outputs = model(Tensor(images))
-            loss = loss_function(model, outputs, labels).item()
-            total.add(loss, count_correct(scores(outputs), labels), len(labels))
-    model.train(was_training)
-    return total
-
-
 class Trainer:
     """Trains `model` and keeps what is needed to go on in `directory`.
 
     `loss_function(model, outputs, labels)` gives a scalar tensor; `scores(outputs)` the (N, C)
     scores whose largest is the prediction. The schedule advances every batch or, with
-    ``schedule_by="epoch"``, every epoch. `about` is stored with every checkpoint.
+    ``schedule_by="epoch"``, every epoch; ``after_step(model)`` follows every step of the optimiser.
+    `about` is stored with every checkpoint.
     """
 
     def __init__(
         self, model, optimizer, train_loader, test_loader, loss_function, directory, epochs,
         *, scheduler=None, schedule_by="batch", clip_norm=None, scores=lambda outputs: outputs,
-        about=None, display=None,
+        after_step=None, about=None, display=None,
     ):  # fmt: skip
         if epochs < 1:
             raise ValueError(f"epochs must be at least 1, got {epochs}")
@@ -92,6 +52,7 @@ class Trainer:
         self.schedule_by = schedule_by
         self.clip_norm = clip_norm
         self.scores = scores
+        self.after_step = after_step
         self.about = about or {}
         self.display = display
         self.epoch = 1
@@ -150,9 +111,12 @@ class Trainer:
             if self.clip_norm is not None:
                 clip_grad_norm_(self.optimizer.parameters, self.clip_norm)
             self.optimizer.step()
+            if self.after_step is not None:
+                self.after_step(self.model)
             if self.scheduler is not None and self.schedule_by == "batch":
                 self.scheduler.step()
-            self.running.add(value, count_correct(self.scores(outputs), labels), len(labels))
+            scores = to_device(self.scores(outputs)._array, "cpu")
+            self.running.add(value, count_correct(scores, labels), len(labels))
             self.batch += 1
 
     def _finish_epoch(self, tested, speed):

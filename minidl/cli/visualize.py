@@ -5,6 +5,9 @@ from pathlib import Path
 import click
 import numpy as np
 
+from minidl.cli import common
+from minidl.cli.common import UserError, user_errors
+
 _SQUARE = 4  # side of the image over side of the occluding square
 _STEPS = 16  # places of the square along the shorter side
 _PATCHES = 9  # for each map, as in figure 2 of the paper
@@ -12,28 +15,30 @@ _BATCH = 64
 
 
 def visualize_command(architecture) -> click.Command:
-    """The command `visualize` of `architecture`; see its --help."""
-    from minidl import cli
+    """The command ``visualize`` of a network."""
 
     def command(
-        backend, seed, threads, data, checkpoint, image, layer, out, channels, top, label, invert
+        backend, seed, threads, data, skip_unreadable, workers, checkpoint, image, layer, out,
+        channels, top, label, invert,
     ):  # fmt: skip
-        cli._setup(backend, seed, threads)
-        model, recipe, state = cli._restored(architecture, checkpoint)
+        from minidl.data import DataLoader
+
+        common.setup(backend, seed, threads)
+        model, recipe, state = common.restored(architecture, checkpoint)
         _check_layer(model, layer)
-        pixels = cli._read_image(image, state.about["image_shape"], invert)
-        _, dataset = cli._load_data(data)
-        cli._check_images(architecture, dataset, recipe)
-        loader = cli._loader(dataset, recipe, _BATCH, training=False)
+        pixels = common.read_image(image, state.about["image_shape"], invert)
+        _, dataset = common.load_data(data, skip_unreadable)
+        common.check_images(architecture, dataset, recipe, state.about["options"])
+        loader = DataLoader(dataset, _BATCH, workers=workers, transform=recipe.eval_transform)
         names = state.about["class_names"]
-        with cli.user_errors(ValueError, OSError):
+        with user_errors(ValueError, OSError):
             study = _Study(model, recipe, pixels, layer, channels, top)
             written = study.draw(out, loader, names, _label_number(label, names))
         for path in written:
             click.echo(str(path))
 
     options = [
-        cli._CHECKPOINT,
+        common.CHECKPOINT,
         click.Argument(["image"], type=click.Path(path_type=Path)),
         click.Option(
             ["--layer"], default=None,
@@ -59,7 +64,7 @@ def visualize_command(architecture) -> click.Command:
             ["--invert"], is_flag=True,
             help="Swap light and dark: the digits of MNIST are light on dark.",
         ),
-        *cli._SHARED, cli._DATA,
+        *common.RUNTIME, *common.DATA,
     ]  # fmt: skip
     return click.Command(
         "visualize", callback=command, params=options,
@@ -70,12 +75,11 @@ def visualize_command(architecture) -> click.Command:
 
 
 def _check_layer(model, layer):
-    from minidl import cli
     from minidl.visualize.observe import layer_names
 
     known = layer_names(model)
     if layer not in known:
-        raise cli.UserError(f"--layer must be one of {', '.join(known)}, got {layer}")
+        raise UserError(f"--layer must be one of {', '.join(known)}, got {layer}")
 
 
 def _label_number(label, names):

@@ -15,7 +15,7 @@ from architectures.lenet import ARCHITECTURE
 from kernels import dispatch
 from minidl import cli, data
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 @pytest.fixture(autouse=True)

@@ -8,8 +8,8 @@ from PIL import Image
 from architectures.lenet import ARCHITECTURE
 from kernels import dispatch
 from minidl import checkpoint, data
+from minidl.cli.visualize import visualize_command
 from minidl.visualize import pictures
-from minidl.visualize.command import visualize_command
 
 KINDS = ("features", "deconvnet", "occlusion", "top")
 

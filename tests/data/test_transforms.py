@@ -15,6 +15,7 @@ from minidl.data.transforms import (
     CenterCrop,
     ColorJitter,
     Compose,
+    Mirrored,
     Normalize,
     Pad,
     PCALighting,
@@ -458,3 +459,13 @@ def test_covariance_of_a_set_an_array_and_a_list():
         covariance_eigen(images[:, :1])
     with pytest.raises(ValueError, match="at least one pixel"):
         covariance_eigen([])
+
+
+def test_mirrored_views():
+    images = np.random.default_rng(0).random((2, 3, 4, 5), np.float32)
+    views = Mirrored()(images, None)
+    assert views.shape == (2, 2, 3, 4, 5) and views.dtype == np.float32
+    assert (views[:, 0] == images).all() and (views[:, 1] == images[:, :, :, ::-1]).all()
+    assert (Mirrored()(list(images), None) == views).all()
+    with pytest.raises(ValueError):
+        Mirrored()([images[0], images[1, :, :2]], None)

@@ -6,8 +6,15 @@ others keep the form they get (RandomResize always gives a list). Nothing change
 """
 
 from minidl.data.transforms.affine import RandomAffine, sample_affine
-from minidl.data.transforms.basic import Compose, Normalize, Pad, RandomHorizontalFlip, ToRGB
-from minidl.data.transforms.color import ColorJitter, PCALighting, covariance_eigen
+from minidl.data.transforms.basic import (
+    Compose,
+    Mirrored,
+    Normalize,
+    Pad,
+    RandomHorizontalFlip,
+    ToRGB,
+)
+from minidl.data.transforms.color import ColorJitter, PCALighting, covariance_eigen, grey
 from minidl.data.transforms.crop import CenterCrop, RandomCrop, RandomResizedCrop, TenCrop
 from minidl.data.transforms.resize import RandomResize, Resize
 
@@ -15,6 +22,7 @@ __all__ = [
     "CenterCrop",
     "ColorJitter",
     "Compose",
+    "Mirrored",
     "Normalize",
     "PCALighting",
     "Pad",
@@ -27,5 +35,6 @@ __all__ = [
     "TenCrop",
     "ToRGB",
     "covariance_eigen",
+    "grey",
     "sample_affine",
 ]

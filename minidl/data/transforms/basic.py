@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from minidl.data.transforms.images import as_list, like
+from minidl.data.transforms.images import as_list, like, stack
 
 
 class Compose:
@@ -88,3 +88,14 @@ class RandomHorizontalFlip:
         chosen = rng.random(len(images)) < self.p
         pairs = zip(as_list(images), chosen, strict=True)
         return like(images, [image[:, :, ::-1] if mirrored else image for image, mirrored in pairs])
+
+
+class Mirrored:
+    """Two views of each image, itself and its mirror image: (N, C, H, W) -> (N, 2, C, H, W).
+
+    Takes a list whose images are of one size, too; ValueError for differing sizes.
+    """
+
+    def __call__(self, images, rng):
+        images = stack(as_list(images))
+        return np.stack([images, images[..., ::-1]], axis=1)

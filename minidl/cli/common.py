@@ -1,0 +1,175 @@
+"""What the commands have in common: options, errors, data, and networks restored from files."""
+
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+import numpy as np
+
+from kernels import dispatch
+from minidl import random
+
+INTERRUPTED = 130  # the shell's status for a program that SIGINT ended
+
+
+class UserError(click.ClickException):
+    """A mistake of the user's, reported in one line with exit status 2."""
+
+    exit_code = 2
+
+
+@contextmanager
+def user_errors(*kinds):
+    """Turn exceptions of these kinds into one-line errors."""
+    try:
+        yield
+    except kinds as error:
+        raise UserError(" ".join(str(error).split())) from error
+
+
+# -- options -----------------------------------------------------------------------------------
+
+RUNTIME = (
+    click.Option(
+        ["--backend"], type=click.Choice(dispatch.BACKENDS), default="auto", show_default=True,
+        help="Kernels to use: the readable NumPy ones (reference), the fast ones (cpu), or the "
+        "fastest for this machine (auto). Those for NVIDIA GPUs (cuda) are still to come.",
+    ),
+    click.Option(
+        ["--seed"], type=click.IntRange(min=0), default=0, show_default=True,
+        help="Start of all random numbers: the same seed gives the same run.",
+    ),
+    click.Option(
+        ["--threads"], type=click.IntRange(min=1), default=None,
+        help="Processor cores to use.  [default: all]",
+    ),
+)  # fmt: skip
+
+DATA = (
+    click.Option(
+        ["--data"], type=click.Path(path_type=Path), default=None,
+        help="Directory of a data set: IDX files (MNIST and its relatives), CIFAR-10 or CIFAR-100, "
+        "or a folder of images a class.  [default: the 5,000 digits that come with minidl]",
+    ),
+    click.Option(
+        ["--skip-unreadable"], is_flag=True,
+        help="Leave out pictures that cannot be decoded, and report them, instead of stopping.",
+    ),
+    click.Option(
+        ["--workers"], type=click.IntRange(min=0), default=0, show_default=True,
+        help="Processes that decode and transform images; 0: a thread beside the training.",
+    ),
+)  # fmt: skip
+
+CHECKPOINT = click.Argument(["checkpoint"], type=click.Path(path_type=Path))
+
+
+def setup(backend: str, seed: int, threads: int | None) -> None:
+    """Carry out the RUNTIME options."""
+    with user_errors(ValueError, RuntimeError):
+        dispatch.use(backend)
+        random.manual_seed(seed)
+        if threads is not None:
+            dispatch.set_num_threads(threads)
+
+
+def model_options(architecture, full: bool) -> list[click.Option]:
+    """The network's own options; `full` says which of its two sizes a command takes by default."""
+    options = list(architecture.options)
+    if architecture.has_small:
+        options.append(
+            click.Option(
+                ["--full/--small"], default=full, show_default=True,
+                help="The network of the paper, or a small form of it that suits the digits.",
+            )
+        )  # fmt: skip
+    return options
+
+
+# -- data ----------------------------------------------------------------------------------------
+
+
+def load_data(directory, skip_unreadable: bool = False):
+    """(train, test) from a directory, or the bundled digits."""
+    from minidl import data
+
+    if directory is None:
+        return data.bundled_digits()
+    with user_errors(ValueError, OSError):
+        return data.open_dataset(directory, "skip" if skip_unreadable else "raise")
+
+
+def check_images(architecture, dataset, recipe, options) -> None:
+    """One-line error unless the data set, transformed, has the shape that the network takes."""
+    if not len(dataset):
+        raise UserError("the data set is empty")
+    shape = architecture.input_shape(**options)
+    with user_errors(ValueError, OSError):
+        image, _ = dataset[0]
+        given = recipe.eval_transform(image[None], np.random.default_rng(0)).shape[1:]
+    if given != shape:
+        raise UserError(
+            f"{architecture.name} takes images of shape {shape}, the data gives {given} "
+            f"(from {dataset.image_shape})"
+        )
+
+
+def check_classes(class_names, dataset) -> None:
+    """One-line error unless the data set has as many classes as the network knows."""
+    if dataset.num_classes != len(class_names):
+        raise UserError(
+            f"the checkpoint knows {len(class_names)} classes, the data has {dataset.num_classes}"
+        )
+
+
+# -- networks from files -------------------------------------------------------------------------
+
+
+def load_checkpoint(architecture, path):
+    """The checkpoint at `path`, which must be one of this architecture."""
+    from minidl import checkpoint
+
+    with user_errors(ValueError, OSError):
+        state = checkpoint.load(path)
+    name = state.about.get("architecture")
+    if name != architecture.name:
+        raise UserError(f"{path}: a checkpoint of {name!r}, expected {architecture.name!r}")
+    return state
+
+
+def restored(architecture, path):
+    """(model in evaluation mode, recipe, what the checkpoint says of itself)."""
+    state = load_checkpoint(architecture, path)
+    with user_errors(ValueError, KeyError, TypeError):
+        options = state.about["options"]
+        model = architecture.build(num_classes=len(state.about["class_names"]), **options)
+        model.load_state_dict(state.model)
+    return model.eval(), architecture.recipe(**options), state
+
+
+def load_weights(architecture, model, path, options) -> None:
+    """Fill `model` from a file of weights, under public names or the network's own."""
+    from minidl import weights
+
+    with user_errors(ValueError, OSError):
+        state = weights.read(path)
+        own = model.state_dict().keys() <= state.keys()
+        names = architecture.public_names
+        weights.load_into(model, state, None if own or names is None else names(**options))
+
+
+def read_image(path, shape, invert=False) -> np.ndarray:
+    """A picture as float32 (C, H, W) in [0, 1]: of `shape`, or of its own size where that is open.
+
+    `shape` is the image_shape of a data set, whose images the network was trained on.
+    """
+    from minidl import data
+    from minidl.data import transforms
+
+    with user_errors(OSError, ValueError):
+        image = data.read_image(path)
+    if shape[0] == 1:
+        image = transforms.grey(image)
+    if None not in shape:
+        image = transforms.Resize(tuple(shape[1:]))([image], None)[0]
+    return 1 - image if invert else image

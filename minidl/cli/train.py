@@ -1,0 +1,148 @@
+"""``train``: from data and a recipe to checkpoints, a log and curves."""
+
+from pathlib import Path
+
+import click
+
+from minidl.cli import common
+from minidl.cli.common import UserError, user_errors
+
+
+def train_command(architecture) -> click.Command:
+    """The command ``train`` of a network."""
+
+    def command(
+        backend, seed, threads, data, skip_unreadable, workers, epochs, batch_size, lr, out, resume,
+        weights, warm_start=None, **options,
+    ):  # fmt: skip
+        from minidl.train import LAST
+
+        if sum(source is not None for source in (resume, weights, warm_start)) > 1:
+            raise UserError("--resume, --weights and --warm-start exclude each other")
+        out = out or Path("runs") / architecture.name
+        common.setup(backend, seed, threads)
+        train_set, test_set = common.load_data(data, skip_unreadable)
+        state = None
+        if resume is not None:
+            state = common.load_checkpoint(
+                architecture, resume / LAST if resume.is_dir() else resume
+            )
+            options = state.about["options"]
+            common.check_classes(state.about["class_names"], test_set)
+        settings = {"epochs": epochs, "batch_size": batch_size, "lr": lr}
+        trainer = _trainer(
+            architecture, options, settings, train_set, test_set, out, seed, workers, state
+        )
+        if weights is not None:
+            common.load_weights(architecture, trainer.model, weights, options)
+        if warm_start is not None:
+            with user_errors(ValueError):
+                architecture.warm_start(
+                    trainer.model, common.load_checkpoint(architecture, warm_start).model
+                )
+        return _run(architecture, trainer, out)
+
+    return click.Command(
+        "train", callback=command, params=_options(architecture), help="Train the network."
+    )
+
+
+def _options(architecture):
+    options = [
+        *common.RUNTIME, *common.DATA,
+        click.Option(["--epochs"], type=click.IntRange(min=1), help="Passes over the data."),
+        click.Option(["--batch-size"], type=click.IntRange(min=1), help="Images a step."),
+        click.Option(
+            ["--lr"], type=click.FloatRange(min=0, min_open=True), help="Learning rate."
+        ),
+        click.Option(
+            ["--out"], type=click.Path(path_type=Path),
+            help="Directory for checkpoints, log and curves.  "
+            f"[default: runs/{architecture.name}]",
+        ),
+        click.Option(
+            ["--resume"], type=click.Path(path_type=Path),
+            help="Go on from this checkpoint (or the last one of this directory), exactly where "
+            "it stopped; its own options count, but for --epochs and --out.",
+        ),
+        click.Option(
+            ["--weights"], type=click.Path(path_type=Path),
+            help="Start from the weights in this file (.safetensors or .pth).",
+        ),
+        *common.model_options(architecture, full=False),
+    ]  # fmt: skip
+    if architecture.warm_start is not None:
+        options.append(
+            click.Option(
+                ["--warm-start"], type=click.Path(path_type=Path),
+                help="Copy the layers that the paper copies from this checkpoint of a shallower "
+                "form.",
+            )
+        )  # fmt: skip
+    return options
+
+
+def _trainer(architecture, options, settings, train_set, test_set, out, seed, workers, state):
+    from minidl.data import DataLoader
+    from minidl.train import Trainer
+
+    recipe = architecture.recipe(**options)
+    stored = state.about["settings"] if state else {}
+    defaults = {"epochs": recipe.epochs, "batch_size": recipe.batch_size, "lr": recipe.lr}
+    asked = {name: value for name, value in settings.items() if value is not None}
+    if state:
+        # The length may change; what else the run was started with belongs to its state.
+        asked = {name: asked[name] for name in ("epochs",) if name in asked}
+    settings = {**defaults, **stored, **asked}
+    common.check_images(architecture, train_set, recipe, options)
+    with user_errors(ValueError):
+        model = architecture.build(num_classes=train_set.num_classes, **options)
+    train_loader = DataLoader(
+        train_set, settings["batch_size"], shuffle=True, seed=seed, workers=workers,
+        transform=recipe.train_transform,
+    )  # fmt: skip
+    test_loader = DataLoader(
+        test_set, settings["batch_size"], workers=workers, transform=recipe.eval_transform
+    )
+    optimizer = recipe.make_optimizer(model.parameters(), settings["lr"])
+    scheduler = None
+    if recipe.make_scheduler is not None:
+        scheduler = recipe.make_scheduler(optimizer, settings["epochs"], len(train_loader))
+    about = {
+        "architecture": architecture.name,
+        "options": options,
+        "settings": settings,
+        "class_names": train_set.class_names,
+        "image_shape": train_set.image_shape,
+    }
+    trainer = Trainer(
+        model, optimizer, train_loader, test_loader, recipe.loss, out, settings["epochs"],
+        scheduler=scheduler, schedule_by=recipe.schedule_by, clip_norm=recipe.clip_norm,
+        scores=recipe.scores, after_step=recipe.after_step, about=about,
+    )  # fmt: skip
+    if state:
+        with user_errors(ValueError, KeyError):
+            trainer.restore(state)
+    return trainer
+
+
+def _run(architecture, trainer, out):
+    from minidl.progress import TrainingDisplay
+    from minidl.train import BEST, LAST, TrainingDiverged
+    from minidl.visualize.curves import save_curves
+
+    with TrainingDisplay(trainer.epochs) as display:
+        trainer.display = display
+        try:
+            with user_errors(TrainingDiverged, OSError):
+                rows = trainer.run()
+        except KeyboardInterrupt:
+            click.echo(f"Stopped. To go on: train --resume {out / LAST}", err=True)
+            return common.INTERRUPTED
+    save_curves(out / "curves.png", rows, architecture.title)
+    best = max(rows, key=lambda row: row["test_accuracy"])
+    click.echo(
+        f"test accuracy {rows[-1]['test_accuracy']:.2%} after the last epoch, best "
+        f"{best['test_accuracy']:.2%} in epoch {best['epoch']}: {out / BEST}"
+    )
+    return 0
