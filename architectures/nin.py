@@ -1,0 +1,101 @@
+"""Network in Network: Lin, Chen and Yan, ICLR 2014.
+
+A convolution followed by two 1x1 convolutions ("mlpconv", figure 2) slides a small multilayer
+perceptron over the image. The last mlpconv has one map a class, averaged globally: there is no
+fully connected layer to overfit (section 3.2). GoogLeNet builds on both ideas. 966,986 parameters
+for CIFAR-10.
+"""
+
+from architectures.common import digits_recipe, initialize, on_plateau, scaled, sgd
+from minidl import cli, nn
+from minidl.architecture import Architecture, Recipe
+from minidl.data.transforms import (
+    Compose,
+    Normalize,
+    RandomCrop,
+    RandomHorizontalFlip,
+    Resize,
+    ToRGB,
+)
+
+SIZE = 32
+# Maps of the convolution and of its two 1x1 convolutions.
+MLPCONVS = ((192, 160, 96), (192, 192, 192), (192, 192, None))
+
+
+def mlpconv(in_channels: int, maps: tuple[int, int, int], kernel_size: int) -> nn.Sequential:
+    """A convolution and two of 1x1, each followed by ReLU (equation 2)."""
+    first, second, third = maps
+    return nn.Sequential(
+        {
+            "conv": nn.Conv2d(in_channels, first, kernel_size, padding=kernel_size // 2),
+            "relu1": nn.ReLU(),
+            "mlp1": nn.Conv2d(first, second, 1),
+            "relu2": nn.ReLU(),
+            "mlp2": nn.Conv2d(second, third, 1),
+            "relu3": nn.ReLU(),
+        }
+    )
+
+
+class NIN(nn.Sequential):
+    """(N, 3, H, W) -> logits (N, num_classes); `width` scales the inner maps."""
+
+    def __init__(self, num_classes: int = 10, width: float = 1.0, dropout: float = 0.5):
+        one, two, three = (
+            tuple(num_classes if c is None else scaled(c, width) for c in maps)
+            for maps in MLPCONVS
+        )
+        super().__init__(
+            {
+                "mlpconv1": mlpconv(3, one, 5),
+                "pool1": nn.MaxPool2d(3, 2, ceil_mode=True),
+                "drop1": nn.Dropout(dropout),
+                "mlpconv2": mlpconv(one[-1], two, 5),
+                "pool2": nn.MaxPool2d(3, 2, ceil_mode=True),
+                "drop2": nn.Dropout(dropout),
+                "mlpconv3": mlpconv(two[-1], three, 3),
+                "avgpool": nn.GlobalAvgPool2d(),
+                "flatten": nn.Flatten(),
+            }
+        )
+        initialize(self)
+
+
+def build(num_classes: int = 10, full: bool = True) -> NIN:
+    """The paper's network for CIFAR, or one of a quarter of its width."""
+    return NIN(num_classes, 1.0 if full else 0.25)
+
+
+def recipe(full: bool = True) -> Recipe:
+    """Section 4: batches of 128, momentum, the rate divided by 10 where progress stops; crops and
+    flips as in the paper's augmented run.
+    """
+    if not full:
+        return digits_recipe(SIZE)
+    scale = Compose(
+        ToRGB(), Resize((SIZE, SIZE)), Normalize((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+    )
+    return Recipe(
+        epochs=230,
+        batch_size=128,
+        lr=0.01,
+        make_optimizer=sgd(weight_decay=1e-4),
+        make_scheduler=on_plateau,
+        schedule_by="epoch",
+        train_transform=Compose(scale, RandomCrop(SIZE, padding=4), RandomHorizontalFlip()),
+        eval_transform=scale,
+    )
+
+
+ARCHITECTURE = Architecture(
+    name="nin",
+    title="Network in Network (Lin et al. 2014)",
+    build=build,
+    recipe=recipe,
+    input_shape=lambda **options: (3, SIZE, SIZE),
+    has_small=True,
+)
+
+if __name__ == "__main__":
+    cli.main(ARCHITECTURE)
