@@ -80,7 +80,8 @@ def pool_output_size(
     """(OH, OW) of a pooling: as `conv_output_size`, but rounded up in `ceil_mode`.
 
     Rounding up may add a last window, which is dropped again where it would start beyond the
-    image and its padding before (PyTorch's and Caffe's rule), for it would see only padding.
+    image and its padding before (PyTorch's and Caffe's rule), for it would see only padding. As the
+    only window, it may also be larger than the whole padded image.
 
     Raises ValueError where a padding is over half of the kernel, or no window fits.
     """
@@ -97,7 +98,7 @@ def pool_output_size(
         windows = -((reach - room) // step) + 1
         if (windows - 1) * step >= extent + before:
             windows -= 1
-        size.append(windows if room >= reach else 0)
+        size.append(windows)
     return _positive_size(tuple(size), h, w, kernel_size, padding, dilation)
 
 

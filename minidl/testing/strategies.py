@@ -123,21 +123,24 @@ def pool2d_parameters(draw, max_batch=2, min_batch=1, max_extra=4, dilated=True)
     kernel, stride = ((draw(st.integers(1, 3)), draw(st.integers(1, 3))) for _ in range(2))
     dilation = (draw(st.integers(1, 2)), draw(st.integers(1, 2))) if dilated else (1, 1)
     padding = tuple(draw(st.integers(0, kernel[axis] // 2)) for axis in (0, 0, 1, 1))
-    h, w = _plane(draw, kernel, padding, dilation, max_extra)
+    ceil_mode = draw(st.booleans())
+    # Rounding up lets in one window that is up to stride - 1 larger than the padded plane.
+    overhang = tuple(step - 1 if ceil_mode else 0 for step in stride)
+    h, w = _plane(draw, kernel, padding, dilation, max_extra, overhang)
     # A plane at least as large as the dilation: no window may step over the whole image.
     h, w = max(h, dilation[0]), max(w, dilation[1])
-    ceil_mode = draw(st.booleans())
     pool_output_size(h, w, kernel, stride, padding, dilation, ceil_mode)
     shape = (draw(st.integers(min_batch, max_batch)), draw(st.integers(1, 2)), h, w)
     return Pool2dParameters(shape, kernel, stride, padding, dilation, ceil_mode)
 
 
-def _plane(draw, kernel, padding, dilation, max_extra):
-    """(H, W) that hold the dilated kernel once padded, and a little more."""
+def _plane(draw, kernel, padding, dilation, max_extra, overhang=(0, 0)):
+    """(H, W) that hold the dilated kernel once padded, less `overhang`, and a little more."""
     size = []
     for axis in (0, 1):
         reach = dilation[axis] * (kernel[axis] - 1) + 1
-        least = max(1, reach - padding[2 * axis] - padding[2 * axis + 1])
+        room = reach - overhang[axis]
+        least = max(1, room - padding[2 * axis] - padding[2 * axis + 1])
         size.append(draw(st.integers(least, least + max_extra)))
     return tuple(size)
 
