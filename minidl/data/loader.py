@@ -16,7 +16,7 @@ class DataLoader:
     nothing.
 
     With ``workers=0`` a background thread prepares up to `prefetch` batches ahead (0: none). With
-    more, so many processes prepare whole batches, each up to `prefetch` ahead (at least 1). They
+    more, so many processes prepare whole batches, each up to `prefetch` ahead (1 to 32). They
     start with the first batch, hold copies of the dataset and of the transform, which must be
     picklable, and stay for the next epoch until `close`, or until the loader is collected; an
     iteration that is given up ends them. They have one thread each and do not load Numba.

@@ -19,6 +19,9 @@ from multiprocessing import get_context, reduction, resource_tracker
 
 import numpy as np
 
+# So many short answers find room in a socket even if nobody reads them: a worker always comes back
+# to read its tasks, and the two ends never wait for each other.
+_MOST_AHEAD = 32
 _GRACE = 5  # seconds in which a process whose socket has closed must have ended
 _THREAD_VARIABLES = (
     "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS",
@@ -36,7 +39,7 @@ class WorkerPool:
 
     def __init__(self, function, count: int):
         try:
-            payload = pickle.dumps(function, protocol=5)
+            payload = _dump(function)
         except Exception as error:  # whatever a __reduce__ raises
             raise TypeError(
                 f"worker processes need a data set and a transform that can be pickled (no lambda, "
@@ -44,7 +47,7 @@ class WorkerPool:
             ) from error
         context = get_context("spawn")
         self._workers = []
-        self._finalizer = weakref.finalize(self, _end, self._workers)
+        self._finalizer = weakref.finalize(self, _end, self._workers, os.getpid())
         with _quiet_start():
             for _ in range(count):
                 ours, theirs = context.Pipe()
@@ -59,9 +62,13 @@ class WorkerPool:
     def map(self, tasks, ahead: int):
         """Yield function(task) for every task in order; each worker is up to `ahead` before.
 
-        What a worker raises is raised here, its traceback as a note. RuntimeError where a worker
-        has died. Whatever ends the iteration early ends the workers.
+        `ahead` counts up to 32. What a worker raises is raised here, its traceback as a note;
+        RuntimeError where a worker has died, or the pool is closed. Whatever ends the iteration
+        early closes it.
         """
+        if not self._workers:
+            raise RuntimeError("the pool of workers is closed")
+        ahead = min(ahead, _MOST_AHEAD)
         tasks = iter(tasks)
         turn = 0  # results taken; the worker of that turn gets the next task
         waiting = 0
@@ -96,11 +103,11 @@ class WorkerPool:
 
     def _receive(self, worker):
         try:
-            status, data, sizes = worker[1].recv()
-            buffers = _read(reduction.recv_handle(worker[1]), sizes) if sizes else []
+            failed, sizes = worker[1].recv()
+            data, *buffers = _read(reduction.recv_handle(worker[1]), sizes)
         except (EOFError, OSError) as error:
             raise _lost(worker[0], error) from None
-        if status == "error":
+        if failed:
             raise pickle.loads(data)
         return pickle.loads(data, buffers=buffers)
 
@@ -119,7 +126,9 @@ def _lost(process, error):
     )
 
 
-def _end(workers):
+def _end(workers, owner):
+    if os.getpid() != owner:
+        return  # a forked copy of the owner: the workers are not its to end
     for process, connection in workers:
         connection.close()
         process.kill()  # it holds nothing that needs an orderly end
@@ -154,23 +163,20 @@ def _quiet_start():
 def _work(connection):
     """Answer task after task until the parent closes its end, by intent or by dying."""
     with contextlib.suppress(EOFError, OSError):
-        function = None
         payload = connection.recv_bytes()
         while True:
             task = connection.recv_bytes()
             try:
-                function = function or pickle.loads(payload)
-                answer = _packed(function(pickle.loads(task)))
+                if payload is not None:
+                    function, payload = pickle.loads(payload), None
+                failed, parts = False, _parts(function(pickle.loads(task)))
+                file = _written(parts)
             except Exception as error:
-                answer = "error", _pickled_error(error), [], None
-            _answer(connection, *answer)
-
-
-def _answer(connection, status, data, sizes, file):
-    connection.send((status, data, sizes))
-    if file is not None:
-        with file:
-            reduction.send_handle(connection, file.fileno(), None)
+                failed, parts = True, [memoryview(_pickled_error(error))]
+                file = _written(parts)
+            with file:
+                connection.send((failed, [part.nbytes for part in parts]))
+                reduction.send_handle(connection, file.fileno(), None)
 
 
 def _pickled_error(error):
@@ -186,42 +192,42 @@ def _pickled_error(error):
 # -- results in shared memory ----------------------------------------------------------------------
 
 
-def _dump(value):
-    return pickle.dumps(value, protocol=5)
+def _dump(value, **options):
+    return pickle.dumps(value, protocol=5, **options)
 
 
-def _packed(result):
-    """("result", pickle without the arrays' memory, sizes of that memory, the file it lies in)."""
+def _parts(result):
+    """The pickle of a result without the memory of its arrays, then that memory, as bytes."""
     buffers = []
-    data = pickle.dumps(result, protocol=5, buffer_callback=buffers.append)
-    parts = [buffer.raw() for buffer in buffers]
-    sizes = [part.nbytes for part in parts]
-    if not any(sizes):
-        return "result", pickle.dumps(result, protocol=5), [], None
-    file = _anonymous_file()
+    data = _dump(result, buffer_callback=buffers.append)
+    return [memoryview(data), *(buffer.raw() for buffer in buffers)]
+
+
+def _written(parts):
+    """An open file that holds `parts` one after the other.
+
+    It has no name, and lies in memory where the system can: nothing stays behind if all die.
+    """
+    if hasattr(os, "memfd_create"):
+        file = open(os.memfd_create("minidl-batch"), "w+b", buffering=0)
+    else:
+        file = tempfile.TemporaryFile(buffering=0)
     for part in parts:
         while part:
             part = part[file.write(part) :]
-    return "result", data, sizes, file
-
-
-def _anonymous_file():
-    """A file without a name, in memory where the system can: nothing stays behind if all die."""
-    if hasattr(os, "memfd_create"):
-        return open(os.memfd_create("minidl-batch"), "w+b", buffering=0)
-    return tempfile.TemporaryFile(buffering=0)
+    return file
 
 
 def _read(handle, sizes):
-    """The memory of each array, copied: mapped instead, every array kept would keep a file open."""
+    """The parts in a file, copied: mapped instead, every array kept would keep a file open."""
     with open(handle, "rb", buffering=0) as file:
         file.seek(0)
-        buffers = [np.empty(size, np.uint8) for size in sizes]
-        for buffer in buffers:
-            rest = memoryview(buffer)
+        parts = [np.empty(size, np.uint8) for size in sizes]
+        for part in parts:
+            rest = memoryview(part)
             while rest:
                 count = file.readinto(rest)
                 if not count:
                     raise EOFError("a result is shorter than announced")
                 rest = rest[count:]
-    return buffers
+    return parts

@@ -114,6 +114,7 @@ def test_skipping_and_the_one_warning(tmp_path):
         batches = list(loader)
     assert [labels.tolist() for _, labels in batches] == [[0, 0], [0], [1]]
     assert [len(images) for images, _ in batches] == [2, 1, 1]
+    assert len(list(loader.iter_from(2))) == len(list(loader.iter_from(4))) == 1
     assert [path.name for path in folder.skipped] == [f"broken{i}.png" for i in range(5)]
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -253,6 +253,16 @@ def test_results_of_every_kind_travel(remote):
             np.testing.assert_equal(result, value)
     assert list(pool.map([], 2)) == []
     pool.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        list(pool.map([1], 2))
+
+
+def test_neither_end_waits_for_the_other(remote):
+    """Tasks and results far larger than what a socket holds, as many ahead as can be."""
+    values = [np.zeros((2, 50_000), np.float32)[:, ::-1] for _ in range(100)]
+    pool = WorkerPool(remote.echo, 1)
+    assert sum(result.shape == (2, 50_000) for result in pool.map(values, 1000)) == 100
+    pool.close()
 
 
 SCRIPT = """
