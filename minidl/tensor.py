@@ -92,10 +92,22 @@ class Storage:
 
     def _freeze(self):
         for array in self.exposed:
-            if isinstance(array, np.ndarray) and array.flags.writeable:
+            if isinstance(array, np.ndarray) and array.flags.writeable and _can_thaw(array):
                 array.flags.writeable = False
                 self.frozen = self.frozen or []
                 self.frozen.append(array)
+
+
+def _can_thaw(array) -> bool:
+    """Whether NumPy would let a frozen `array` be written again: not on memory of a stranger's."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    if array.base is None:
+        return array.flags.owndata
+    try:
+        return not memoryview(array.base).readonly
+    except TypeError:
+        return False
 
 
 class Tensor:

@@ -193,3 +193,26 @@ def test_random_state_round_trip():
     second = minidl.random.generator().random(3), minidl.random.next_dropout_step()
     np.testing.assert_array_equal(first[0], second[0])
     assert first[1] == second[1] == (7, 1)
+
+
+class Foreign:
+    """Memory that NumPy cannot vouch for: an array interface without the buffer protocol."""
+
+    def __init__(self, array):
+        self._array = array
+        self.__array_interface__ = array.__array_interface__
+
+
+def test_foreign_memory_stays_writable_after_the_graph():
+    array = np.asarray(Foreign(np.ones(3)))
+    x = Tensor(array, requires_grad=True)
+    (x * x).sum().backward()
+    np.testing.assert_array_equal(x.grad.numpy(), [2, 2, 2])
+    array[0] = 5
+    view = np.ones(6)[::2]  # ordinary views are guarded, and released again
+    t = Tensor(view, requires_grad=True)
+    y = (t * t).sum()
+    with pytest.raises(ValueError, match="read-only"):
+        view[0] = 2
+    y.backward()
+    view[0] = 2
