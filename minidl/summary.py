@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from minidl import random
+from minidl.table import format_bytes, format_table
 from minidl.tensor import Tensor, no_grad
 
 
@@ -34,39 +35,21 @@ class Summary:
 
     def __str__(self) -> str:
         header = ("layer", "type", "output", "parameters", "multiply-adds", "memory")
-        lines = [header] + [
+        rows = [
             (
                 row.name, row.kind, "x".join(map(str, row.output_shape)), f"{row.parameters:,}",
-                f"{row.multiply_adds:,}", _bytes(row.activation_bytes),
+                f"{row.multiply_adds:,}", format_bytes(row.activation_bytes),
             )
             for row in self.rows
         ]  # fmt: skip
-        widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-        table = [
-            "  ".join(
-                cell.ljust(width) if i < 3 else cell.rjust(width)
-                for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-            ).rstrip()
-            for line in lines
+        table = format_table(header, rows, left=3)
+        totals = [
+            f"parameters     {self.parameters:,} ({self.trainable_parameters:,} trainable), "
+            f"{format_bytes(self.parameter_bytes)}",
+            f"multiply-adds  {self.multiply_adds:,} per image",
+            f"activations    {format_bytes(self.activation_bytes)} per image",
         ]
-        rule = "-" * max(map(len, table))
-        return "\n".join(
-            [
-                table[0], rule, *table[1:], rule,
-                f"parameters     {self.parameters:,} ({self.trainable_parameters:,} trainable), "
-                f"{_bytes(self.parameter_bytes)}",
-                f"multiply-adds  {self.multiply_adds:,} per image",
-                f"activations    {_bytes(self.activation_bytes)} per image",
-            ]
-        )  # fmt: skip
-
-
-def _bytes(count: int) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} GiB"
+        return "\n".join([*table, table[1], *totals])
 
 
 def summary(module, input_shape) -> Summary:
