@@ -101,17 +101,24 @@ def load_data(directory, skip_unreadable: bool = False):
 
 def check_images(architecture, dataset, recipe, options) -> None:
     """One-line error unless the data set, transformed, has the shape that the network takes."""
-    if not len(dataset):
-        raise UserError("the data set is empty")
     shape = architecture.input_shape(**options)
     with user_errors(ValueError, OSError):
-        image, _ = dataset[0]
-        given = recipe.eval_transform(image[None], np.random.default_rng(0)).shape[1:]
+        image = _first_image(dataset)
+        given = recipe.eval_transform(image, np.random.default_rng(0)).shape[1:]
     if given != shape:
         raise UserError(
             f"{architecture.name} takes images of shape {shape}, the data gives {given} "
             f"(from {dataset.image_shape})"
         )
+
+
+def _first_image(dataset):
+    """A batch of the first image that can be read."""
+    for index in range(len(dataset)):
+        images, _ = dataset.batch(np.array([index]))
+        if len(images):
+            return images
+    raise UserError("the data set is empty, or none of its images can be read")
 
 
 def check_classes(class_names, dataset) -> None:
