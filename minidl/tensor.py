@@ -22,6 +22,7 @@ from minidl.array_module import device_of, get_array_module, is_array, to_device
 
 class _GradMode(local):
     enabled = True
+    listener = None  # called with (function, inputs, outputs) of every operation that runs
 
 
 _mode = _GradMode()
