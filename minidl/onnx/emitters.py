@@ -246,6 +246,8 @@ def _pad(g, site):
 @emits(shape.GetItem)
 def _getitem(g, site):
     """Slices, then squeezing where the index was an integer, then new axes where it was None."""
+    if 0 in site.output_shape:
+        raise OnnxError(f"GetItem: the index selects nothing of shape {site.input_shapes[0]}")
     (name,) = site.inputs
     slices, squeezed, inserted = _plan_index(site.function.key, len(site.input_shapes[0]))
     if slices:

@@ -122,7 +122,9 @@ def slice_(node):
         for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
             if not -x.ndim <= axis < x.ndim:
                 raise ValueError(f"axes must lie in [{-x.ndim}, {x.ndim}), got {axes}")
-            key[axis] = slice(start, end, step)
+            # Unlike Python's, a backward slice that starts before the front takes the first element.
+            first = max(start, -x.shape[axis]) if step < 0 else start
+            key[axis] = slice(first, end, step)
         return x[tuple(key)]
 
     return run
