@@ -9,6 +9,7 @@ from operator import index as as_index
 import numpy as np
 from onnx import helper
 
+from minidl.array_module import to_device
 from minidl.onnx.errors import OnnxError
 from minidl.onnx.graph import Graph, Site
 from minidl.ops import conv, elementwise, linalg, loss, norm, pool, reduce, shape
@@ -245,11 +246,23 @@ def _pad(g, site):
 
 @emits(shape.GetItem)
 def _getitem(g, site):
-    """Slices, then squeezing where the index was an integer, then new axes where it was None."""
+    """Slices, then squeezing where the index was an integer, then new axes where it was None.
+
+    An array of integers among whole slices is a Gather.
+    """
     if 0 in site.output_shape:
         raise OnnxError(f"GetItem: the index selects nothing of shape {site.input_shapes[0]}")
     (name,) = site.inputs
-    slices, squeezed, inserted = _plan_index(site.function.key, len(site.input_shapes[0]))
+    parts = _index_parts(site.function.key, len(site.input_shapes[0]))
+    arrays = [axis for axis, part in enumerate(parts) if hasattr(part, "ndim") and part.ndim]
+    if arrays:
+        (axis, *others) = arrays
+        rest = [part for i, part in enumerate(parts) if i != axis]
+        if others or parts[axis].dtype.kind not in "iu" or rest != [slice(None)] * len(rest):
+            raise OnnxError("GetItem: an index array needs to be of integers, and the only index")
+        indices = to_device(parts[axis], "cpu").astype(np.int64)
+        return g.node("Gather", (name, g.constant(indices)), axis=axis)
+    slices, squeezed, inserted = _plan_index(parts)
     if slices:
         axes, starts, ends, steps = zip(*slices, strict=True)
         name = g.node("Slice", (name, *map(g.ints, (starts, ends, axes, steps))))
@@ -260,15 +273,20 @@ def _getitem(g, site):
     return name if slices or squeezed or inserted else g.node("Identity", (name,))
 
 
-def _plan_index(key, ndim):
-    """([(axis, start, end, step)], axes to squeeze, axes of the result to insert) of an index."""
+def _index_parts(key, ndim):
+    """An index as a list of slices, integers, arrays and None, the Ellipsis written out."""
     parts = list(key) if isinstance(key, tuple) else [key]
-    if any(p is not None and p is not Ellipsis and not _is_basic(p) for p in parts):
-        raise OnnxError("GetItem: an index array is not supported, only slices, integers and None")
-    if Ellipsis in parts:
-        place = parts.index(Ellipsis)
-        rest = ndim - sum(p is not None and p is not Ellipsis for p in parts)
+    if any(isinstance(part, (bool, np.bool_)) for part in parts):
+        raise OnnxError("GetItem: a boolean index is not supported")
+    places = [i for i, part in enumerate(parts) if part is Ellipsis]
+    for place in places:
+        rest = ndim - sum(part is not None and part is not Ellipsis for part in parts)
         parts[place : place + 1] = [slice(None)] * rest
+    return parts
+
+
+def _plan_index(parts):
+    """([(axis, start, end, step)], axes to squeeze, axes of the result to insert) of an index."""
     slices, squeezed, inserted = [], [], []
     axis = result_axis = 0
     for part in parts:
@@ -286,12 +304,6 @@ def _plan_index(key, ndim):
             squeezed.append(axis)
         axis += 1
     return slices, squeezed, inserted
-
-
-def _is_basic(part):
-    if isinstance(part, slice):
-        return True
-    return isinstance(part, (int, np.integer)) and not isinstance(part, bool)
 
 
 def _slice_bounds(part):

@@ -4,8 +4,8 @@ One run would do, were it not for what it cannot tell: whether a size follows th
 a constant was computed from the input behind the operations' back. So the graph is emitted from
 either run, each looking at the other for the sizes that differ, and both graphs must be the same.
 
-Operations that the inputs do not reach (a weight assembled from parts) are not emitted: their
-results become constants.
+Operations that neither an input nor a parameter reaches are not emitted: their results become
+constants.
 """
 
 import json
@@ -159,6 +159,7 @@ class _Emission:
     def __init__(self, model, run, twin, input_names, output_names, opset, reserved):
         self.graph = Graph(opset, reserved)
         self._names = {id(t._array): n for t, n in zip(run.inputs, input_names, strict=True)}
+        self._parameters = {id(t._array) for _, t in model._named("_parameters", once=True)}
         self._state = {}
         for name, t in model._state().items():
             self._state.setdefault(id(t._array), name)
@@ -170,8 +171,8 @@ class _Emission:
             self._name_output(t, name, input_names + output_names)
 
     def _needed(self, run, twin):
-        """The pairs of calls that depend on an input and that an output depends on."""
-        live = set(self._names)
+        """The pairs of calls that depend on inputs or parameters and that lead to an output."""
+        live = {*self._names, *self._parameters}
         pairs = []
         for call, other in zip(run.calls, twin.calls, strict=True):
             if any(id(t._array) in live for t in call.inputs):
@@ -207,7 +208,7 @@ class _Emission:
             self._names[id(t._array)] = None
 
     def _name(self, t: Tensor, reader: str) -> str:
-        """The name of a tensor; one that no input reaches is registered as a constant."""
+        """The name of a tensor; one that no node makes is registered as a constant."""
         key = id(t._array)
         if key not in self._names:
             array = to_device(t._array, "cpu")

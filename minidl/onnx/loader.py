@@ -52,7 +52,9 @@ def _read(path):
 
 def _build(proto) -> OnnxModule:
     opset = _opset(proto)
-    nodes = [Node(node, index, opset) for index, node in enumerate(proto.graph.node)]
+    outputs = [info.name for info in proto.graph.output]
+    read = {name for node in proto.graph.node for name in node.input} | set(outputs)
+    nodes = [Node(node, index, opset, read - {""}) for index, node in enumerate(proto.graph.node)]
     _check_supported(proto, nodes)
     try:
         onnx.checker.check_model(proto)
@@ -62,10 +64,8 @@ def _build(proto) -> OnnxModule:
     inputs = [_graph_input(info) for info in proto.graph.input if info.name not in arrays]
     constants = {n.proto.output[0]: _constant(n) for n in nodes if n.op_type == "Constant"}
     nodes = [n for n in nodes if n.op_type != "Constant"]
-    outputs = [info.name for info in proto.graph.output]
     _check_names(nodes, {i.name for i in inputs} | arrays.keys() | constants.keys(), outputs)
     parameters = {name: arrays[name] for name in _trained(nodes, arrays, proto)}
-    read = {name for n in nodes for name in n.proto.input} | set(outputs)
     buffers = {
         name: array
         for name, array in {**arrays, **constants}.items()
@@ -102,12 +102,10 @@ def _check_supported(proto, nodes):
 
 
 def _dtype(data_type, what) -> np.dtype:
-    name = TensorProto.DataType.Name(data_type)
-    if name in ("FLOAT16", "BFLOAT16"):
-        raise OnnxError(f"{what}: {name} is not supported, convert the file to float32")
-    if name not in operators.DTYPES:
-        raise OnnxError(f"{what}: dtype {name} is not supported")
-    return operators.DTYPES[name]
+    try:
+        return operators.element_type(data_type)
+    except ValueError as error:
+        raise OnnxError(f"{what}: {error}") from error
 
 
 def _array(tensor, what):
@@ -128,7 +126,7 @@ def _graph_input(info):
     dtype = _dtype(kind.elem_type, what)
     if not kind.HasField("shape"):
         return GraphInput(info.name, dtype, None)
-    sizes = (d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim)
+    sizes = (d.dim_value if d.dim_value > 0 else None for d in kind.shape.dim)
     return GraphInput(info.name, dtype, tuple(sizes))
 
 
@@ -148,10 +146,10 @@ def _constant(node):
 def _check_names(nodes, known, outputs):
     """OnnxError where a node or the graph's end reads what nothing has made by then."""
     for n in nodes:
-        for name in n.proto.input:
+        for name in n.inputs:
             if name and name not in known:
                 raise OnnxError(f"{n.label}: its input {name!r} is made by nothing before it")
-        known = known | set(n.proto.output)
+        known = known | set(n.outputs)
     for name in outputs:
         if name not in known:
             raise OnnxError(f"output {name!r} is made by no node")
@@ -162,7 +160,7 @@ def _trained(nodes, arrays, proto):
     reached = set()
     for n in nodes:
         fixed = operators.OPERATORS[n.op_type].untrained
-        reached.update(name for i, name in enumerate(n.proto.input) if i not in fixed)
+        reached.update(name for i, name in enumerate(n.inputs) if i not in fixed)
     untrained = _marked_untrained(proto)
     return [
         name
@@ -187,14 +185,14 @@ def _marked_untrained(proto):
 def _steps(nodes, outputs):
     last_reader = {}
     for i, n in enumerate(nodes):
-        for name in (*n.proto.input, *n.proto.output):
+        for name in (*n.inputs, *n.outputs):
             last_reader[name] = i
     kept = {*outputs, ""}
     steps = []
     for i, n in enumerate(nodes):
         run = operators.OPERATORS[n.op_type].build(n)
         n.check_all_read()
-        touched = dict.fromkeys((*n.proto.input, *n.proto.output))
+        touched = dict.fromkeys((*n.inputs, *n.outputs))
         frees = tuple(name for name in touched if last_reader[name] == i and name not in kept)
-        steps.append(Step(n.label, run, tuple(n.proto.input), tuple(n.proto.output), frees))
+        steps.append(Step(n.label, run, n.inputs, n.outputs, frees))
     return steps

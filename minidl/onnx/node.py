@@ -13,10 +13,15 @@ _TYPES = {
 
 
 class Node:
-    """One node of a file. Attributes are read once each; what stays unread is refused."""
+    """One node of a file. Attributes are read once each; what stays unread is refused.
 
-    def __init__(self, proto: NodeProto, index: int, opset: int):
+    `wanted` are the names that the graph reads anywhere: other outputs become "".
+    """
+
+    def __init__(self, proto: NodeProto, index: int, opset: int, wanted: set[str]):
         self.proto = proto
+        self.inputs = tuple(proto.input)
+        self.outputs = tuple(name if name in wanted else "" for name in proto.output)
         self.opset = opset
         self.op_type = proto.op_type
         self.label = f"node {proto.name or index!r} ({proto.op_type})"
@@ -64,14 +69,13 @@ class Node:
         return value
 
     def uses_output(self, index: int) -> bool:
-        """Whether the node has an output `index`, and not an empty one."""
-        return index < len(self.proto.output) and bool(self.proto.output[index])
+        """Whether anything reads the output `index`."""
+        return index < len(self.outputs) and bool(self.outputs[index])
 
     def refuse_outputs(self, first: int) -> None:
-        """OnnxError where an output from `first` on is used."""
-        for index in range(first, len(self.proto.output)):
-            if self.proto.output[index]:
-                raise self.error(f"output {self.proto.output[index]!r} is not supported")
+        """OnnxError where anything reads an output from `first` on."""
+        for name in filter(None, self.outputs[first:]):
+            raise self.error(f"output {name!r} is not supported")
 
     def error(self, text: str) -> OnnxError:
         """An OnnxError naming this node."""

@@ -240,6 +240,16 @@ def test_slice(oracle, shape, data):
     oracle.agree("Slice", inputs, opset, constant=(1, 2, 3, 4))
 
 
+@given(shapes(min_dims=1), st.data(), shapes(max_dims=2))
+@few
+def test_gather(oracle, shape, data, indices_shape):
+    opset = data.draw(opsets)
+    axis = data.draw(st.integers(-len(shape), len(shape) - 1))
+    low = -shape[axis] if opset >= 11 else 0
+    indices = np.random.default_rng(0).integers(low, shape[axis], indices_shape)
+    oracle.agree("Gather", [normal(*shape), np.asarray(indices)], opset, constant=(1,), axis=axis)
+
+
 @given(shapes(min_dims=1, min_side=3, max_side=5), st.data())
 @settings(few, max_examples=40)
 def test_pad(oracle, shape, data):

@@ -52,19 +52,19 @@ def test_conv_transpose(oracle, p, auto_pad, data):
     bias = data.draw(st.sampled_from([(), (normal(p.x_shape[1], seed=2),)]))
     reach = np.array([(k - 1) * d + 1 for k, d in zip(w.shape[2:], p.dilation, strict=True)])
     strides, size = np.array(p.stride), np.array(x.shape[2:])
-    natural = strides * (size - 1) + reach
+    natural = (strides * (size - 1) + reach).tolist()
     pads = {"auto_pad": auto_pad}
     if auto_pad == "NOTSET":
-        limits = np.maximum(p.stride, p.dilation)
-        extra = [data.draw(st.integers(0, int(n) - 1)) for n in limits]
+        extra = [data.draw(st.integers(0, n - 1)) for n in p.stride]
         by_shape = data.draw(st.booleans())
         if by_shape:
-            asked = [data.draw(st.integers(max(1, int(n) - 3), int(n))) for n in natural]
+            limits = zip(natural, p.stride, strict=True)
+            asked = [data.draw(st.integers(max(1, n - 3), n + s - 1)) for n, s in limits]
             pads = {"output_shape": asked}
         else:
             pads = {"pads": onnx_pads(p.padding), "output_padding": extra}
             sums = np.array(p.padding).reshape(2, 2).sum(axis=1)
-            assume((natural + extra - sums >= 1).all())
+            assume((np.array(natural) + extra - sums >= 1).all())
     elif auto_pad != "VALID":
         assume((natural >= strides * size).all())  # ONNX Runtime breaks the rule of SAME there
     oracle.agree(
@@ -129,10 +129,10 @@ def test_dilated_average_pool(oracle, pooling, include_pad):
 def test_same_counts_the_dilation(oracle, op_type, auto_pad):
     """Kernel 2 x 4, dilations 2 and 1, stride 1: totals of 2 and 3 rows and columns."""
     x = normal(1, 2, 5, 6)
-    more, less = (2, 1) if auto_pad == "SAME_UPPER" else (1, 2)
+    left, right = (1, 2) if auto_pad == "SAME_UPPER" else (2, 1)
     weight = [normal(3, 2, 2, 4, seed=1)] if op_type == "Conv" else []
     common = {"kernel_shape": [2, 4], "dilations": [2, 1]}
-    oracle.save(op_type, [x, *weight], 19, **common, pads=[1, less, 1, more])
+    oracle.save(op_type, [x, *weight], 19, **common, pads=[1, left, 1, right])
     expected = oracle.theirs(x, *weight)
     oracle.save(op_type, [x, *weight], 19, **common, auto_pad=auto_pad)
     oracle.declare(expected)

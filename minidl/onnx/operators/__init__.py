@@ -8,6 +8,6 @@ from minidl.onnx.operators import (  # noqa: F401  they register their operators
     reduction,
     shape,
 )
-from minidl.onnx.operators.registry import DTYPES, OPERATORS
+from minidl.onnx.operators.registry import OPERATORS, element_type
 
-__all__ = ["DTYPES", "OPERATORS"]
+__all__ = ["OPERATORS", "element_type"]

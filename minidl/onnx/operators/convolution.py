@@ -92,10 +92,9 @@ def conv_transpose(node):
         window.check_kernel(weight.shape)
         plane, kernel = x.shape[2:], weight.shape[2:]
         padding, added = _transposed_padding(window, plane, kernel, extra, output_shape)
-        settings = (window.strides, padding, added, window.dilations, group)
-        if all(a < s for a, s in zip(added, window.strides, strict=True)):
-            return ops.conv_transpose2d(x, weight, bias, *settings)
-        return _widened(x, weight, bias, *settings)
+        return ops.conv_transpose2d(
+            x, weight, bias, window.strides, padding, added, window.dilations, group
+        )
 
     return run
 
@@ -111,32 +110,12 @@ def _transposed_padding(window, plane, kernel, extra, output_shape):
     if window.auto_pad.startswith("SAME") and asked is None:
         asked = tuple(n * s for n, s in zip(plane, window.strides, strict=True))
     if asked is None:
-        padding, added = window.pads, extra
-    else:
-        padding, added = [], []
-        reaches = window.reach(kernel)
-        for axis in (0, 1):
-            natural = window.strides[axis] * (plane[axis] - 1) + extra[axis] + reaches[axis]
-            total = natural - asked[axis]
-            padding += split(max(total, 0), window.auto_pad == "SAME_UPPER")
-            added.append(extra[axis] + max(-total, 0))
-    limits = [max(s, d) for s, d in zip(window.strides, window.dilations, strict=True)]
-    if any(a >= limit for a, limit in zip(added, limits, strict=True)):
-        raise ValueError(
-            f"the output needs {tuple(added)} more rows and columns than the kernel reaches, "
-            f"which must stay below stride or dilation, {tuple(limits)}"
-        )
+        return window.pads, extra
+    padding, added = [], []
+    reaches = window.reach(kernel)
+    for axis in (0, 1):
+        natural = window.strides[axis] * (plane[axis] - 1) + extra[axis] + reaches[axis]
+        total = natural - asked[axis]
+        padding += split(max(total, 0), window.auto_pad == "SAME_UPPER")
+        added.append(extra[axis] + max(-total, 0))
     return tuple(padding), tuple(added)
-
-
-def _widened(x, weight, bias, stride, padding, added, dilation, group):
-    """A transposed convolution whose output_padding is not below the stride.
-
-    The kernel's traces are computed without padding, which then crops them; added rows hold zeros
-    (or traces that the padding would have cropped) and, like all others, the bias.
-    """
-    full = ops.conv_transpose2d(x, weight, None, stride, 0, 0, dilation, group)
-    top, bottom, left, right = padding
-    full = ops.pad(full, ((0, 0), (0, 0), (0, added[0]), (0, added[1])))
-    y = full[:, :, top : full.shape[2] - bottom, left : full.shape[3] - right]
-    return y if bias is None else y + bias.reshape(-1, 1, 1)

@@ -3,11 +3,10 @@
 from functools import reduce
 
 import numpy as np
-from onnx import TensorProto
 
 from minidl import nn, ops
 from minidl.onnx.errors import OnnxError
-from minidl.onnx.operators.registry import DTYPES, check_one_dtype, operator, scalar
+from minidl.onnx.operators.registry import check_one_dtype, element_type, operator, scalar
 from minidl.tensor import Tensor
 
 _UNARY = {
@@ -82,12 +81,13 @@ def clip(node):
 @operator("Cast")
 def cast(node):
     """x in another dtype."""
-    name = TensorProto.DataType.Name(node.int("to"))
+    try:
+        dtype = element_type(node.int("to"))
+    except ValueError as error:
+        raise node.error(f"attribute 'to': {error}") from error
     node.int("saturate")  # these two only concern float8 targets
     node.string("round_mode", "up")
-    if name not in DTYPES:
-        raise node.error(f"attribute 'to': dtype {name} is not supported")
-    return lambda x: ops.cast(x, DTYPES[name])
+    return lambda x: ops.cast(x, dtype)
 
 
 @operator("Softmax", "LogSoftmax")

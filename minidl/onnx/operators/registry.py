@@ -4,13 +4,14 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+from onnx import TensorProto
 
 from minidl.array_module import to_device
 from minidl.onnx.node import Node
 from minidl.tensor import Tensor
 
 # The element types that minidl's tensors can have, by ONNX's names.
-DTYPES = {
+_DTYPES = {
     name: np.dtype(kind)
     for name, kind in {
         "FLOAT": np.float32, "DOUBLE": np.float64, "BOOL": np.bool_,
@@ -18,6 +19,16 @@ DTYPES = {
         "UINT8": np.uint8, "UINT16": np.uint16, "UINT32": np.uint32, "UINT64": np.uint64,
     }.items()
 }  # fmt: skip
+
+
+def element_type(data_type: int) -> np.dtype:
+    """The dtype that ONNX numbers so; ValueError for those that minidl has no kernels for."""
+    known = TensorProto.DataType.values()
+    name = TensorProto.DataType.Name(data_type) if data_type in known else str(data_type)
+    if name not in _DTYPES:
+        hint = ": convert the file to float32" if name.endswith("FLOAT16") else ""
+        raise ValueError(f"the element type {name} is not supported{hint}")
+    return _DTYPES[name]
 
 
 class Operator(NamedTuple):

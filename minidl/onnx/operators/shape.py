@@ -1,4 +1,4 @@
-"""Operators that move elements. Shapes, axes and widths are attributes or, later, integer inputs."""
+"""Operators that move elements. Shapes, axes and widths are attributes or integer inputs."""
 
 import numpy as np
 
@@ -122,10 +122,25 @@ def slice_(node):
         for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
             if not -x.ndim <= axis < x.ndim:
                 raise ValueError(f"axes must lie in [{-x.ndim}, {x.ndim}), got {axes}")
-            # Unlike Python's, a backward slice that starts before the front takes the first element.
+            # Unlike Python's, a backward slice from before the front takes the first element.
             first = max(start, -x.shape[axis]) if step < 0 else start
             key[axis] = slice(first, end, step)
         return x[tuple(key)]
+
+    return run
+
+
+@operator("Gather")
+def gather(node):
+    """The entries of x at these indices along an axis, which the indices' axes replace."""
+    axis = node.int("axis", 0)
+
+    def run(x, indices):
+        if indices.dtype.kind not in "iu" or not -x.ndim <= axis < x.ndim:
+            raise ValueError(
+                f"indices must be integers and axis one of {x.ndim}, got {indices.dtype}, {axis}"
+            )
+        return x[(slice(None),) * (axis % x.ndim) + (indices,)]
 
     return run
 
@@ -162,9 +177,9 @@ def pad(node):
 def _cropped(x, sides):
     """x without what negative widths take away."""
     bounds = [
-        (max(-before, 0), n - max(-after, 0)) for n, (before, after) in zip(x.shape, sides,
-                                                                           strict=True)
-    ]  # fmt: skip
+        (max(-before, 0), n - max(-after, 0))
+        for n, (before, after) in zip(x.shape, sides, strict=True)
+    ]
     if any(stop < start for start, stop in bounds):
         raise ValueError(f"pads {sides} crop more than there is of shape {x.shape}")
     return x[tuple(slice(start, stop) for start, stop in bounds)]
