@@ -34,6 +34,8 @@ def load(path) -> OnnxModule:
     proto = _read(path)
     try:
         return _build(proto)
+    except UnicodeDecodeError as error:
+        raise OnnxError(f"{path}: damaged: a name in it is no text: {error}") from error
     except OnnxError as error:
         raise OnnxError(f"{path}: {error}") from error
 

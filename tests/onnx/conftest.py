@@ -44,9 +44,8 @@ class Oracle:
         from onnx import helper
 
         opsets = [helper.make_opsetid("", opset)]
-        proto = helper.make_model(
-            graph, opset_imports=opsets, ir_version=helper.find_min_ir_version_for(opsets)
-        )
+        ir_version = helper.find_min_ir_version_for(opsets, ignore_unknown=True)
+        proto = helper.make_model(graph, opset_imports=opsets, ir_version=ir_version)
         self.path.write_bytes(proto.SerializeToString())
         return self.path
 
