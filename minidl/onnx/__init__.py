@@ -8,7 +8,7 @@ try:
 except ImportError as error:
     raise ImportError("minidl.onnx needs the onnx package: pip install -e '.[onnx]'") from error
 
-from minidl.onnx.errors import OnnxError
+from minidl.onnx.common import OnnxError
 from minidl.onnx.exporter import export
 from minidl.onnx.loader import load
 from minidl.onnx.module import OnnxModule

@@ -10,7 +10,7 @@ import numpy as np
 from onnx import helper
 
 from minidl.array_module import to_device
-from minidl.onnx.errors import OnnxError
+from minidl.onnx.common import OnnxError
 from minidl.onnx.graph import Graph, Site
 from minidl.ops import conv, elementwise, linalg, loss, norm, pool, reduce, shape
 from minidl.ops.cast import Cast
@@ -258,8 +258,8 @@ def _getitem(g, site):
     if arrays:
         (axis, *others) = arrays
         rest = [part for i, part in enumerate(parts) if i != axis]
-        if others or parts[axis].dtype.kind not in "iu" or rest != [slice(None)] * len(rest):
-            raise OnnxError("GetItem: an index array needs to be of integers, and the only index")
+        if others or rest != [slice(None)] * len(rest):
+            raise OnnxError("GetItem: an index array is supported only beside whole slices")
         indices = to_device(parts[axis], "cpu").astype(np.int64)
         return g.node("Gather", (name, g.constant(indices)), axis=axis)
     slices, squeezed, inserted = _plan_index(parts)
@@ -276,7 +276,7 @@ def _getitem(g, site):
 def _index_parts(key, ndim):
     """An index as a list of slices, integers, arrays and None, the Ellipsis written out."""
     parts = list(key) if isinstance(key, tuple) else [key]
-    if any(isinstance(part, (bool, np.bool_)) for part in parts):
+    if any(isinstance(part, bool) or getattr(part, "dtype", None) == bool for part in parts):
         raise OnnxError("GetItem: a boolean index is not supported")
     places = [i for i, part in enumerate(parts) if part is Ellipsis]
     for place in places:

@@ -17,8 +17,8 @@ from onnx import helper, numpy_helper
 from minidl.array_module import to_device
 from minidl.files import atomic_path
 from minidl.nn.module import Module
+from minidl.onnx.common import FLOATS, MAX_OPSET, MIN_EXPORT_OPSET, OnnxError
 from minidl.onnx.emitters import EMITTERS
-from minidl.onnx.errors import FLOATS, MAX_OPSET, MIN_EXPORT_OPSET, OnnxError
 from minidl.onnx.graph import Graph, Site
 from minidl.onnx.trace import Trace, evaluating, trace
 from minidl.tensor import Tensor
@@ -65,8 +65,10 @@ def export(
             for run, twin in (runs, runs[::-1])
         )
     _check_same(graph, other)
-    proto = _assemble(model, graph, runs, input_names, output_names)
-    _write(proto, path)
+    content = _serialized(model, graph, runs, input_names, output_names)
+    _check_valid(content)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
 
 
 # -- arguments -------------------------------------------------------------------------------------
@@ -251,7 +253,8 @@ def _check_same(graph: Graph, other: Graph):
 # -- the file --------------------------------------------------------------------------------------
 
 
-def _assemble(model, graph: Graph, runs, input_names, output_names):
+def _serialized(model, graph: Graph, runs, input_names, output_names) -> bytes:
+    """The content of the file. OnnxError where it would be too large."""
     run, other = runs
     parameters = dict(model._named("_parameters", once=False))
     untrained = [name for name in graph.constants if name not in parameters]
@@ -261,15 +264,20 @@ def _assemble(model, graph: Graph, runs, input_names, output_names):
             type(model).__name__,
             _value_infos(input_names, run.inputs, other.inputs),
             _value_infos(output_names, run.outputs, other.outputs),
-            [numpy_helper.from_array(np.asarray(a, order="C"), n)
-             for n, a in graph.constants.items()],
         ),
         producer_name="minidl",
         opset_imports=[helper.make_opsetid("", graph.opset)],
-    )  # fmt: skip
+    )
+    # One by one: `make_graph` and `make_model` would each copy all of them.
+    for name, array in graph.constants.items():
+        tensor = numpy_helper.from_array(np.asarray(array, order="C"), name)
+        proto.graph.initializer.append(tensor)
     proto.ir_version = helper.find_min_ir_version_for(proto.opset_import)
     helper.set_model_props(proto, {UNTRAINED_KEY: json.dumps(untrained)})
-    return proto
+    try:
+        return proto.SerializeToString()
+    except Exception as error:  # protobuf's own error, whose type depends on its version
+        raise OnnxError(f"the model exceeds the 2 GB of one file: {error}") from error
 
 
 def _value_infos(names, tensors, others):
@@ -283,13 +291,8 @@ def _value_infos(names, tensors, others):
     return infos
 
 
-def _write(proto, path):
+def _check_valid(content: bytes):
     try:
-        onnx.checker.check_model(proto, full_check=True)
-        content = proto.SerializeToString()
+        onnx.checker.check_model(content, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise OnnxError(f"the model gives no valid graph: {error}") from error
-    except ValueError as error:  # protobuf's limit
-        raise OnnxError(f"the model is too large for one file, 2 GB at most: {error}") from error
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(content)

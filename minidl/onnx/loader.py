@@ -8,7 +8,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from minidl.onnx import operators
-from minidl.onnx.errors import MAX_OPSET, MIN_OPSET, OnnxError
+from minidl.onnx.common import MAX_OPSET, MIN_OPSET, OnnxError
 from minidl.onnx.exporter import UNTRAINED_KEY
 from minidl.onnx.module import GraphInput, OnnxModule, Step
 from minidl.onnx.node import Node
@@ -41,10 +41,9 @@ def load(path) -> OnnxModule:
 
 
 def _read(path):
+    content = path.read_bytes()
     try:
-        proto = onnx.load_model_from_string(path.read_bytes())
-    except OSError:
-        raise
+        proto = onnx.load_model_from_string(content)
     except Exception as error:  # protobuf's own error, whose type depends on its version
         raise OnnxError(f"{path}: damaged, or not an ONNX file: {error}") from error
     if not proto.HasField("graph") or not proto.opset_import:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from minidl.nn.module import Module, Parameter
-from minidl.onnx.errors import OnnxError
+from minidl.onnx.common import OnnxError
 from minidl.tensor import Tensor
 
 
@@ -52,6 +52,8 @@ class OnnxModule(Module):
         self._steps = tuple(steps)
         # From the graph's names to those in the state_dict.
         self._state_names = {}
+        # A tensor for each floating dtype: `to(dtype)` changes what the inputs have to be.
+        self._witnesses = {}
         for table, kind, arrays in (
             (self._parameters, Parameter, parameters),
             (self._buffers, Tensor, buffers),
@@ -62,10 +64,9 @@ class OnnxModule(Module):
         for step in self._steps:
             if isinstance(step.run, Module):
                 self._modules[self._safe_name(step.writes[0])] = step.run
-        # A tensor for each floating dtype: `to(dtype)` changes what the inputs have to be.
-        self._witnesses = {
-            t.dtype: safe for safe, t in self._state().items() if t.dtype.kind == "f"
-        }
+        for safe, t in self._state().items():
+            if t.dtype.kind == "f":
+                self._witnesses[t.dtype] = safe
         self.eval()
 
     def _safe_name(self, name: str) -> str:
@@ -78,11 +79,9 @@ class OnnxModule(Module):
     def forward(self, *inputs):
         self._check(inputs)
         values = dict(zip(self.input_names, inputs, strict=True))
-        for name, safe in self._state_names.items():
-            values[name] = self._parameters[safe] if safe in self._parameters else (
-                self._buffers[safe]
-            )
-        values[""] = None
+        state = self._state()
+        values.update((name, state[safe]) for name, safe in self._state_names.items())
+        values[""] = None  # an input left out
         for step in self._steps:
             results = _run(step, [values[name] for name in step.reads])
             values.update(zip(step.writes, results, strict=False))

@@ -2,7 +2,7 @@
 
 from onnx import AttributeProto, NodeProto, helper
 
-from minidl.onnx.errors import OnnxError
+from minidl.onnx.common import OnnxError
 
 _TYPES = {
     "int": AttributeProto.INT,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from minidl import random
 from minidl.function import Function
-from minidl.onnx.errors import OnnxError
+from minidl.onnx.common import OnnxError
 from minidl.tensor import Tensor, _mode, no_grad
 
 

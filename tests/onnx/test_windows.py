@@ -68,7 +68,7 @@ def test_conv_transpose(oracle, p, auto_pad, data):
     elif auto_pad != "VALID":
         assume((natural >= strides * size).all())  # ONNX Runtime breaks the rule of SAME there
     oracle.agree(
-        "ConvTranspose", [x, w, *bias], data.draw(st.sampled_from((11, 22))), constant=(1,),
+        "ConvTranspose", [x, w, *bias], data.draw(st.sampled_from((7, 11, 22))), constant=(1,),
         strides=p.stride, dilations=p.dilation, group=p.groups, **pads,
     )  # fmt: skip
 

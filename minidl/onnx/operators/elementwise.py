@@ -5,7 +5,7 @@ from functools import reduce
 import numpy as np
 
 from minidl import nn, ops
-from minidl.onnx.errors import OnnxError
+from minidl.onnx.common import OnnxError
 from minidl.onnx.operators.registry import check_one_dtype, element_type, operator, scalar
 from minidl.tensor import Tensor
 
@@ -139,24 +139,23 @@ def gemm(node):
 class _Dropout(nn.Module):
     """Dropout with the ratio and the mask of ONNX; without effect in evaluation."""
 
-    def __init__(self, ratio: float | None, mask_dtype):
+    def __init__(self, ratio: float, wants_mask: bool, boolean_mask: bool):
         super().__init__()
         self.ratio = ratio
-        self.mask_dtype = mask_dtype
+        self.wants_mask = wants_mask
+        self.boolean_mask = boolean_mask
 
     def forward(self, x, ratio=None, training_mode=None):
         if training_mode is not None and scalar("training_mode", training_mode):
             raise OnnxError("training_mode is not supported: call train() on the module")
         p = self.ratio if ratio is None else scalar("ratio", ratio)
         y = ops.dropout(x, p, self.training)
-        if self.mask_dtype is None:
+        if not self.wants_mask:
             return y
         if self.training:
             raise OnnxError("its mask is read by the graph, which is supported in evaluation only")
-        return y, Tensor(np.ones(x.shape, self.mask_dtype)).to(x.device)
-
-    def extra_repr(self):
-        return "" if self.ratio is None else f"ratio={self.ratio}"
+        mask = np.ones(x.shape, bool if self.boolean_mask else x.dtype)
+        return y, Tensor(mask).to(x.device)
 
 
 @operator("Dropout", untrained=(1,))
@@ -166,7 +165,4 @@ def dropout(node):
     node.int("seed")  # of the file's own random numbers
     if not 0 <= ratio < 1:
         raise node.error(f"ratio must be in [0, 1), got {ratio}")
-    mask_dtype = None
-    if node.uses_output(1):
-        mask_dtype = np.bool_ if node.opset >= 10 else np.float32
-    return _Dropout(ratio, mask_dtype)
+    return _Dropout(ratio, node.uses_output(1), boolean_mask=node.opset >= 10)
