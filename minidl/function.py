@@ -54,12 +54,12 @@ class Function:
         results = self.forward(*arrays)
         single = not isinstance(results, tuple)
         outputs = [_wrap_output(r, inputs) for r in ((results,) if single else results)]
-        if _mode.listener is not None:
-            _mode.listener(self, inputs, outputs)
         if _mode.enabled and any(t._requires_grad for t in inputs):
             self._record(inputs, outputs)
         else:
             self._drop_buffers()
+        if _mode.listener is not None:
+            _mode.listener(self, inputs, outputs)
         return outputs[0] if single else tuple(outputs)
 
     def _record(self, inputs, outputs):

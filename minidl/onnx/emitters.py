@@ -276,13 +276,17 @@ def _getitem(g, site):
 def _index_parts(key, ndim):
     """An index as a list of slices, integers, arrays and None, the Ellipsis written out."""
     parts = list(key) if isinstance(key, tuple) else [key]
-    if any(isinstance(part, bool) or getattr(part, "dtype", None) == bool for part in parts):
+    if any(_is_mask(part) for part in parts):
         raise OnnxError("GetItem: a boolean index is not supported")
     places = [i for i, part in enumerate(parts) if part is Ellipsis]
     for place in places:
         rest = ndim - sum(part is not None and part is not Ellipsis for part in parts)
         parts[place : place + 1] = [slice(None)] * rest
     return parts
+
+
+def _is_mask(part):
+    return isinstance(part, bool) or getattr(part, "dtype", None) == np.dtype(bool)
 
 
 def _plan_index(parts):
