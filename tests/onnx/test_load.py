@@ -55,6 +55,7 @@ SCALE = normal(2)
         ("MaxPool", [IMAGE], {"kernel_shape": [2, 2, 2]}, "of 3 spatial axes"),
         ("MaxPool", [IMAGE], {"kernel_shape": [2, 2], "ceil_mode": 2}, "ceil_mode must be 0 or 1"),
         ("AveragePool", [IMAGE], {"kernel_shape": [2]}, "of 1 spatial axes"),
+        ("AveragePool", [IMAGE], {"kernel_shape": [2, 3], "pads": [0, 0, 2, 0]}, "below kernel"),
         ("BatchNormalization", [IMAGE] + [SCALE] * 4, {"training_mode": 1}, "training_mode"),
         ("BatchNormalization", [IMAGE] + [SCALE] * 4, {"spatial": 0, "opset": 7}, "spatial = 0"),
         ("BatchNormalization", [IMAGE] + [SCALE] * 4, {"outputs": 5, "opset": 9},

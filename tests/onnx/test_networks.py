@@ -51,6 +51,7 @@ def test_published_network(oracle, name):
     with no_grad():
         ours = model(Tensor(x)).numpy()
     (theirs,) = oracle.theirs(x)
-    np.testing.assert_allclose(ours, theirs, 1e-4, 1e-6)
+    scale = np.abs(theirs).max()  # without trained statistics anything from 1e-3 to 1e6
+    np.testing.assert_allclose(ours / scale, theirs / scale, 1e-4, 1e-5)
     export(model, oracle.path, (3, 224, 224), batch=1)
-    np.testing.assert_allclose(oracle.theirs(x)[0], theirs, 1e-4, 1e-6)
+    np.testing.assert_allclose(oracle.theirs(x)[0] / scale, theirs / scale, 1e-4, 1e-5)

@@ -19,7 +19,7 @@ class Window:
     auto_pad: str
 
     @classmethod
-    def read(cls, node, dilated: bool = True) -> "Window":
+    def read(cls, node) -> "Window":
         """From a node's attributes; OnnxError for those of another number of spatial axes."""
         kernel_shape = node.ints("kernel_shape")
         if kernel_shape is not None:
@@ -30,9 +30,8 @@ class Window:
         top, left, bottom, right = node.spatial("pads", node.ints("pads") or (0, 0, 0, 0), 4, 0)
         if auto_pad != "NOTSET" and (top, left, bottom, right) != (0, 0, 0, 0):
             raise node.error(f"pads and auto_pad {auto_pad} exclude each other")
-        dilations = node.pair("dilations") if dilated else (1, 1)
         pads = (top, bottom, left, right)
-        return cls(kernel_shape, node.pair("strides"), dilations, pads, auto_pad)
+        return cls(kernel_shape, node.pair("strides"), node.pair("dilations"), pads, auto_pad)
 
     def check_kernel(self, weight_shape) -> None:
         """ValueError where the weight is not of the declared kernel_shape."""

@@ -9,6 +9,19 @@ from minidl.onnx.operators.registry import check_images, operator
 from minidl.tensor import Tensor
 
 
+def _window(node) -> Window:
+    """A pooling's attributes; OnnxError for padding that would hide whole windows."""
+    window = Window.read(node)
+    for axis, size in enumerate(window.kernel_shape):
+        if max(window.pads[2 * axis : 2 * axis + 2]) >= size:
+            top, bottom, left, right = window.pads
+            raise node.error(
+                f"pads must be below kernel_shape {window.kernel_shape}, "
+                f"got {[top, left, bottom, right]}"
+            )
+    return window
+
+
 def _overhang(window, plane, padding, ceil_mode):
     """How far the last windows of `ceil_mode` reach beyond the padded plane, an axis each.
 
@@ -44,7 +57,7 @@ def _padded(x, padding, beyond, value=0.0):
 @operator("MaxPool")
 def max_pool(node):
     """The largest element of each window, and its index in the whole of x."""
-    window = Window.read(node)
+    window = _window(node)
     ceil_mode = node.flag("ceil_mode")
     column_major = node.flag("storage_order")
     wants_indices = node.uses_output(1)
@@ -82,7 +95,7 @@ def max_pool(node):
 @operator("AveragePool")
 def average_pool(node):
     """The mean of each window, over its real pixels or, with count_include_pad, padding too."""
-    window = Window.read(node)
+    window = _window(node)
     ceil_mode = node.flag("ceil_mode")
     include_pad = node.flag("count_include_pad")
 
