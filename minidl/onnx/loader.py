@@ -150,7 +150,7 @@ def _check_names(nodes, known, outputs):
         for name in n.inputs:
             if name and name not in known:
                 raise OnnxError(f"{n.label}: its input {name!r} is made by nothing before it")
-        known = known | set(n.outputs)
+        known.update(n.outputs)
     for name in outputs:
         if name not in known:
             raise OnnxError(f"output {name!r} is made by no node")
