@@ -218,6 +218,12 @@ def _conv_shape(x_shape, weight_shape, stride, padding, dilation, groups) -> Sha
     return (n, outputs, *size)
 
 
+def check_matmul(a_shape: Shape, b_shape: Shape) -> None:
+    """ValueError unless the shapes are (M, K) and (K, N)."""
+    if len(a_shape) != 2 or len(b_shape) != 2 or a_shape[1] != b_shape[0]:
+        raise ValueError(f"a and b must be (M, K) and (K, N), got {a_shape} and {b_shape}")
+
+
 def check_shape(name: str, shape: Shape, expected: Shape) -> None:
     """ValueError naming the argument unless its shape is the expected one."""
     if tuple(shape) != tuple(expected):

@@ -17,6 +17,7 @@ from kernels.cpu.conv import (
 )
 from kernels.cpu.dropout import dropout, dropout_mask
 from kernels.cpu.lrn import lrn, lrn_backward
+from kernels.cpu.matmul import matmul
 from kernels.cpu.pool import (
     avg_pool2d,
     avg_pool2d_backward,
@@ -48,6 +49,7 @@ __all__ = [
     "im2col",
     "lrn",
     "lrn_backward",
+    "matmul",
     "max_pool2d",
     "max_pool2d_gather",
     "max_unpool2d",

@@ -4,6 +4,7 @@ import numpy as np
 from numba import njit, prange
 
 from kernels.cpu.tasks import chunk_bounds, split
+from kernels.cpu.workspace import empty
 from kernels.geometry import check_dtypes, check_shape
 
 # Elements a task: large enough to hide its start, small enough to share out a LeNet layer.
@@ -61,7 +62,7 @@ def _planes(array):
 
 def relu(x):
     """See kernels.reference.relu."""
-    y = np.empty(x.shape, x.dtype)
+    y = empty(x.shape, x.dtype)
     _relu(np.ascontiguousarray(x).reshape(-1), y.reshape(-1))
     return y
 
@@ -69,7 +70,7 @@ def relu(x):
 def relu_backward(dy, y):
     """See kernels.reference.relu_backward."""
     check_shape("dy", dy.shape, y.shape)
-    dx = np.empty(dy.shape, dy.dtype)
+    dx = empty(dy.shape, dy.dtype)
     dy, y = np.ascontiguousarray(dy), np.ascontiguousarray(y)
     _relu_backward(dy.reshape(-1), y.reshape(-1), dx.reshape(-1))
     return dx
@@ -80,7 +81,7 @@ def bias_relu(x, bias):
     check_dtypes(x=x, bias=bias)
     check_shape("bias", bias.shape, x.shape[1:2])
     planes = _planes(x)
-    y = np.empty_like(planes)
+    y = empty(planes.shape, planes.dtype)
     _bias_relu(planes, np.ascontiguousarray(bias), y)
     return y.reshape(x.shape)
 
@@ -89,7 +90,7 @@ def bias_relu_backward(dy, y):
     """See kernels.reference.bias_relu_backward."""
     check_shape("dy", dy.shape, y.shape)
     grads, planes = _planes(dy), _planes(y)
-    dx = np.empty_like(grads)
-    sums = np.empty(dy.shape[:2], dy.dtype)
+    dx = empty(grads.shape, grads.dtype)
+    sums = empty(dy.shape[:2], dy.dtype)
     _bias_relu_backward(grads, planes, dx, sums)
     return dx.reshape(dy.shape), sums.sum(axis=0)

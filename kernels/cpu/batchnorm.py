@@ -9,6 +9,7 @@ import numpy as np
 from numba import njit, prange
 
 from kernels.cpu.tasks import split
+from kernels.cpu.workspace import empty
 from kernels.geometry import check_shape
 from kernels.reference.batchnorm import check_batchnorm
 
@@ -88,7 +89,7 @@ def batchnorm_train(x, gamma, beta, eps):
     _plane_squares(planes, mean, sums)
     var = (sums.sum(axis=0) / count).astype(x.dtype)
     inv_std = 1 / np.sqrt(var + x.dtype.type(eps))
-    y = np.empty_like(planes)
+    y = empty(planes.shape, planes.dtype)
     _scale_shift(planes, mean, gamma * inv_std, np.ascontiguousarray(beta), y)
     return y.reshape(x.shape), mean, var, inv_std
 
@@ -98,7 +99,7 @@ def batchnorm_eval(x, gamma, beta, mean, var, eps):
     check_batchnorm(x, gamma=gamma, beta=beta, mean=mean, var=var)
     planes = _planes(x)
     scale = gamma / np.sqrt(var + x.dtype.type(eps))
-    y = np.empty_like(planes)
+    y = empty(planes.shape, planes.dtype)
     _scale_shift(planes, np.ascontiguousarray(mean), scale, np.ascontiguousarray(beta), y)
     return y.reshape(x.shape)
 
@@ -117,7 +118,7 @@ def batchnorm_backward(dy, x, gamma, mean, inv_std):
     mean, inv_std = np.ascontiguousarray(mean), np.ascontiguousarray(inv_std)
     dgamma, dbeta = _sums(grads, planes, mean, inv_std)
     count = x.dtype.type(x.size // x.shape[1])
-    dx = np.empty_like(planes)
+    dx = empty(planes.shape, planes.dtype)
     _input_grad(
         grads, planes, mean, inv_std, gamma * inv_std, dgamma / count, dbeta / count, dx
     )
@@ -132,6 +133,6 @@ def batchnorm_eval_backward(dy, x, gamma, mean, inv_std):
     mean, inv_std = np.ascontiguousarray(mean), np.ascontiguousarray(inv_std)
     dgamma, dbeta = _sums(grads, _planes(x), mean, inv_std)
     zero = np.zeros_like(mean)
-    dx = np.empty_like(grads)
+    dx = empty(grads.shape, grads.dtype)
     _scale_shift(grads, zero, gamma * inv_std, zero, dx)
     return dx.reshape(x.shape), dgamma, dbeta

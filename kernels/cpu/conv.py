@@ -7,13 +7,16 @@ The definition and the algebra stand in kernels.reference.conv. What is added he
 * a task takes its block from pixels to result: im2col, product, bias (or product, col2im), in
   scratch memory of its thread. No core waits for another between the steps, and one large image
   still keeps all cores busy;
-* groups of few channels, whose products are too thin to pay for columns, are left to
-  `kernels.cpu.conv_direct`;
+* a kernel as large as the image is a plain product, left to `kernels.cpu.matmul`; small images at
+  stride 1 are left to `kernels.cpu.conv_flat`, and groups of few channels, whose products are too
+  thin to pay for columns, to `kernels.cpu.conv_direct`;
 * the products call BLAS on one thread (see `kernels.cpu.threads`): the cores are already taken.
 
 How the work is cut depends on the shapes alone, never on the number of threads, and so do the
 results, to the last bit.
 """
+
+import math
 
 import numpy as np
 from numba import get_thread_id, njit, prange
@@ -24,9 +27,11 @@ from kernels.cpu.conv_direct import (
     is_direct,
     weight_grad_direct,
 )
+from kernels.cpu.conv_flat import conv2d_flat, input_grad_flat, is_flat, weight_grad_flat
+from kernels.cpu.matmul import matmul
 from kernels.cpu.tasks import split
 from kernels.cpu.threads import num_threads
-from kernels.cpu.workspace import workspace
+from kernels.cpu.workspace import empty, workspace
 from kernels.geometry import (
     check_conv2d,
     check_conv2d_input_grad,
@@ -284,14 +289,32 @@ def _grouped(y, groups):
     return y.reshape(n, groups, o // groups, oh, ow)
 
 
+def _is_product(x_shape, weight_shape, padding):
+    """True where each output sees its whole image: the convolution is x W^T, one row an image."""
+    return x_shape[1:] == weight_shape[1:] and padding == (0, 0, 0, 0)
+
+
+def _rows(x):
+    """(N, ...) as the matrix (N, all the rest)."""
+    return x.reshape(len(x), math.prod(x.shape[1:]))
+
+
 def conv2d(
     x, weight, bias=None, stride=(1, 1), padding=(0, 0, 0, 0), dilation=(1, 1), groups=1
 ):
     """See kernels.reference.conv2d."""
     y_shape = check_conv2d(x, weight, bias, stride, padding, dilation, groups)
     n, o, oh, ow = y_shape
-    y = np.empty(y_shape, x.dtype)
+    if _is_product(x.shape, weight.shape, padding):
+        y = matmul(_rows(x), _rows(weight).T)
+        if bias is not None:
+            y += bias
+        return y.reshape(y_shape)
+    y = empty(y_shape, x.dtype)
     bias = np.zeros(o, x.dtype) if bias is None else np.ascontiguousarray(bias)
+    if is_flat(x.shape, weight.shape, stride, padding, dilation, groups, x.itemsize):
+        conv2d_flat(x, weight, bias, y, padding, dilation, groups)
+        return y
     if is_direct(weight.shape, stride, groups):
         conv2d_direct(x, weight, bias, y, padding, dilation, groups)
         return y
@@ -311,10 +334,16 @@ def conv2d_input_grad(
     """See kernels.reference.conv2d_input_grad."""
     check_conv2d_input_grad(dy, weight, x_shape, stride, padding, dilation, groups)
     n, o, oh, ow = dy.shape
-    dx = np.zeros(x_shape, dy.dtype)
+    if _is_product(x_shape, weight.shape, padding):
+        return matmul(_rows(dy), _rows(weight)).reshape(x_shape)
+    dx = empty(x_shape, dy.dtype)
+    if is_flat(x_shape, weight.shape, stride, padding, dilation, groups, dy.itemsize):
+        input_grad_flat(dy, weight, dx, padding, dilation, groups)
+        return dx
     if is_direct(weight.shape, stride, groups):
         input_grad_direct(dy, weight, dx, padding, dilation, groups)
         return dx
+    dx[:] = 0
     filters = weight.reshape(groups, o // groups, weight[0].size)
     filters = np.ascontiguousarray(filters.swapaxes(1, 2))
     depth = filters.shape[1]
@@ -335,6 +364,10 @@ def conv2d_weight_grad(
     weight_shape = check_conv2d_weight_grad(
         dy, x, kernel_size, stride, padding, dilation, groups
     )
+    if _is_product(x.shape, weight_shape, padding):
+        return matmul(_rows(dy).T, _rows(x)).reshape(weight_shape)
+    if is_flat(x.shape, weight_shape, stride, padding, dilation, groups, x.itemsize):
+        return weight_grad_flat(dy, x, weight_shape, padding, dilation, groups)
     if is_direct(weight_shape, stride, groups):
         return weight_grad_direct(dy, x, weight_shape, padding, dilation, groups)
     n, o, oh, ow = dy.shape

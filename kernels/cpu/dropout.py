@@ -9,6 +9,7 @@ import numpy as np
 from numba import njit, prange
 
 from kernels.cpu.tasks import chunk_bounds
+from kernels.cpu.workspace import empty
 from kernels.reference.dropout import ROUNDS, check_dropout, drop_below
 
 _CHUNK_BLOCKS = 1 << 11
@@ -61,7 +62,7 @@ def dropout_mask(shape, p, seed, step):
     """See kernels.reference.dropout_mask."""
     check_dropout(p, seed, step)
     threshold = drop_below(p)
-    kept = np.empty(math.prod(shape), bool)
+    kept = empty((math.prod(shape),), bool)
     _mask(kept, np.uint64(threshold), np.uint64(seed), np.uint64(step))
     return kept.reshape(shape)
 
@@ -70,7 +71,7 @@ def dropout(x, p, seed, step):
     """See kernels.reference.dropout."""
     check_dropout(p, seed, step)
     threshold = drop_below(p)
-    y = np.empty(x.shape, x.dtype)
+    y = empty(x.shape, x.dtype)
     scale = x.dtype.type(1 / (1 - p))
     words = np.uint64(threshold), np.uint64(seed), np.uint64(step)
     _dropout(np.ascontiguousarray(x).reshape(-1), scale, *words, y.reshape(-1))

@@ -10,6 +10,7 @@ import numpy as np
 from numba import njit, prange
 
 from kernels.cpu.tasks import chunk_bounds, split
+from kernels.cpu.workspace import empty
 from kernels.reference.lrn import check_lrn
 
 _STRETCH = 256
@@ -85,7 +86,7 @@ def lrn(x, size, alpha, beta, k, size_normalized=False):
     check_lrn(size, x=x)
     alpha = alpha / size if size_normalized else alpha
     planes = _planes(x)
-    y, scale = np.empty_like(planes), np.empty_like(planes)
+    y, scale = empty(planes.shape, planes.dtype), empty(planes.shape, planes.dtype)
     number = x.dtype.type
     _lrn(planes, y, scale, size // 2, (size - 1) // 2, number(alpha), number(beta), number(k))
     return y.reshape(x.shape), scale.reshape(x.shape)
@@ -96,7 +97,7 @@ def lrn_backward(dy, x, scale, size, alpha, beta, k, size_normalized=False):
     check_lrn(size, x=x, dy=dy, scale=scale)
     alpha = alpha / size if size_normalized else alpha
     planes = _planes(x)
-    dx = np.empty_like(planes)
+    dx = empty(planes.shape, planes.dtype)
     number = x.dtype.type
     window = size // 2, (size - 1) // 2
     factor = number(2 * alpha * beta)

@@ -7,6 +7,7 @@ is clipped to its real taps once, after which no tap is tested.
 import numpy as np
 from numba import njit, prange
 
+from kernels.cpu.workspace import empty
 from kernels.geometry import check_shape, pool_output_size
 from kernels.reference.pool import (
     check_avg_pool2d_backward,
@@ -54,21 +55,28 @@ def _max_pool_2x2(x, y, switches):
     """2x2 windows of stride 2 without padding, as selections instead of branches."""
     planes, _, w = x.shape
     oh, ow = y.shape[1:]
+    # The loop becomes vector code where nothing in it branches and no winner is a 64-bit int.
+    right, below = np.int32(1), np.int32(w)
     for plane in prange(planes):
         for v in range(oh):
             upper, lower = x[plane, 2 * v], x[plane, 2 * v + 1]
+            values, winners = y[plane, v], switches[plane, v]
+            corner = np.int32(2 * v * w)
             for u in range(ow):
-                corner = 2 * v * w + 2 * u
-                best, offset = upper[2 * u], 0
-                second = not upper[2 * u + 1] <= best and best == best
-                best = upper[2 * u + 1] if second else best
-                offset = 1 if second else offset
-                third = not lower[2 * u] <= best and best == best
-                best = lower[2 * u] if third else best
-                offset = w if third else offset
-                fourth = not lower[2 * u + 1] <= best and best == best
-                y[plane, v, u] = lower[2 * u + 1] if fourth else best
-                switches[plane, v, u] = corner + (w + 1 if fourth else offset)
+                best, winner = upper[2 * u], corner
+                value = upper[2 * u + 1]
+                wins = (not value <= best) & (best == best)
+                best = value if wins else best
+                winner = np.int32(corner + right) if wins else winner
+                value = lower[2 * u]
+                wins = (not value <= best) & (best == best)
+                best = value if wins else best
+                winner = np.int32(corner + below) if wins else winner
+                value = lower[2 * u + 1]
+                wins = (not value <= best) & (best == best)
+                values[u] = value if wins else best
+                winners[u] = np.int32(corner + below + right) if wins else winner
+                corner = np.int32(corner + right + right)
 
 
 @njit(parallel=True, cache=True)
@@ -157,7 +165,7 @@ def _flat_planes(array):
 def max_pool2d(x, kernel_size, stride, padding=(0, 0, 0, 0), dilation=(1, 1), ceil_mode=False):
     """See kernels.reference.max_pool2d."""
     y_shape = check_max_pool2d(x, kernel_size, stride, padding, dilation, ceil_mode)
-    y, switches = np.empty(y_shape, x.dtype), np.empty(y_shape, np.int32)
+    y, switches = empty(y_shape, x.dtype), empty(y_shape, np.int32)
     arrays = _planes(x), _planes(y), _planes(switches)
     whole = not ceil_mode or (x.shape[2] % 2 == 0 and x.shape[3] % 2 == 0)
     if (kernel_size, stride, padding, dilation, whole) == ((2, 2), (2, 2), (0,) * 4, (1, 1), True):
@@ -173,7 +181,7 @@ def max_unpool2d(y, switches, plane_shape):
     check_switches(switches, y.shape)
     check_switch_range(switches, plane_shape)
     n, c = y.shape[:2]
-    x = np.empty((n, c, *plane_shape), y.dtype)
+    x = empty((n, c, *plane_shape), y.dtype)
     _scatter(_flat_planes(y), _flat_planes(switches), _flat_planes(x))
     return x
 
@@ -183,7 +191,7 @@ def max_pool2d_gather(x, switches):
     check_images("x", x)
     check_switches(switches, (*x.shape[:2], *switches.shape[2:]))
     check_switch_range(switches, x.shape[2:])
-    y = np.empty(switches.shape, x.dtype)
+    y = empty(switches.shape, x.dtype)
     _gather(_flat_planes(x), _flat_planes(switches), _flat_planes(y))
     return y
 
@@ -195,7 +203,7 @@ def avg_pool2d(
     check_images("x", x)
     n, c, h, w = x.shape
     size = pool_output_size(h, w, kernel_size, stride, padding, (1, 1), ceil_mode)
-    y = np.empty((n, c, *size), x.dtype)
+    y = empty((n, c, *size), x.dtype)
     counts = window_counts(x.shape, y.shape, kernel_size, stride, padding, count_include_pad)
     _avg_pool(_planes(x), _planes(y), *counts, kernel_size, stride, padding)
     return y
@@ -206,7 +214,7 @@ def avg_pool2d_backward(
 ):
     """See kernels.reference.avg_pool2d_backward."""
     check_avg_pool2d_backward(dy, x_shape, kernel_size, stride, padding, ceil_mode)
-    dx = np.empty(x_shape, dy.dtype)
+    dx = empty(x_shape, dy.dtype)
     counts = window_counts(x_shape, dy.shape, kernel_size, stride, padding, count_include_pad)
     _avg_pool_backward(_planes(dy), _planes(dx), *counts, kernel_size, stride, padding)
     return dx
@@ -215,7 +223,7 @@ def avg_pool2d_backward(
 def global_avg_pool2d(x):
     """See kernels.reference.global_avg_pool2d."""
     check_images("x", x)
-    y = np.empty((*x.shape[:2], 1, 1), x.dtype)
+    y = empty((*x.shape[:2], 1, 1), x.dtype)
     _plane_means(_flat_planes(x), y.reshape(-1))
     return y
 
@@ -225,6 +233,6 @@ def global_avg_pool2d_backward(dy, x_shape):
     check_images("dy", dy)
     n, c, h, w = x_shape
     check_shape("dy", dy.shape, (n, c, 1, 1))
-    dx = np.empty(x_shape, dy.dtype)
+    dx = empty(x_shape, dy.dtype)
     _spread((dy / dy.dtype.type(h * w)).reshape(-1), _flat_planes(dx))
     return dx

@@ -1,24 +1,79 @@
-"""Scratch memory that outlives a call: page-faulting a fresh buffer costs more than filling it."""
+"""Memory that outlives a call: page-faulting a fresh buffer costs more than filling it.
+
+The system hands out large buffers page by page, on first touch, each page zeroed: for the two
+megabytes of a LeNet layer that takes ten times as long as writing them. So scratch memory is kept
+between calls (`workspace`), and so are the buffers of results (`empty`), which are used again once
+nobody refers to them any more.
+"""
 
 import math
+import sys
 from threading import local
 
 import numpy as np
 
+# Smaller results come from NumPy's own cache or the C heap; for larger ones NumPy asks for huge
+# pages, which are cheap to touch, and keeping them would bind too much memory.
+_SMALLEST, _LARGEST = 64 << 10, 32 << 20
+# Free buffers are given up when a new one would make all buffers together exceed this.
+_POOL_BYTES = 256 << 20
 
-class _Buffers(local):
+
+class _Memory(local):
+    """The buffers of one thread: no other thread can take one between the look and the grip."""
+
     def __init__(self):
         self.by_name = {}
+        self.by_size = {}
+        self.pooled = 0
 
 
-_buffers = _Buffers()
+_memory = _Memory()
 
 
 def workspace(name: str, shape: tuple[int, ...], dtype) -> np.ndarray:
     """An uninitialised array that is valid until the next call with this name in this thread."""
     dtype = np.dtype(dtype)
     size = math.prod(shape) * dtype.itemsize
-    buffer = _buffers.by_name.get(name)
+    buffer = _memory.by_name.get(name)
     if buffer is None or buffer.size < size:
-        buffer = _buffers.by_name[name] = np.empty(size, np.uint8)
+        buffer = _memory.by_name[name] = np.empty(size, np.uint8)
     return buffer[:size].view(dtype).reshape(shape)
+
+
+def empty(shape: tuple[int, ...], dtype) -> np.ndarray:
+    """As np.empty, on a buffer used before if there is a free one of this size.
+
+    Every view of a buffer, the array returned and any made from it, refers to the buffer as its
+    base. One that only the pool refers to is therefore free, wherever its arrays went meanwhile.
+    """
+    dtype = np.dtype(dtype)
+    size = math.prod(shape) * dtype.itemsize
+    if not _SMALLEST <= size <= _LARGEST:
+        return np.empty(shape, dtype)
+    buffers = _memory.by_size.setdefault(size, [])
+    for i in range(len(buffers)):
+        if _references(buffers, i) == _UNSHARED:
+            break
+    else:
+        if _memory.pooled + size > _POOL_BYTES:
+            _drop_free_buffers()
+        i = len(buffers)
+        buffers.append(np.empty(size, np.uint8))
+        _memory.pooled += size
+    return np.ndarray(shape, dtype, buffers[i])
+
+
+def _references(buffers, i):
+    return sys.getrefcount(buffers[i])
+
+
+_UNSHARED = _references([np.empty(0, np.uint8)], 0)
+
+
+def _drop_free_buffers():
+    for buffers in _memory.by_size.values():
+        buffers[:] = [
+            buffers[i] for i in range(len(buffers)) if _references(buffers, i) > _UNSHARED
+        ]
+    _memory.pooled = sum(size * len(b) for size, b in _memory.by_size.items())

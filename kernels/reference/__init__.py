@@ -17,6 +17,7 @@ from kernels.reference.conv import (
 )
 from kernels.reference.dropout import dropout, dropout_mask
 from kernels.reference.lrn import lrn, lrn_backward
+from kernels.reference.matmul import matmul
 from kernels.reference.pool import (
     avg_pool2d,
     avg_pool2d_backward,
@@ -48,6 +49,7 @@ __all__ = [
     "im2col",
     "lrn",
     "lrn_backward",
+    "matmul",
     "max_pool2d",
     "max_pool2d_gather",
     "max_unpool2d",
