@@ -8,6 +8,7 @@ import numpy as np
 
 BACKENDS = ("auto", "reference", "cpu", "cuda")
 _current = "auto"
+_modules = {}
 
 
 class use(AbstractContextManager):
@@ -39,7 +40,11 @@ def kernels_for(array) -> ModuleType:
     """The module of kernels for `array`; imported on first use, so that Numba loads only then."""
     if not isinstance(array, np.ndarray):
         raise TypeError(f"array must be a NumPy array, got {type(array).__name__}")
-    return import_module("kernels.reference" if _current == "reference" else "kernels.cpu")
+    name = "kernels.reference" if _current == "reference" else "kernels.cpu"
+    module = _modules.get(name)
+    if module is None:
+        module = _modules[name] = import_module(name)
+    return module
 
 
 def set_num_threads(n: int) -> None:

@@ -41,6 +41,8 @@ def padding4(name: str, value) -> Padding:
 
 
 def _integers(name: str, value, minimum: int) -> tuple[int, ...]:
+    if type(value) is tuple and all([type(item) is int and item >= minimum for item in value]):
+        return value
     items = tuple(value) if isinstance(value, (tuple, list)) else (value,)
     try:
         numbers = tuple(operator.index(item) for item in items)
@@ -224,6 +226,13 @@ def check_matmul(a_shape: Shape, b_shape: Shape) -> None:
         raise ValueError(f"a and b must be (M, K) and (K, N), got {a_shape} and {b_shape}")
 
 
+def check_channels(x) -> None:
+    """TypeError unless x is float32 or float64, ValueError unless it is (N, C, ...)."""
+    check_dtypes(x=x)
+    if x.ndim < 2:
+        raise ValueError(f"x must be (N, C, ...), got shape {x.shape}")
+
+
 def check_shape(name: str, shape: Shape, expected: Shape) -> None:
     """ValueError naming the argument unless its shape is the expected one."""
     if tuple(shape) != tuple(expected):
@@ -232,13 +241,15 @@ def check_shape(name: str, shape: Shape, expected: Shape) -> None:
 
 def check_dtypes(**arrays) -> None:
     """TypeError unless all arrays (None is skipped) share one dtype, float32 or float64."""
-    dtypes = {name: array.dtype for name, array in arrays.items() if array is not None}
-    for name, dtype in dtypes.items():
-        if dtype.name not in ("float32", "float64"):
+    dtypes = [array.dtype for array in arrays.values() if array is not None]
+    if all(dtype.char in "fd" and dtype == dtypes[0] for dtype in dtypes):
+        return
+    named = {name: array.dtype for name, array in arrays.items() if array is not None}
+    for name, dtype in named.items():
+        if dtype.char not in "fd":
             raise TypeError(f"{name} must be float32 or float64, got {dtype}")
-    if len(set(dtypes.values())) > 1:
-        listed = ", ".join(f"{name} {dtype}" for name, dtype in dtypes.items())
-        raise TypeError(f"arrays must share one dtype, got {listed}")
+    listed = ", ".join(f"{name} {dtype}" for name, dtype in named.items())
+    raise TypeError(f"arrays must share one dtype, got {listed}")
 
 
 def _check_rank(name: str, shape: Shape) -> None:

@@ -54,36 +54,41 @@ class Function:
         results = self.forward(*arrays)
         single = not isinstance(results, tuple)
         outputs = [_wrap_output(r, inputs) for r in ((results,) if single else results)]
-        if _mode.enabled and any(t._requires_grad for t in inputs):
+        if _mode.enabled and True in [t._requires_grad for t in inputs]:
             self._record(inputs, outputs)
-        else:
+        elif self.buffers:
             self._drop_buffers()
         if _mode.listener is not None:
             _mode.listener(self, inputs, outputs)
         return outputs[0] if single else tuple(outputs)
 
     def _record(self, inputs, outputs):
+        # Loops and lists rather than generators: this runs once an operation.
         if self.edges:
             raise RuntimeError(f"{type(self).__name__}: an instance can be called once only")
-        self.needs_input_grad = tuple(t._requires_grad for t in inputs)
+        self.needs_input_grad = tuple([t._requires_grad for t in inputs])
         # An edge leads to the node that made the input, or to the leaf itself.
         self.edges = tuple(
-            ((t if t._node is None else t._node), t._index) if t._requires_grad else None
-            for t in inputs
+            [
+                ((t if t._node is None else t._node), t._index) if t._requires_grad else None
+                for t in inputs
+            ]
         )
-        self.input_meta = tuple((t.shape, t.dtype) for t in inputs)
-        self.output_meta = tuple((t.shape, t.dtype) for t in outputs)
+        self.input_meta = tuple([(t._array.shape, t._array.dtype) for t in inputs])
+        self.output_meta = tuple([(t._array.shape, t._array.dtype) for t in outputs])
+        locked = []
         if self.keep_inputs:
             keep = range(len(inputs)) if self.keep_inputs is True else self.keep_inputs
-            self._inputs = tuple(t if i in keep else None for i, t in enumerate(inputs))
-            self._input_versions = tuple(t._storage.version for t in inputs)
+            self._inputs = tuple([t if i in keep else None for i, t in enumerate(inputs)])
+            self._input_versions = tuple([t._storage.version for t in inputs])
+            locked += [t._storage for t in self._inputs if t is not None]
         if self.keep_outputs:
             # Array and storage, not the Tensor: it refers to this node, which would be a cycle.
-            self._outputs = tuple((t._array, t._storage) for t in outputs)
-            self._output_versions = tuple(t._storage.version for t in outputs)
-        kept = [t._storage for t in self._inputs or () if t is not None]
-        self._locked = (*kept, *(storage for _, storage in self._outputs or ()))
-        for storage in self._locked:
+            self._outputs = tuple([(t._array, t._storage) for t in outputs])
+            self._output_versions = tuple([t._storage.version for t in outputs])
+            locked += [t._storage for t in outputs]
+        self._locked = locked
+        for storage in locked:
             storage.lock()
         for index, output in enumerate(outputs):
             if output._array.dtype.kind == "f":
@@ -147,9 +152,10 @@ class Function:
         self._released = True
 
     def _unlock(self):
-        locked, self._locked = self._locked, ()
-        for storage in locked:
-            storage.unlock()
+        if self._locked:
+            locked, self._locked = self._locked, ()
+            for storage in locked:
+                storage.unlock()
 
     def _drop_buffers(self):
         for name in self.buffers:
@@ -171,7 +177,7 @@ def _as_tensors(inputs):
 
 def _check_one_device(function, arrays):
     first = type(arrays[0])
-    if any(type(a) is not first for a in arrays):
+    if any([type(a) is not first for a in arrays]):
         devices = [device_of(a) for a in arrays]
         if len(set(devices)) > 1:
             raise ValueError(
@@ -181,7 +187,9 @@ def _check_one_device(function, arrays):
 
 def _wrap_output(result, inputs) -> Tensor:
     """Wrap an array made by forward; a view of an input shares that input's version."""
-    if isinstance(result, np.generic) or not hasattr(result, "dtype"):
+    if type(result) is not np.ndarray and (
+        isinstance(result, np.generic) or not hasattr(result, "dtype")
+    ):
         result = np.asarray(result)
     owner = result if result.base is None else result.base
     for t in inputs:

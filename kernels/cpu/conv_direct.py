@@ -12,6 +12,8 @@ from dominating. The gradient by the input is the same convolution with the kern
 its channels exchanged; the gradient by the weight is the dot product of the padded planes with dy.
 """
 
+from functools import lru_cache
+
 import numpy as np
 from numba import get_thread_id, njit, prange
 
@@ -34,24 +36,30 @@ def is_direct(weight_shape, stride, groups: int) -> bool:
 
 
 @njit(inline="always")
-def _pad_planes(x, planes, top, left):
+def pad_planes(x, planes, top, left):
     """Write x (C, H, W) into planes (C, HP, P) at (top, left), zeros around it."""
     channels, h, w = x.shape
     for c in range(channels):
         for row in range(planes.shape[1]):
             line = planes[c, row]
-            line[:] = 0
-            if top <= row < top + h:
-                inside = line[left : left + w]
-                source = x[c, row - top]
-                for u in range(w):
-                    inside[u] = source[u]
+            if row < top or row >= top + h:
+                line[:] = 0
+                continue
+            line[:left] = 0
+            inside = line[left : left + w]
+            source = x[c, row - top]
+            for u in range(w):
+                inside[u] = source[u]
+            line[left + w :] = 0
 
 
-def _offsets(channels, kernel_size, dilation, plane, pitch):
+@lru_cache(maxsize=256)
+def flat_offsets(channels, kernel_size, dilation, plane, pitch):
     """Where each tap (c, i, j) lies in the flat padded planes."""
     c, i, j = np.indices((channels, *kernel_size)).reshape(3, -1)
-    return c * plane + i * dilation[0] * pitch + j * dilation[1]
+    offsets = c * plane + i * dilation[0] * pitch + j * dilation[1]
+    offsets.flags.writeable = False
+    return offsets
 
 
 @njit(parallel=True, cache=True, fastmath=_SUM_FLAGS)
@@ -73,7 +81,7 @@ def _conv(x, weight, bias, y, scratch, offsets, padding, parts):
         memory = scratch[get_thread_id()]
         flat = memory[: channels * plane]
         result = memory[channels * plane : channels * plane + oh * pitch]
-        _pad_planes(x[image, g], flat.reshape(channels, height, pitch), top, left)
+        pad_planes(x[image, g], flat.reshape(channels, height, pitch), top, left)
         for o in range(part * outputs // parts, (part + 1) * outputs // parts):
             factors = weight[g, o].reshape(taps)
             for start in range(0, length, _STRETCH):
@@ -129,7 +137,7 @@ def _weight_grad(dy, x, slices, scratch, offsets, padding):
         spaced = memory[channels * plane : channels * plane + oh * pitch]
         spaced[:] = 0
         for image in range(piece * n // count, (piece + 1) * n // count):
-            _pad_planes(x[image, g], flat.reshape(channels, height, pitch), top, left)
+            pad_planes(x[image, g], flat.reshape(channels, height, pitch), top, left)
             for o in range(outputs):
                 total = slices[piece, g, o].reshape(taps)
                 for v in range(oh):
@@ -174,7 +182,7 @@ def _weight_grad(dy, x, slices, scratch, offsets, padding):
                         tap += 1
 
 
-def _grouped(x, groups):
+def grouped(x, groups):
     """(N, C, H, W) as a contiguous (N, G, C/G, H, W)."""
     n, c, h, w = x.shape
     return np.ascontiguousarray(x).reshape(n, groups, c // groups, h, w)
@@ -191,7 +199,7 @@ def _plan(x, weight_shape, y_height, padding, dilation):
     plane = (x.shape[2] + top + bottom) * pitch
     size = group_channels * plane + y_height * pitch
     scratch = workspace("conv", (num_threads(), size), x.dtype)
-    return scratch, _offsets(group_channels, (kh, kw), dilation, plane, pitch)
+    return scratch, flat_offsets(group_channels, (kh, kw), dilation, plane, pitch)
 
 
 def conv2d_direct(x, weight, bias, y, padding, dilation, groups):
@@ -202,7 +210,7 @@ def conv2d_direct(x, weight, bias, y, padding, dilation, groups):
     tasks = len(x) * groups
     parts = min(group_outputs, -(-_MIN_TASKS // max(tasks, 1)))
     _conv(
-        _grouped(x, groups), filters, bias.reshape(groups, group_outputs), _grouped(y, groups),
+        grouped(x, groups), filters, bias.reshape(groups, group_outputs), grouped(y, groups),
         *_plan(x, weight.shape, y.shape[2], padding, dilation), padding, parts,
     )  # fmt: skip
 
@@ -233,5 +241,5 @@ def weight_grad_direct(dy, x, weight_shape, padding, dilation, groups):
     shape = (count, groups, outputs // groups, group_channels, kh, kw)
     slices = np.zeros(shape, dy.dtype)
     plan = _plan(x, weight_shape, dy.shape[2], padding, dilation)
-    _weight_grad(_grouped(dy, groups), _grouped(x, groups), slices, *plan, padding)
+    _weight_grad(grouped(dy, groups), grouped(x, groups), slices, *plan, padding)
     return slices.sum(axis=0).reshape(weight_shape)

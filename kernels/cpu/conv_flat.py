@@ -16,6 +16,7 @@ import numpy as np
 from numba import get_thread_id, njit, prange
 
 from kernels.cpu.blas import gemm
+from kernels.cpu.conv_direct import flat_offsets, grouped, pad_planes
 from kernels.cpu.tasks import split
 from kernels.cpu.threads import num_threads
 from kernels.cpu.workspace import workspace
@@ -33,24 +34,6 @@ def is_flat(x_shape, weight_shape, stride, padding, dilation, groups: int, items
     column_bytes = group_channels * kh * kw * oh * pitch * itemsize
     thick = group_channels > 1 and outputs // groups >= 4
     return stride == (1, 1) and thick and column_bytes <= _COLUMN_BYTES
-
-
-@njit(inline="always")
-def _pad_planes(x, planes, top, left):
-    """Write x (C, H, W) into planes (C, HP, P) at (top, left), zeros around it."""
-    channels, h, w = x.shape
-    for c in range(channels):
-        for row in range(planes.shape[1]):
-            line = planes[c, row]
-            if row < top or row >= top + h:
-                line[:] = 0
-                continue
-            line[:left] = 0
-            inside = line[left : left + w]
-            source = x[c, row - top]
-            for u in range(w):
-                inside[u] = source[u]
-            line[left + w :] = 0
 
 
 @njit(inline="always")
@@ -77,7 +60,7 @@ def _conv(x, weight, bias, y, scratch, offsets, padding):
         flat, rest = memory[: channels * height * pitch], memory[channels * height * pitch :]
         cols, rest = rest[: depth * length].reshape(depth, length), rest[depth * length :]
         out = rest[: outputs * length].reshape(outputs, length)
-        _pad_planes(x[image, g], flat.reshape(channels, height, pitch), top, left)
+        pad_planes(x[image, g], flat.reshape(channels, height, pitch), top, left)
         _fill_columns(flat, offsets, cols)
         gemm(weight[g], cols, out, False)
         for o in range(outputs):
@@ -104,7 +87,7 @@ def _input_grad(dy, weight, dx, scratch, offsets, padding):
         flat, rest = memory[: channels * height * pitch], memory[channels * height * pitch :]
         cols, rest = rest[: depth * length].reshape(depth, length), rest[depth * length :]
         rows = rest[: outputs * oh * pitch].reshape(outputs, oh, pitch)
-        _pad_planes(dy[image, g], rows, 0, 0)
+        pad_planes(dy[image, g], rows, 0, 0)
         gemm(weight[g].T, rows.reshape(outputs, oh * pitch)[:, :length], cols, False)
         flat[:] = 0
         for k in range(depth):
@@ -139,7 +122,7 @@ def _weight_grad(dy, x, slices, scratch, offsets, padding):
         grads = rest[: oh * pitch * outputs].reshape(oh, pitch, outputs)
         grads[:] = 0
         for image in range(piece * n // count, (piece + 1) * n // count):
-            _pad_planes(x[image, g], flat.reshape(channels, height, pitch), top, left)
+            pad_planes(x[image, g], flat.reshape(channels, height, pitch), top, left)
             _fill_columns(flat, offsets, cols)
             for o in range(outputs):
                 for v in range(oh):
@@ -147,18 +130,6 @@ def _weight_grad(dy, x, slices, scratch, offsets, padding):
                         grads[v, u, o] = dy[image, g, o, v, u]
             turned = grads.reshape(oh * pitch, outputs)[:length]
             gemm(cols, turned, slices[piece, g], True)
-
-
-def _offsets(channels, kernel_size, dilation, plane, pitch):
-    """Where each tap (c, i, j) lies in the flat padded planes."""
-    c, i, j = np.indices((channels, *kernel_size)).reshape(3, -1)
-    return c * plane + i * dilation[0] * pitch + j * dilation[1]
-
-
-def _grouped(x, groups):
-    """(N, C, H, W) as a contiguous (N, G, C/G, H, W)."""
-    n, c, h, w = x.shape
-    return np.ascontiguousarray(x).reshape(n, groups, c // groups, h, w)
 
 
 def _plan(x_shape, weight_shape, y_shape, padding, dilation, groups, dtype):
@@ -170,7 +141,7 @@ def _plan(x_shape, weight_shape, y_shape, padding, dilation, groups, dtype):
     depth = group_channels * kh * kw
     size = group_channels * plane + (depth + outputs // groups) * y_shape[2] * pitch
     scratch = workspace("conv", (num_threads(), size), dtype)
-    return scratch, _offsets(group_channels, (kh, kw), dilation, plane, pitch)
+    return scratch, flat_offsets(group_channels, (kh, kw), dilation, plane, pitch)
 
 
 def _filters(weight, groups):
@@ -182,7 +153,7 @@ def conv2d_flat(x, weight, bias, y, padding, dilation, groups):
     plan = _plan(x.shape, weight.shape, y.shape, padding, dilation, groups, x.dtype)
     bias = bias.reshape(groups, -1)
     _conv(
-        _grouped(x, groups), _filters(weight, groups), bias, _grouped(y, groups), *plan, padding
+        grouped(x, groups), _filters(weight, groups), bias, grouped(y, groups), *plan, padding
     )
 
 
@@ -190,7 +161,7 @@ def input_grad_flat(dy, weight, dx, padding, dilation, groups):
     """Write the gradient by the input into dx, C-contiguous."""
     plan = _plan(dx.shape, weight.shape, dy.shape, padding, dilation, groups, dy.dtype)
     _input_grad(
-        _grouped(dy, groups), _filters(weight, groups), _grouped(dx, groups), *plan, padding
+        grouped(dy, groups), _filters(weight, groups), grouped(dx, groups), *plan, padding
     )
 
 
@@ -200,5 +171,5 @@ def weight_grad_flat(dy, x, weight_shape, padding, dilation, groups):
     outputs, group_channels, kh, kw = weight_shape
     count = min(_SLICES, max(1, len(x)))
     slices = np.zeros((count, groups, group_channels * kh * kw, outputs // groups), dy.dtype)
-    _weight_grad(_grouped(dy, groups), _grouped(x, groups), slices, *plan, padding)
+    _weight_grad(grouped(dy, groups), grouped(x, groups), slices, *plan, padding)
     return np.ascontiguousarray(slices.sum(axis=0).swapaxes(1, 2)).reshape(weight_shape)

@@ -11,12 +11,11 @@ from numba import njit, prange
 
 from kernels.cpu.blas import gemm
 from kernels.cpu.tasks import chunk_bounds
-from kernels.cpu.workspace import empty
 from kernels.geometry import check_dtypes, check_matmul
 
 # A band: at least so many multiply-adds, a multiple of so many rows or columns (a vector of them),
 # and no more bands than this.
-_MIN_MACS = 1 << 19
+_MIN_MACS = 1 << 21
 _UNIT = 16
 _MAX_BANDS = 64
 
@@ -53,7 +52,7 @@ def matmul(a, b):
     (m, k), n = a.shape, b.shape[1]
     if not m * k * n:
         return np.zeros((m, n), a.dtype)
-    y = empty((m, n), a.dtype)
+    y = np.empty((m, n), a.dtype)
     macs = m * k * n
     if macs < 2 * _MIN_MACS:
         return np.matmul(a, b, out=y)

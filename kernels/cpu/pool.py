@@ -81,20 +81,36 @@ def _max_pool_2x2(x, y, switches):
 
 @njit(parallel=True, cache=True)
 def _scatter(y, switches, x):
+    """The number of switches outside of the plane, which are skipped."""
     planes, size = y.shape
+    pixels = x.shape[1]
+    outside = 0
     for plane in prange(planes):
-        for p in range(x.shape[1]):
+        for p in range(pixels):
             x[plane, p] = 0
         for p in range(size):
-            x[plane, switches[plane, p]] += y[plane, p]
+            pixel = switches[plane, p]
+            if 0 <= pixel < pixels:
+                x[plane, pixel] += y[plane, p]
+            else:
+                outside += 1
+    return outside
 
 
 @njit(parallel=True, cache=True)
 def _gather(x, switches, y):
+    """The number of switches outside of the plane, which are skipped."""
     planes, size = y.shape
+    pixels = x.shape[1]
+    outside = 0
     for plane in prange(planes):
         for p in range(size):
-            y[plane, p] = x[plane, switches[plane, p]]
+            pixel = switches[plane, p]
+            if 0 <= pixel < pixels:
+                y[plane, p] = x[plane, pixel]
+            else:
+                outside += 1
+    return outside
 
 
 @njit(parallel=True, cache=True)
@@ -179,10 +195,10 @@ def max_unpool2d(y, switches, plane_shape):
     """See kernels.reference.max_unpool2d."""
     check_images("y", y)
     check_switches(switches, y.shape)
-    check_switch_range(switches, plane_shape)
     n, c = y.shape[:2]
     x = empty((n, c, *plane_shape), y.dtype)
-    _scatter(_flat_planes(y), _flat_planes(switches), _flat_planes(x))
+    if _scatter(_flat_planes(y), _flat_planes(switches), _flat_planes(x)):
+        check_switch_range(switches, plane_shape)  # which raises
     return x
 
 
@@ -190,9 +206,9 @@ def max_pool2d_gather(x, switches):
     """See kernels.reference.max_pool2d_gather."""
     check_images("x", x)
     check_switches(switches, (*x.shape[:2], *switches.shape[2:]))
-    check_switch_range(switches, x.shape[2:])
     y = empty(switches.shape, x.dtype)
-    _gather(_flat_planes(x), _flat_planes(switches), _flat_planes(y))
+    if _gather(_flat_planes(x), _flat_planes(switches), _flat_planes(y)):
+        check_switch_range(switches, x.shape[2:])  # which raises
     return y
 
 

@@ -18,6 +18,7 @@ from kernels.reference.conv import (
 from kernels.reference.dropout import dropout, dropout_mask
 from kernels.reference.lrn import lrn, lrn_backward
 from kernels.reference.matmul import matmul
+from kernels.reference.optim import adam_step, sgd_step
 from kernels.reference.pool import (
     avg_pool2d,
     avg_pool2d_backward,
@@ -27,8 +28,10 @@ from kernels.reference.pool import (
     max_pool2d_gather,
     max_unpool2d,
 )
+from kernels.reference.reduce import channel_sums
 
 __all__ = [
+    "adam_step",
     "avg_pool2d",
     "avg_pool2d_backward",
     "batchnorm_backward",
@@ -37,6 +40,7 @@ __all__ = [
     "batchnorm_train",
     "bias_relu",
     "bias_relu_backward",
+    "channel_sums",
     "col2im",
     "conv2d",
     "conv2d_input_grad",
@@ -55,4 +59,5 @@ __all__ = [
     "max_unpool2d",
     "relu",
     "relu_backward",
+    "sgd_step",
 ]

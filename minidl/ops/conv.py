@@ -116,7 +116,11 @@ def _bias_grad(needs, grad):
     """The gradient of an optional third input: the sum over images and positions."""
     if len(needs) < 3:
         return ()
-    return (grad.sum(axis=(0, 2, 3)) if needs[2] else None,)
+    if not needs[2]:
+        return (None,)
+    if is_grad_enabled():
+        return (grad.sum(axis=(0, 2, 3)),)
+    return (Tensor._wrap(kernels_for(grad._array).channel_sums(grad._array)),)
 
 
 def _settings(stride, padding, dilation, groups) -> ConvSettings:

@@ -1,7 +1,11 @@
 """What all optimisers share: parameter groups, their settings, and their state."""
 
+from types import ModuleType
+
 import numpy as np
 
+from kernels import reference
+from kernels.dispatch import kernels_for
 from minidl.array_module import get_array_module, to_device
 from minidl.tensor import Tensor
 
@@ -18,6 +22,11 @@ def check_betas(betas) -> tuple[float, float]:
     if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
         raise ValueError(f"betas must be two numbers in [0, 1), got {betas}")
     return tuple(betas)
+
+
+def step_kernels(values) -> ModuleType:
+    """The module of kernels whose steps update `values`."""
+    return kernels_for(values) if isinstance(values, np.ndarray) else reference
 
 
 class Optimizer:

@@ -1,6 +1,7 @@
 """Stochastic gradient descent."""
 
-from minidl.optim.optimizer import Optimizer, not_negative
+from minidl.array_module import get_array_module
+from minidl.optim.optimizer import Optimizer, not_negative, step_kernels
 
 
 class SGD(Optimizer):
@@ -22,14 +23,12 @@ class SGD(Optimizer):
             raise ValueError("nesterov needs a momentum above 0, got 0")
 
     def update(self, values, gradient, state, group):
-        if group["weight_decay"]:
-            gradient = gradient + group["weight_decay"] * values
+        velocity = None
         if group["momentum"]:
-            velocity = state.get("velocity")
-            if velocity is None:
-                velocity = state["velocity"] = gradient.copy()
-            else:
-                velocity *= group["momentum"]
-                velocity += gradient
-            gradient = gradient + group["momentum"] * velocity if group["nesterov"] else velocity
-        values -= group["lr"] * gradient
+            if not state:
+                state["velocity"] = get_array_module(values).zeros_like(values)
+            velocity = state["velocity"]
+        step_kernels(values).sgd_step(
+            values, gradient, velocity, group["lr"], group["momentum"], group["nesterov"],
+            group["weight_decay"],
+        )  # fmt: skip

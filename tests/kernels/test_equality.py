@@ -139,6 +139,39 @@ def test_avg_pool2d(data, p, dtype, count_include_pad):
     agree("global_avg_pool2d_backward", y, p.x_shape)
 
 
+matrix_sides = st.integers(0, 5) | st.integers(100, 180)
+
+
+@given(st.data(), matrix_sides, matrix_sides, matrix_sides, dtypes)
+@some
+def test_matmul(data, m, k, n, dtype):
+    agree("matmul", data.draw(arrays((m, k), dtype)), data.draw(arrays((k, n), dtype)))
+
+
+@pytest.mark.parametrize(
+    "m, k, n", [(300, 130, 200), (3, 900, 1600), (1600, 900, 3), (1500, 3, 1600)]
+)
+@pytest.mark.parametrize("turn_a", [False, True])
+@pytest.mark.parametrize("turn_b", [False, True])
+def test_matmul_in_several_bands(m, k, n, turn_a, turn_b):
+    draw = np.random.default_rng(0)
+    a = draw.standard_normal((k, m)).T if turn_a else draw.standard_normal((m, k))
+    b = draw.standard_normal((n, k)).T if turn_b else draw.standard_normal((k, n))
+    agree("matmul", a, b)
+
+
+def test_matmul_errors():
+    square = np.zeros((2, 2), np.float32)
+    for kernels in (reference, cpu):
+        for other in (np.zeros((3, 2), np.float32), np.zeros(2, np.float32)):
+            with pytest.raises(ValueError, match="a and b"):
+                kernels.matmul(square, other)
+        with pytest.raises(TypeError, match="one dtype"):
+            kernels.matmul(square, np.zeros((2, 2)))
+        with pytest.raises(TypeError, match="b must be"):
+            kernels.matmul(square, np.zeros((2, 2), np.int64))
+
+
 images = st.tuples(*(st.integers(low, 5) for low in (0, 1, 1, 1)))
 
 
@@ -195,6 +228,83 @@ def test_bias_relu(data, shape, dtype):
     x, dy = data.draw(arrays(shape, dtype)), data.draw(arrays(shape, dtype))
     y = agree("bias_relu", x, data.draw(arrays(shape[1:2], dtype)), exact=True)
     agree("bias_relu_backward", dy, y)
+
+
+channel_shapes = st.lists(st.integers(0, 5), min_size=2, max_size=5).map(tuple)
+
+
+@given(st.data(), channel_shapes, dtypes)
+@some
+def test_channel_sums(data, shape, dtype):
+    agree("channel_sums", data.draw(arrays(shape, dtype)))
+
+
+def test_channel_sums_keeps_digits_of_a_large_plane():
+    x = np.full((1, 2, 1500, 1500), 0.1, np.float32)
+    np.testing.assert_allclose(cpu.channel_sums(x), 0.1 * 2.25e6, rtol=1e-6)
+
+
+@st.composite
+def step_arrays(draw, dtype, count):
+    """`count` arrays of one shape; the first, which a step updates, may be a strided view too."""
+    shape = draw(shapes | st.just((200, 170)))
+    return [draw(arrays(shape, dtype)) for _ in range(count)]
+
+
+def steps_agree(name, changed, gradient, *settings_):
+    """Run a step on copies of `changed` with both backends; what they leave must agree."""
+    results = []
+    for kernels in (reference, cpu):
+        copies = [a if a is None else np.array(a, order="K") for a in changed]
+        kept = gradient.copy()
+        getattr(kernels, name)(copies[0], gradient, *copies[1:], *settings_)
+        np.testing.assert_array_equal(gradient, kept)
+        results.append([a for a in copies if a is not None])
+    for before, a, b in zip([a for a in changed if a is not None], *results, strict=True):
+        assert a.dtype == b.dtype == before.dtype
+        tolerance = 1e-6 if a.dtype == np.float32 else 1e-13
+        np.testing.assert_allclose(b, a, rtol=tolerance, atol=tolerance)
+
+
+decays = st.sampled_from([0.0, 0.3])
+
+
+@given(st.data(), dtypes, st.sampled_from([(0.0, False), (0.9, False), (0.9, True)]), decays)
+@some
+def test_sgd_step(data, dtype, momentum, weight_decay):
+    values, gradient, velocity = data.draw(step_arrays(dtype, 3))
+    velocity = velocity if momentum[0] else None
+    steps_agree("sgd_step", [values, velocity], gradient, 0.1, *momentum, weight_decay)
+
+
+@given(st.data(), dtypes, st.integers(1, 20), decays, st.booleans())
+@some
+def test_adam_step(data, dtype, step, weight_decay, decoupled):
+    values, gradient, mean, square = data.draw(step_arrays(dtype, 4))
+    settings_ = (step, 0.1, (0.9, 0.99), 1e-3, weight_decay, decoupled)
+    steps_agree("adam_step", [values, mean, np.abs(square)], gradient, *settings_)
+
+
+def test_steps_write_to_strided_views():
+    """What cannot be taken as one flat array must still be updated in place."""
+    for kernels in (reference, cpu):
+        wide = np.ones((4, 6), np.float32)
+        kernels.sgd_step(wide[:, ::2], np.ones((4, 3), np.float32), None, 0.25)
+        np.testing.assert_array_equal(wide, [[0.75, 1] * 3] * 4)
+        moments = np.zeros((4, 3), np.float32), np.zeros((4, 3), np.float32)
+        kernels.adam_step(
+            wide[:, ::2], np.ones((4, 3), np.float32), *moments, 1, 0.25, (0.9, 0.99), 0.0
+        )
+        np.testing.assert_allclose(wide, [[0.5, 1] * 3] * 4, rtol=1e-6)
+
+
+def test_steps_check_their_arrays():
+    for kernels in (reference, cpu):
+        a, b = np.zeros(2, np.float32), np.zeros(3, np.float32)
+        with pytest.raises(ValueError, match="gradient"):
+            kernels.sgd_step(a, b, None, 0.1)
+        with pytest.raises(TypeError, match="one dtype"):
+            kernels.adam_step(a, a, a.astype(np.float64), a, 1, 0.1, (0.9, 0.99), 1e-8)
 
 
 @given(
@@ -259,6 +369,14 @@ def test_results_do_not_depend_on_the_number_of_threads():
         results += [*cpu.max_pool2d(x, (3, 3), (2, 2)), *cpu.lrn(x, 5, 0.1, 0.75, 2.0)]
         results += cpu.batchnorm_train(x, gamma, gamma, 1e-5)
         results += cpu.batchnorm_backward(x, x, gamma, gamma, gamma)
+        small = x[:, :, :9, :9]  # the kernels for small images, and for one channel
+        for image, kernel in ((small, weight), (x[:, :1], weight[:, :1])):
+            y = cpu.conv2d(image, kernel)
+            results += [y, cpu.conv2d_input_grad(y, kernel, image.shape)]
+            results.append(cpu.conv2d_weight_grad(y, image, (3, 3)))
+        wide = np.tile(x.reshape(6 * 8, 17 * 17), 4)
+        results += [cpu.matmul(wide.T, wide), cpu.matmul(wide[:9], np.tile(wide.T, 50))]
+        results.append(cpu.channel_sums(x))
         return [*results, cpu.dropout(x, 0.5, 1, 2), *cpu.bias_relu_backward(x, x)]
 
     many = dispatch.get_num_threads()
@@ -292,4 +410,4 @@ def test_every_parallel_function_is_parallel():
                 if overload.metadata:  # none where the on-disk cache supplied the code
                     notes = overload.metadata["parfor_diagnostics"]
                     assert notes.initial_parfors, f"{info.name}.{name}"
-    assert found >= 20
+    assert found >= 28

@@ -1,0 +1,85 @@
+"""Steps of optimisers in one pass; the definitions stand in kernels.reference.optim.
+
+Written with whole-array operations a step reads and writes its arrays a dozen times, and on a large
+layer memory is all it waits for. Here every element is read once and written once.
+"""
+
+import math
+
+import numpy as np
+from numba import njit, prange
+
+from kernels import reference
+from kernels.cpu.tasks import chunk_bounds
+from kernels.reference.optim import adam_corrections, check_step
+
+_CHUNK = 1 << 14
+
+
+@njit(parallel=True, cache=True)
+def _sgd(values, gradient, velocity, lr, momentum, has_velocity, nesterov, weight_decay):
+    for chunk in prange((values.size + _CHUNK - 1) // _CHUNK):
+        start, stop = chunk_bounds(chunk, _CHUNK, values.size)
+        for i in range(start, stop):
+            slope = gradient[i]
+            if weight_decay:
+                slope += weight_decay * values[i]
+            if has_velocity:
+                speed = momentum * velocity[i] + slope
+                velocity[i] = speed
+                slope = slope + momentum * speed if nesterov else speed
+            values[i] -= lr * slope
+
+
+@njit(parallel=True, cache=True)
+def _adam(values, gradient, mean, square, betas, rests, rate, correction, eps, decay, shrink):
+    for chunk in prange((values.size + _CHUNK - 1) // _CHUNK):
+        start, stop = chunk_bounds(chunk, _CHUNK, values.size)
+        for i in range(start, stop):
+            value = values[i] * shrink
+            slope = gradient[i] + decay * value
+            mean[i] += rests[0] * (slope - mean[i])
+            square[i] = square[i] * betas[1] + rests[1] * slope * slope
+            root = math.sqrt(square[i]) / correction + eps
+            values[i] = value - rate * mean[i] / root
+
+
+def _lie_flat(*arrays):
+    return all([array.flags.c_contiguous for array in arrays])
+
+
+def sgd_step(values, gradient, velocity, lr, momentum=0.0, nesterov=False, weight_decay=0.0):
+    """See kernels.reference.sgd_step."""
+    check_step(values, gradient=gradient, velocity=velocity)
+    settings = lr, momentum, nesterov, weight_decay
+    has_velocity = velocity is not None
+    if not _lie_flat(values, velocity if has_velocity else values):
+        reference.sgd_step(values, gradient, velocity, *settings)
+        return
+    number = values.dtype.type
+    flat = values.reshape(-1)
+    _sgd(
+        flat, np.ascontiguousarray(gradient).reshape(-1),
+        velocity.reshape(-1) if has_velocity else flat,
+        number(lr), number(momentum), has_velocity, nesterov, number(weight_decay),
+    )  # fmt: skip
+
+
+def adam_step(
+    values, gradient, mean, square, step, lr, betas, eps, weight_decay=0.0, decoupled=False
+):
+    """See kernels.reference.adam_step."""
+    check_step(values, gradient=gradient, mean=mean, square=square)
+    if not _lie_flat(values, mean, square):
+        settings = step, lr, betas, eps, weight_decay, decoupled
+        reference.adam_step(values, gradient, mean, square, *settings)
+        return
+    number = values.dtype.type
+    rate, correction = adam_corrections(step, lr, betas)
+    decay, shrink = (0.0, 1 - lr * weight_decay) if decoupled else (weight_decay, 1.0)
+    _adam(
+        values.reshape(-1), np.ascontiguousarray(gradient).reshape(-1), mean.reshape(-1),
+        square.reshape(-1), (number(betas[0]), number(betas[1])),
+        (number(1 - betas[0]), number(1 - betas[1])), number(rate), number(correction),
+        number(eps), number(decay), number(shrink),
+    )  # fmt: skip
