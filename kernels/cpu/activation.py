@@ -16,9 +16,10 @@ def _relu(x, y):
     zero = x.dtype.type(0)  # an int beside a float32 would make Numba compute in float64
     for chunk in prange((x.size + _CHUNK - 1) // _CHUNK):
         start, stop = chunk_bounds(chunk, _CHUNK, x.size)
-        for i in range(start, stop):
-            value = x[i]
-            y[i] = zero if value < zero else value  # a NaN is not below 0: it stays
+        source, target = x[start:stop], y[start:stop]
+        for i in range(source.size):
+            value = source[i]
+            target[i] = zero if value < zero else value  # a NaN is not below 0: it stays
 
 
 @njit(parallel=True, cache=True)
@@ -26,8 +27,9 @@ def _relu_backward(dy, y, dx):
     zero = dy.dtype.type(0)
     for chunk in prange((y.size + _CHUNK - 1) // _CHUNK):
         start, stop = chunk_bounds(chunk, _CHUNK, y.size)
-        for i in range(start, stop):
-            dx[i] = dy[i] if y[i] > zero else zero
+        grad, output, target = dy[start:stop], y[start:stop], dx[start:stop]
+        for i in range(target.size):
+            target[i] = grad[i] if output[i] > zero else zero
 
 
 @njit(parallel=True, cache=True)

@@ -20,28 +20,29 @@ _CHUNK = 1 << 14
 def _sgd(values, gradient, velocity, lr, momentum, has_velocity, nesterov, weight_decay):
     for chunk in prange((values.size + _CHUNK - 1) // _CHUNK):
         start, stop = chunk_bounds(chunk, _CHUNK, values.size)
-        for i in range(start, stop):
-            slope = gradient[i]
+        value, grad, speed = values[start:stop], gradient[start:stop], velocity[start:stop]
+        for i in range(value.size):
+            slope = grad[i]
             if weight_decay:
-                slope += weight_decay * values[i]
+                slope += weight_decay * value[i]
             if has_velocity:
-                speed = momentum * velocity[i] + slope
-                velocity[i] = speed
-                slope = slope + momentum * speed if nesterov else speed
-            values[i] -= lr * slope
+                speed[i] = momentum * speed[i] + slope
+                slope = slope + momentum * speed[i] if nesterov else speed[i]
+            value[i] -= lr * slope
 
 
 @njit(parallel=True, cache=True)
-def _adam(values, gradient, mean, square, betas, rests, rate, correction, eps, decay, shrink):
+def _adam(values, gradient, means, squares, betas, rests, rate, correction, eps, decay, shrink):
     for chunk in prange((values.size + _CHUNK - 1) // _CHUNK):
         start, stop = chunk_bounds(chunk, _CHUNK, values.size)
-        for i in range(start, stop):
-            value = values[i] * shrink
-            slope = gradient[i] + decay * value
+        value, grad = values[start:stop], gradient[start:stop]
+        mean, square = means[start:stop], squares[start:stop]
+        for i in range(value.size):
+            shrunk = value[i] * shrink
+            slope = grad[i] + decay * shrunk
             mean[i] += rests[0] * (slope - mean[i])
             square[i] = square[i] * betas[1] + rests[1] * slope * slope
-            root = math.sqrt(square[i]) / correction + eps
-            values[i] = value - rate * mean[i] / root
+            value[i] = shrunk - rate * mean[i] / (math.sqrt(square[i]) / correction + eps)
 
 
 def _lie_flat(*arrays):

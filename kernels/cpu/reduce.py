@@ -24,8 +24,9 @@ def _plane_sums(x, sums):
         total = 0.0
         for start in range(0, size, _STRETCH):
             part = x.dtype.type(0)
-            for p in range(start, min(size, start + _STRETCH)):
-                part += x[image, c, p]
+            stretch = x[image, c, start : min(size, start + _STRETCH)]
+            for p in range(stretch.size):
+                part += stretch[p]
             total += part
         sums[image, c] = total
 
