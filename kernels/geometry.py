@@ -241,8 +241,14 @@ def check_shape(name: str, shape: Shape, expected: Shape) -> None:
 
 def check_dtypes(**arrays) -> None:
     """TypeError unless all arrays (None is skipped) share one dtype, float32 or float64."""
-    dtypes = [array.dtype for array in arrays.values() if array is not None]
-    if all(dtype.char in "fd" and dtype == dtypes[0] for dtype in dtypes):
+    first = None
+    for array in arrays.values():
+        if array is None:
+            continue
+        first = array.dtype if first is None else first
+        if array.dtype.char not in "fd" or array.dtype != first:
+            break
+    else:
         return
     named = {name: array.dtype for name, array in arrays.items() if array is not None}
     for name, dtype in named.items():

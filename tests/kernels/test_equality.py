@@ -64,11 +64,11 @@ def test_convolution(data, p, dtype):
 
 
 @pytest.mark.parametrize(
-    "n, channels, size, outputs", [(1, 40, 40, 16), (20, 3, 9, 5), (2, 70, 5, 8)]
+    "n, channels, size, outputs", [(1, 40, 40, 16), (20, 3, 9, 5), (2, 70, 5, 8), (18, 2, 60, 2)]
 )
 @pytest.mark.parametrize("groups", [1, 2])
 def test_convolution_in_many_blocks(n, channels, size, outputs, groups):
-    """Shapes whose columns fill several blocks: bands of rows, several images, channel parts."""
+    """Work cut into several pieces: bands of rows, images, channel parts, stretches of a plane."""
     channels, outputs = channels - channels % groups, outputs - outputs % groups
     draw = np.random.default_rng(0)
     x = draw.standard_normal((n, channels, size, size))
@@ -112,6 +112,17 @@ def test_max_pool2d(data, p, dtype):
     y, switches = agree("max_pool2d", *arguments, exact=True)
     agree("max_unpool2d", y, switches, p.x_shape[2:])
     agree("max_pool2d_gather", x, switches, exact=True)
+
+
+@pytest.mark.parametrize("wrong", [-1, 12])
+def test_switches_outside_of_the_plane(wrong):
+    y, switches = np.ones((2, 1, 2, 2)), np.zeros((2, 1, 2, 2), np.int32)
+    switches[1, 0, 1, 1] = wrong
+    for kernels in (reference, cpu):
+        with pytest.raises(ValueError, match="switches must lie in"):
+            kernels.max_unpool2d(y, switches, (3, 4))
+        with pytest.raises(ValueError, match="switches must lie in"):
+            kernels.max_pool2d_gather(np.ones((2, 1, 3, 4)), switches)
 
 
 def test_max_pool2d_by_hand():
@@ -220,6 +231,14 @@ def test_relu(data, shape, dtype):
     x, dy = data.draw(arrays(shape, dtype)), data.draw(arrays(shape, dtype))
     y = agree("relu", x, exact=True)
     agree("relu_backward", dy, y, exact=True)
+
+
+def test_elementwise_kernels_in_several_chunks():
+    draw = np.random.default_rng(0)
+    x, dy = draw.standard_normal((2, 50, 700)).astype(np.float32)
+    agree("relu_backward", dy, agree("relu", x, exact=True), exact=True)
+    agree("dropout", x, 0.5, 3, 4, exact=True)
+    agree("dropout_mask", x.shape, 0.5, 3, 4)
 
 
 @given(st.data(), images, dtypes)

@@ -1,0 +1,79 @@
+"""Buffers of results: used again when free, never while anything refers to them."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from kernels.cpu import workspace
+from kernels.cpu.workspace import empty
+
+SHAPE = (64, 1024)
+
+
+def address(array):
+    return array.__array_interface__["data"][0]
+
+
+@pytest.fixture(autouse=True)
+def fresh_memory(monkeypatch):
+    monkeypatch.setattr(workspace, "_memory", workspace._Memory())
+
+
+def test_a_free_buffer_is_used_again():
+    first = empty(SHAPE, np.float32)
+    where = address(first)
+    del first
+    again = empty((1024, 32), np.float64)
+    assert address(again) == where
+    assert again.shape == (1024, 32) and again.dtype == np.float64
+    assert again.flags.c_contiguous and again.flags.writeable and again.flags.aligned
+
+
+@pytest.mark.parametrize(
+    "derive",
+    [
+        lambda a: a,
+        lambda a: a[3:5, ::2],
+        lambda a: a.reshape(-1).view(np.int32).T,
+        lambda a: memoryview(a),
+        lambda a: np.frombuffer(a, np.uint8),
+        lambda a: np.from_dlpack(a),
+    ],
+)
+def test_a_buffer_in_use_is_left_alone(derive):
+    kept = derive(empty(SHAPE, np.float32))
+    where = address(np.asarray(kept))
+    others = [empty(SHAPE, np.float32) for _ in range(3)]
+    spans = sorted(address(a) for a in others)
+    assert all(not start <= where < start + others[0].nbytes for start in spans)
+    assert all(b - a >= others[0].nbytes for a, b in zip(spans, spans[1:], strict=False))
+
+
+def test_threads_do_not_share_buffers():
+    where = address(empty(SHAPE, np.float32))
+    seen = []
+    thread = threading.Thread(target=lambda: seen.append(empty(SHAPE, np.float32)))
+    thread.start()
+    thread.join()
+    mine = empty(SHAPE, np.float32)
+    assert address(mine) == where != address(seen[0])
+
+
+def test_free_buffers_are_given_up_before_the_pool_outgrows_its_bound(monkeypatch):
+    monkeypatch.setattr(workspace, "_POOL_BYTES", 1 << 20)
+    kept = empty((300 << 10,), np.uint8)
+    for size in range(100 << 10, 500 << 10, 10 << 10):
+        empty((size,), np.uint8)
+        assert workspace._memory.pooled <= 1 << 20
+        assert workspace._memory.pooled == sum(
+            buffer.size for buffers in workspace._memory.by_size.values() for buffer in buffers
+        )
+    assert kept.base in workspace._memory.by_size[300 << 10]
+
+
+@pytest.mark.parametrize("shape", [(), (0, 5), (10,), (40 << 20,)])
+def test_small_and_huge_results_are_not_kept(shape):
+    array = empty(shape, np.uint8)
+    assert array.shape == shape and array.base is None
+    assert not workspace._memory.by_size
