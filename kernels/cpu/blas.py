@@ -38,8 +38,7 @@ def gemm(a, b, out, add):
     """out = a @ b, or out += a @ b if `add`: 2-D, of one dtype, float32 or float64.
 
     The elements of each row of `out`, and of each row or each column of a and b, must lie together;
-    blocks and transposes of contiguous matrices may all be given. Without inner elements `out` is
-    left as it is.
+    blocks and transposes of contiguous matrices may all be given.
     """
     m, k = a.shape
     n = b.shape[1]
