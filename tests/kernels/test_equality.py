@@ -132,6 +132,15 @@ def test_max_pool2d(data, p, dtype):
     agree("max_pool2d_gather", x, switches, exact=True)
 
 
+@given(st.data(), st.integers(2, 40), st.integers(2, 40), st.booleans(), dtypes)
+@some
+def test_max_pool2d_of_2x2_windows(data, height, width, ceil_mode, dtype):
+    """The most common pooling, which has a kernel of its own: few different values, many ties."""
+    x = np.round(data.draw(arrays((2, 2, height, width), dtype)))
+    x[np.random.default_rng(0).random(x.shape) < 0.1] = np.nan
+    agree("max_pool2d", x, (2, 2), (2, 2), (0, 0, 0, 0), (1, 1), ceil_mode, exact=True)
+
+
 @pytest.mark.parametrize("wrong", [-1, 12])
 def test_switches_outside_of_the_plane(wrong):
     y, switches = np.ones((2, 1, 2, 2)), np.zeros((2, 1, 2, 2), np.int32)
