@@ -250,11 +250,18 @@ def recipe(full: bool = True, **options) -> Recipe:
     )
 
 
-def public_names(batch_norm: bool = False, **options) -> dict[str, str]:
-    """Public weights use these very names; ValueError for the form without batch normalisation."""
+def public_names(batch_norm: bool = False, naive: bool = False, **options) -> dict[str, str]:
+    """Public weights use these very names; ValueError for a form that they do not have."""
     if not batch_norm:
         raise ValueError("batch_norm must be on for public weights (--batch-norm)")
+    if naive:
+        raise ValueError("naive must be off for public weights")
     return {}
+
+
+def left_out(auxiliary: bool = True, **options) -> tuple[str, ...]:
+    """The auxiliary classifiers in a file of weights, for a network that has none."""
+    return () if auxiliary else ("aux1", "aux2")
 
 
 ARCHITECTURE = Architecture(
@@ -279,6 +286,7 @@ ARCHITECTURE = Architecture(
     num_classes=imagenet_classes,
     has_small=True,
     public_names=public_names,
+    left_out=left_out,
 )  # fmt: skip
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from architectures.common import (
     ten_crop,
 )
 from minidl import cli, nn, ops, optim
-from minidl.architecture import Architecture, Recipe
+from minidl.architecture import Architecture, Recipe, SameNames
 from minidl.data.transforms import (
     Compose,
     Normalize,
@@ -205,6 +205,8 @@ class ResNet(nn.Module):
         self.avgpool = nn.GlobalAvgPool2d()
         self.fc = nn.Linear(channels, num_classes)
         initialize(self, lambda weight: init.he_normal_(weight, mode="fan_out"))
+        # A few classes are no measure of the scale of so many features: fan_in here.
+        init.lecun_normal_(self.fc.weight)
         if zero_gamma:
             for module in self.modules():
                 if isinstance(module, Block):
@@ -295,11 +297,17 @@ def cifar_recipe(depth: int) -> Recipe:
 
 
 def public_names(depth: int = 18, version: str = "1", **options) -> dict[str, str]:
-    """Public weights use these very names; ValueError for a form that they do not have."""
+    """Public weights use these very names; ValueError for a form that they do not have.
+
+    Bottlenecks of version 1 have the same names and shapes, but their strides elsewhere: SameNames.
+    """
     if depth not in IMAGENET_DEPTHS:
         raise ValueError(f"depth must be one of {tuple(IMAGENET_DEPTHS)} for public weights")
-    if version == "2" or (IMAGENET_DEPTHS[depth][1] and version != "1.5"):
-        raise ValueError("version must be 1.5 for public weights (--version 1.5)")
+    problem = "version must be 1.5 for public weights (--version 1.5)"
+    if version == "2":
+        raise ValueError(problem)
+    if IMAGENET_DEPTHS[depth][1] and version == "1":
+        raise SameNames(f"{problem}; those of version 1 cannot be told from them")
     return {}
 
 

@@ -90,10 +90,11 @@ class ZFNet(nn.Sequential):
 
 
 def renormalize_filters(model: ZFNet, limit: float = MAX_FILTER_RMS) -> None:
-    """Scale every filter of conv1 whose RMS exceeds `limit` down to it (section 3.1)."""
-    with model.conv1.weight.mutate() as weight:
-        rms = np.sqrt(np.mean(weight**2, axis=(1, 2, 3), keepdims=True))
-        weight *= np.minimum(1, limit / np.maximum(rms, limit))
+    """Scale every filter of the convolutions whose RMS exceeds `limit` down to it (section 3.1)."""
+    for layer in (model.conv1, model.conv2, model.conv3, model.conv4, model.conv5):
+        with layer.weight.mutate() as weight:
+            rms = np.sqrt(np.mean(weight**2, axis=(1, 2, 3), keepdims=True))
+            weight *= np.minimum(1, limit / np.maximum(rms, limit))
 
 
 def build(num_classes: int = 1000, width: str = "paper", full: bool = True) -> ZFNet:

@@ -6,6 +6,10 @@ from dataclasses import dataclass, field
 from minidl import ops
 
 
+class SameNames(ValueError):
+    """Public weights have the names of a form, yet they are another form's."""
+
+
 def softmax_cross_entropy(model, outputs, labels):
     """Mean cross-entropy of logits (N, C) with integer labels (N,)."""
     return ops.cross_entropy(outputs, labels)
@@ -62,8 +66,11 @@ class Architecture:
     `num_classes(**options)` is the paper's number of classes.
 
     `public_names(**options)` maps names of the module's tree to those of public weights, see
-    `minidl.weights.load_into`; None where they are the same or there are none. `warm_start(model,
-    state)` copies what fits of another network's state, where the paper starts so.
+    `minidl.weights.load_into`; None where they are the same or there are none. It raises ValueError
+    for a form without public weights, SameNames where those of another form could be mistaken for
+    its own. `left_out(**options)` lists the prefixes of such files that a form does without.
+    `warm_start(model, state)` copies what fits of another network's state, where the paper starts
+    so.
     """
 
     name: str
@@ -75,4 +82,5 @@ class Architecture:
     num_classes: Callable = lambda **options: 10
     has_small: bool = False
     public_names: Callable | None = None
+    left_out: Callable = lambda **options: ()
     warm_start: Callable | None = None

@@ -19,12 +19,12 @@ class UserError(click.ClickException):
 
 
 @contextmanager
-def user_errors(*kinds):
-    """Turn exceptions of these kinds into one-line errors."""
+def user_errors(*kinds, prefix=""):
+    """Turn exceptions of these kinds into one-line errors that start with `prefix`."""
     try:
         yield
     except kinds as error:
-        raise UserError(" ".join(str(error).split())) from error
+        raise UserError(prefix + " ".join(str(error).split())) from error
 
 
 # -- options -----------------------------------------------------------------------------------
@@ -160,9 +160,32 @@ def load_weights(architecture, model, path, options) -> None:
 
     with user_errors(ValueError, OSError):
         state = weights.read(path)
-        own = model.state_dict().keys() <= state.keys()
-        names = architecture.public_names
-        weights.load_into(model, state, None if own or names is None else names(**options))
+    with user_errors(ValueError, prefix=f"{path}: "):
+        names = _names(architecture, model, state, options)
+        weights.load_into(model, state, names, architecture.left_out(**options))
+
+
+def _names(architecture, model, state, options):
+    """The mapping from the network's names to the file's; None where they are the same.
+
+    ValueError where the file holds public weights, or may hold them, and the form has none.
+    """
+    from minidl.architecture import SameNames
+
+    if architecture.public_names is None:
+        return None
+    own = model.state_dict().keys()
+    try:
+        names = architecture.public_names(**options)
+    except SameNames:
+        raise
+    except ValueError:
+        if own <= state.keys():
+            return None
+        raise
+    # A file that is almost right should be told what it lacks in its own terms.
+    has_most = 2 * len(own & state.keys()) > len(own)
+    return None if has_most else names
 
 
 def read_image(path, shape, invert=False) -> np.ndarray:

@@ -1,0 +1,321 @@
+"""Every network against the same network in PyTorch: logits, gradients, running statistics,
+dropout, and weights that travel under public names.
+
+Weights are drawn so that logits are of order 1, and so that batch-norm's statistics, biases and
+response normalisation matter.
+"""
+
+import gc
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from architectures import alexnet, googlenet, nin, resnet, vgg, zfnet
+from kernels.reference.dropout import dropout_mask
+from minidl import Tensor, cli, no_grad, random, weights
+from minidl.architecture import softmax_cross_entropy
+
+torch = pytest.importorskip("torch")
+
+
+def load_beside(name):
+    """A module from this directory, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+peers = load_beside("torch_networks")
+CLASSES = 7
+# Of pixels in 0..255 less their mean, which make response normalisation count.
+PIXELS = 60.0
+AUXILIARY_WEIGHT = 0.3
+# Of logits of order 1, and of gradients relative to the largest of their array.
+LOGITS = {np.float32: 1e-4, np.float64: 1e-10}
+GRADIENTS = {np.float32: 1e-3, np.float64: 1e-8}
+# Gradients below this part of the network's largest are rounding errors: those of a bias that
+# batch-norm cancels are zero by right.
+NEGLIGIBLE = 1e-3
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network twice, the shape of its images, and names that lead from ours to the peer's."""
+
+    ours: Callable
+    peer: Callable
+    shape: tuple[int, int, int]
+    names: dict | None = None
+    scale: float = 1.0
+    batch: int = 4
+
+
+@pytest.fixture(autouse=True)
+def free_memory():
+    yield
+    gc.collect()
+
+
+# -- pairs of networks -----------------------------------------------------------------------------
+
+
+def draw(peer, case, x, generator):
+    """Weights by He et al., biases and batch-norm at random, statistics as of a batch, logits of
+    order 1.
+    """
+    norms = []
+    for module in peer.modules():
+        if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)):
+            fan_in = module.weight[0].numel()
+            module.weight.normal_(0, (2 / fan_in) ** 0.5, generator=generator)
+            if module.bias is not None:
+                module.bias.normal_(0, 0.1 * case.scale, generator=generator)
+        elif isinstance(module, torch.nn.BatchNorm2d):
+            norms.append(module)
+            module.weight.uniform_(0.5, 1.5, generator=generator)
+            module.bias.normal_(0, 0.2, generator=generator)
+            module.momentum = 1.0
+    if norms:
+        peer.train()
+        peer(x)
+        for norm in norms:
+            norm.momentum = 0.1
+            # Near the statistics of the batch, but not those.
+            norm.running_mean += 0.1 * norm.running_var.sqrt()
+            norm.running_var *= 1.2
+    last_layers = [m for m in peer.modules() if isinstance(m, torch.nn.Linear)]
+    aux_layers = [h.fc2 for h in peer.modules() if isinstance(h, peers.AuxiliaryHead)]
+    last = (last_layers or [m for m in peer.modules() if isinstance(m, torch.nn.Conv2d)])[-1]
+    for layer in [last, *aux_layers]:
+        seen = []
+        hook = layer.register_forward_hook(lambda layer, inputs, y, seen=seen: seen.append(y))
+        peer.train(layer in aux_layers)
+        peer(x)
+        hook.remove()
+        layer.weight /= seen[0].std()
+        layer.bias /= seen[0].std()
+
+
+def pair(case, dtype=np.float32, seed=0):
+    """(ours, peer, images, labels): the same weights in both, in evaluation mode."""
+    rng = np.random.default_rng(seed)
+    x = (case.scale * rng.standard_normal((case.batch, *case.shape))).astype(dtype)
+    peer = case.peer().to(torch.from_numpy(x).dtype)
+    with torch.no_grad():
+        draw(peer, case, torch.from_numpy(x), torch.Generator().manual_seed(seed))
+        peer.eval()
+        classes = peer(torch.from_numpy(x)).shape[1]
+    ours = case.ours().to(dtype).eval()
+    state = {name: value.numpy() for name, value in peer.state_dict().items()}
+    weights.load_into(ours, state, case.names)
+    return ours, peer, x, rng.integers(0, classes, case.batch)
+
+
+def steady_pair(case, dtype):
+    """A pair whose gradients do not leap when the images change by rounding errors.
+
+    In float32 a ReLU or a max-pool at its kink can fall to either side, here and there; in
+    float64 it practically cannot.
+    """
+    for seed in range(20):
+        ours, peer, x, labels = pair(case, dtype, seed)
+        if dtype == np.float64 or is_steady(peer, x, labels):
+            return ours, peer, x, labels
+    raise AssertionError("no draw of weights keeps away from the kinks")
+
+
+def is_steady(peer, x, labels, change=3e-6):
+    before = {name: value.clone() for name, value in peer.state_dict().items()}
+    noise = np.random.default_rng(0).standard_normal(x.shape).astype(x.dtype) * np.abs(x).max()
+    for training in (False, True):
+        peer.train(training)
+        gradients = []
+        for factor in (0, change, -change):
+            peer.zero_grad()
+            peer_loss(peer(torch.tensor(x + factor * noise)), labels).backward()
+            gradients.append([p.grad for p in peer.parameters() if p.grad is not None])
+        if any(far_apart(gradients[0], other) for other in gradients[1:]):
+            return False
+    peer.load_state_dict(before)
+    peer.eval()
+    return True
+
+
+def far_apart(gradients, others):
+    largest = max(g.abs().max() for g in gradients)
+    return any(
+        (a - b).abs().max() > GRADIENTS[np.float32] / 2 * max(a.abs().max(), NEGLIGIBLE * largest)
+        for a, b in zip(gradients, others, strict=True)
+    )
+
+
+def peer_loss(outputs, labels):
+    """Cross-entropy, with that of auxiliary classifiers by the paper's weight."""
+    main, *inner = as_tuple(outputs)
+    target = torch.from_numpy(labels)
+    value = torch.nn.functional.cross_entropy(main, target)
+    for logits in inner:
+        value = value + AUXILIARY_WEIGHT * torch.nn.functional.cross_entropy(logits, target)
+    return value
+
+
+def compare_logits(ours, peer, x, tolerance):
+    with no_grad(), torch.no_grad():
+        mine, theirs = ours(Tensor(x)).data, peer(torch.tensor(x)).numpy()
+    assert mine.dtype == x.dtype
+    assert 0.1 < np.abs(theirs).max() < 20
+    np.testing.assert_allclose(mine, theirs, rtol=0, atol=tolerance)
+
+
+def compare_step(ours, peer, names, x, labels):
+    """Forward and backward once in both: outputs, loss, gradients, state afterwards."""
+    dtype = x.dtype.type
+    ours.zero_grad()
+    peer.zero_grad()
+    outputs, peer_outputs = ours(Tensor(x)), peer(torch.tensor(x))
+    loss = googlenet.loss if isinstance(ours, googlenet.GoogLeNet) else softmax_cross_entropy
+    value, peer_value = loss(ours, outputs, labels), peer_loss(peer_outputs, labels)
+    value.backward()
+    peer_value.backward()
+
+    for a, b in zip(as_tuple(outputs), as_tuple(peer_outputs), strict=True):
+        np.testing.assert_allclose(a.data, b.detach().numpy(), rtol=0, atol=LOGITS[dtype])
+    assert abs(value.item() - peer_value.item()) < LOGITS[dtype]
+    compare_gradients(ours, peer, names, GRADIENTS[dtype])
+    for (name, array), peer_array in zip(
+        weights.public_state(ours, names).items(), state_in_order(ours, peer, names), strict=True
+    ):
+        np.testing.assert_allclose(array, peer_array, rtol=LOGITS[dtype], atol=LOGITS[dtype],
+                                   err_msg=name)  # fmt: skip
+
+
+def as_tuple(outputs):
+    return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+def state_in_order(ours, peer, names):
+    state = peer.state_dict()
+    return [state[name].numpy() for name in weights.public_state(ours, names)]
+
+
+def compare_gradients(ours, peer, names, tolerance):
+    public = dict(zip(ours.state_dict(), weights.public_state(ours, names), strict=True))
+    theirs = {name: p.grad for name, p in peer.named_parameters()}
+    largest = max(g.abs().max().item() for g in theirs.values() if g is not None)
+    assert largest > 0
+    for name, parameter in ours.named_parameters():
+        grad, peer_grad = parameter.grad, theirs.pop(public[name])
+        assert (grad is None) == (peer_grad is None), name
+        if grad is not None:
+            peer_grad = peer_grad.numpy()
+            scale = max(np.abs(peer_grad).max(), NEGLIGIBLE * largest)
+            np.testing.assert_allclose(
+                grad.data, peer_grad, rtol=0, atol=tolerance * scale, err_msg=name
+            )
+    assert not theirs
+
+
+# -- logits, gradients and statistics of narrow networks -------------------------------------------
+
+
+def alexnet_case(towers, size, grid):
+    if towers == 2:
+        peer = lambda: peers.alexnet_two_towers(CLASSES, 0.25, 0.0, grid)  # noqa: E731
+    else:
+        peer = lambda: peers.AlexNetOneTower(CLASSES, 0.25, 0.0, grid)  # noqa: E731
+    return Case(
+        lambda: alexnet.AlexNet(CLASSES, towers, 0.25, 0.0, grid), peer, (3, size, size),
+        alexnet.public_names(1) if towers == 1 else None, PIXELS if towers == 2 else 1.0,
+    )  # fmt: skip
+
+
+def zfnet_case(width):
+    return Case(
+        lambda: zfnet.ZFNet(CLASSES, width, 0.125, 0.0, grid=1),
+        lambda: peers.zfnet(CLASSES, 0.125, 0.0, 1, wide=width == "wide"),
+        (3, 64, 64), None, PIXELS,
+    )  # fmt: skip
+
+
+def vgg_case(config, batch_norm, size=32, grid=1):
+    return Case(
+        lambda: vgg.VGG(config, CLASSES, batch_norm, 0.125, 0.0, grid),
+        lambda: peers.VGG(config, CLASSES, 0.125, 0.0, grid, batch_norm),
+        (3, size, size), vgg.public_names(config, batch_norm), PIXELS if "LRN" in config else 1.0,
+        batch=8 if batch_norm else 4,
+    )  # fmt: skip
+
+
+def googlenet_case(batch_norm=False, naive=False, auxiliary=True):
+    return Case(
+        lambda: googlenet.GoogLeNet(
+            CLASSES, auxiliary, batch_norm, naive, 0.125, adaptive=True, dropout=0.0,
+            auxiliary_dropout=0.0,
+        ),
+        lambda: peers.GoogLeNet(CLASSES, 0.125, 0.0, 0.0, batch_norm, naive, auxiliary, True),
+        (3, 64, 64), None, 1.0 if batch_norm else PIXELS, batch=8,
+    )  # fmt: skip
+
+
+def resnet_case(depth, version, shortcut):
+    cifar = depth in resnet.CIFAR_DEPTHS
+    width, size = (0.5, 32) if cifar else (0.125, 64)
+    return Case(
+        lambda: resnet.ResNet(depth, CLASSES, version, shortcut, width=width),
+        lambda: peers.ResNet(depth, CLASSES, version, shortcut or "AB"[not cifar], width),
+        (3, size, size), batch=8,
+    )  # fmt: skip
+
+
+NARROW = {
+    "alexnet, two towers": alexnet_case(2, 67, 1),
+    "alexnet, one tower": alexnet_case(1, 67, 1),
+    "alexnet, one tower, another size": alexnet_case(1, 127, 2),
+    "zfnet": zfnet_case("paper"),
+    "zfnet, wide": zfnet_case("wide"),
+    **{f"vgg {config}": vgg_case(config, False) for config in vgg.CONFIGS},
+    **{f"vgg {config}, batch-norm": vgg_case(config, True) for config in ("A", "C", "D", "E")},
+    "vgg A, another size": vgg_case("A", False, 96, 2),
+    "googlenet": googlenet_case(),
+    "googlenet, no heads": googlenet_case(auxiliary=False),
+    "googlenet, naive": googlenet_case(naive=True),
+    "googlenet, batch-norm": googlenet_case(True),
+    "googlenet, batch-norm, naive": googlenet_case(True, naive=True),
+    "googlenet, batch-norm, no heads": googlenet_case(True, auxiliary=False),
+    "nin": Case(
+        lambda: nin.NIN(CLASSES, 0.25, 0.0), lambda: peers.nin(CLASSES, 0.25, 0.0), (3, 32, 32)
+    ),
+    **{
+        f"resnet {depth}, version {version}, shortcut {shortcut}": resnet_case(
+            depth, version, shortcut
+        )
+        for depth, version, shortcut in [
+            (18, "1", None), (18, "1", "C"), (18, "2", None), (34, "1.5", "A"), (34, "2", "A"),
+            (50, "1", None), (50, "1.5", None), (50, "1.5", "A"), (50, "1.5", "C"), (50, "2", None),
+            (50, "2", "C"), (101, "1.5", None), (20, "1", None), (20, "1", "B"), (20, "1", "C"),
+            (32, "2", None),
+        ]
+    },
+}  # fmt: skip
+DEEP = {
+    f"resnet {depth}, version {version}": resnet_case(depth, version, None)
+    for depth, version in [(101, "1"), (152, "1.5"), (152, "2"), (44, "1"), (56, "1"), (110, "1")]
+}
+
+
+@pytest.mark.parametrize(
+    "name", [*NARROW, *(pytest.param(name, marks=pytest.mark.slow) for name in DEEP)]
+)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_narrow_networks(name, dtype):
+    case = {**NARROW, **DEEP}[name]
+    ours, peer, x, labels = steady_pair(case, dtype)
+    compare_logits(ours, peer, x, LOGITS[dtype])
+    compare_step(ours, peer, case.names, x, labels)
+    ours.train(), peer.train()
+    compare_step(ours, peer, case.names, x, labels)
