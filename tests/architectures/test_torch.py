@@ -8,7 +8,7 @@ response normalisation matter.
 import gc
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ import pytest
 
 from architectures import alexnet, googlenet, nin, resnet, vgg, zfnet
 from kernels.reference.dropout import dropout_mask
-from minidl import Tensor, cli, no_grad, random, weights
+from minidl import Tensor, cli, data, no_grad, random, weights
 from minidl.architecture import softmax_cross_entropy
 
 torch = pytest.importorskip("torch")
@@ -64,9 +64,12 @@ def free_memory():
 # -- pairs of networks -----------------------------------------------------------------------------
 
 
-def draw(peer, case, x, generator):
+def draw(peer, case, x, generator, calm):
     """Weights by He et al., biases and batch-norm at random, statistics as of a batch, logits of
     order 1.
+
+    `calm` shifts what batch-norm gives far from 0, a third of the maps below it, so that few of
+    its values are near the kink of the ReLU behind it.
     """
     norms = []
     for module in peer.modules():
@@ -77,8 +80,13 @@ def draw(peer, case, x, generator):
                 module.bias.normal_(0, 0.1 * case.scale, generator=generator)
         elif isinstance(module, torch.nn.BatchNorm2d):
             norms.append(module)
-            module.weight.uniform_(0.5, 1.5, generator=generator)
-            module.bias.normal_(0, 0.2, generator=generator)
+            if calm:
+                module.weight.uniform_(0.3, 0.5, generator=generator)
+                below = torch.rand(module.bias.shape, generator=generator) < 1 / 3
+                module.bias.copy_(torch.where(below, -2.0, 2.0))
+            else:
+                module.weight.uniform_(0.5, 1.5, generator=generator)
+                module.bias.normal_(0, 0.2, generator=generator)
             module.momentum = 1.0
     if norms:
         peer.train()
@@ -107,7 +115,8 @@ def pair(case, dtype=np.float32, seed=0):
     x = (case.scale * rng.standard_normal((case.batch, *case.shape))).astype(dtype)
     peer = case.peer().to(torch.from_numpy(x).dtype)
     with torch.no_grad():
-        draw(peer, case, torch.from_numpy(x), torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed)
+        draw(peer, case, torch.from_numpy(x), generator, calm=dtype == np.float32)
         peer.eval()
         classes = peer(torch.from_numpy(x)).shape[1]
     ours = case.ours().to(dtype).eval()
@@ -129,15 +138,16 @@ def steady_pair(case, dtype):
     raise AssertionError("no draw of weights keeps away from the kinks")
 
 
-def is_steady(peer, x, labels, change=3e-6):
+def is_steady(peer, x, labels):
     before = {name: value.clone() for name, value in peer.state_dict().items()}
-    noise = np.random.default_rng(0).standard_normal(x.shape).astype(x.dtype) * np.abs(x).max()
+    rng = np.random.default_rng(0)
     for training in (False, True):
         peer.train(training)
         gradients = []
-        for factor in (0, change, -change):
+        for change in (0, 3e-7, 1e-6, 3e-6):
+            noise = change * np.abs(x).max() * rng.standard_normal(x.shape, np.float32)
             peer.zero_grad()
-            peer_loss(peer(torch.tensor(x + factor * noise)), labels).backward()
+            peer_loss(peer(torch.tensor(x + noise)), labels).backward()
             gradients.append([p.grad for p in peer.parameters() if p.grad is not None])
         if any(far_apart(gradients[0], other) for other in gradients[1:]):
             return False
@@ -319,3 +329,216 @@ def test_narrow_networks(name, dtype):
     compare_step(ours, peer, case.names, x, labels)
     ours.train(), peer.train()
     compare_step(ours, peer, case.names, x, labels)
+
+
+# -- full size -------------------------------------------------------------------------------------
+
+
+FULL = {
+    "alexnet, two towers": Case(
+        lambda: alexnet.AlexNet(dropout=0.0), lambda: peers.alexnet_two_towers(dropout=0.0),
+        (3, 227, 227), None, PIXELS,
+    ),
+    "alexnet, one tower": Case(
+        lambda: alexnet.AlexNet(towers=1), peers.AlexNetOneTower, (3, 224, 224),
+        alexnet.public_names(towers=1),
+    ),
+    "zfnet": Case(zfnet.ZFNet, peers.zfnet, (3, 224, 224), None, PIXELS),
+    "zfnet, wide": Case(
+        lambda: zfnet.ZFNet(width="wide"), lambda: peers.zfnet(wide=True), (3, 224, 224), None,
+        PIXELS,
+    ),
+    "vgg A": Case(
+        lambda: vgg.VGG("A"), lambda: peers.VGG("A"), (3, 224, 224), vgg.public_names("A")
+    ),
+    "vgg D": Case(
+        lambda: vgg.VGG("D"), lambda: peers.VGG("D"), (3, 224, 224), vgg.public_names("D")
+    ),
+    "vgg E, batch-norm": Case(
+        lambda: vgg.VGG("E", batch_norm=True), lambda: peers.VGG("E", batch_norm=True),
+        (3, 224, 224), vgg.public_names("E", True),
+    ),
+    "googlenet": Case(
+        lambda: googlenet.GoogLeNet(dropout=0.0, auxiliary_dropout=0.0),
+        lambda: peers.GoogLeNet(dropout=0.0, aux_dropout=0.0), (3, 224, 224), None, PIXELS,
+    ),
+    "googlenet, batch-norm": Case(
+        lambda: googlenet.GoogLeNet(batch_norm=True), lambda: peers.GoogLeNet(batch_norm=True),
+        (3, 224, 224),
+    ),
+    "nin": Case(lambda: nin.NIN(dropout=0.0), lambda: peers.nin(dropout=0.0), (3, 32, 32)),
+    **{
+        f"resnet {depth}, version {version}": Case(
+            lambda depth=depth, version=version: resnet.ResNet(depth, version=version),
+            lambda depth=depth, version=version: peers.ResNet(depth, version=version),
+            (3, 224, 224),
+        )
+        for depth, version in [
+            (18, "1.5"), (34, "1"), (50, "1"), (50, "1.5"), (50, "2"), (101, "1.5"), (152, "1.5")
+        ]
+    },
+}  # fmt: skip
+QUICK = ("alexnet, one tower", "zfnet", "vgg A", "googlenet, batch-norm", "resnet 50, version 1.5")
+WITH_GRADIENTS = ("alexnet, two towers", "googlenet", "resnet 18, version 1.5", "nin")
+
+
+def marked(names, quick):
+    return [n if n in quick else pytest.param(n, marks=pytest.mark.slow) for n in names]
+
+
+@pytest.mark.parametrize("name", marked([n for n in FULL if n not in WITH_GRADIENTS], QUICK))
+def test_full_size(name):
+    ours, peer, x, _ = pair(replace(FULL[name], batch=2))
+    compare_logits(ours, peer, x, LOGITS[np.float32])
+
+
+@pytest.mark.parametrize("name", WITH_GRADIENTS)
+def test_full_size_with_gradients(name):
+    case = replace(FULL[name], batch=2)
+    ours, peer, x, labels = steady_pair(case, np.float32)
+    compare_logits(ours, peer, x, LOGITS[np.float32])
+    ours.train(), peer.train()
+    compare_step(ours, peer, case.names, x, labels)
+
+
+# -- dropout ---------------------------------------------------------------------------------------
+
+WITH_DROPOUT = {
+    "alexnet": (
+        Case(
+            lambda: alexnet.AlexNet(CLASSES, 2, 0.25, 0.5, 1),
+            lambda: peers.alexnet_two_towers(CLASSES, 0.25, 0.5, 1), (3, 67, 67), None, PIXELS,
+        ),
+        {"drop6": "drop6", "drop7": "drop7"},
+    ),
+    "vgg": (
+        Case(
+            lambda: vgg.VGG("A", CLASSES, False, 0.125, 0.5, 1),
+            lambda: peers.VGG("A", CLASSES, 0.125, 0.5, 1), (3, 32, 32), vgg.public_names("A"),
+        ),
+        {"drop6": "classifier.2", "drop7": "classifier.5"},
+    ),
+    "googlenet": (
+        Case(
+            lambda: googlenet.GoogLeNet(CLASSES, width=0.125, adaptive=True),
+            lambda: peers.GoogLeNet(CLASSES, 0.125, adaptive=True), (3, 64, 64), None, PIXELS,
+        ),
+        {"dropout": "dropout", "aux1.dropout": "aux1.drop", "aux2.dropout": "aux2.drop"},
+    ),
+    "nin": (
+        Case(lambda: nin.NIN(CLASSES, 0.25), lambda: peers.nin(CLASSES, 0.25), (3, 32, 32)),
+        {"drop1": "drop1", "drop2": "drop2"},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WITH_DROPOUT)
+def test_dropout_replayed(name):
+    case, places = WITH_DROPOUT[name]
+    ours, peer, x, labels = pair(case, np.float64)
+    factors = {}
+    mine, theirs = dict(ours.named_modules()), dict(peer.named_modules())
+    for place, peer_place in places.items():
+
+        def record(layer, inputs, place=place):
+            state = random.get_state()
+            mask = dropout_mask(inputs[0].shape, layer.p, state["seed"], state["dropout_step"])
+            assert 0 < mask.mean() < 1
+            factors[place] = torch.from_numpy(mask / (1 - layer.p))
+
+        mine[place].register_forward_pre_hook(record)
+        assert mine[place].p == theirs[peer_place].p
+        theirs[peer_place].register_forward_hook(
+            lambda layer, inputs, y, place=place: inputs[0] * factors[place]
+        )
+    ours.train(), peer.train()
+    compare_step(ours, peer, case.names, x, labels)
+    assert factors.keys() == places.keys()
+
+
+# -- public weights --------------------------------------------------------------------------------
+
+PUBLIC = {
+    "alexnet": alexnet_case(1, 67, 1),
+    **{
+        f"vgg {config}, batch-norm {batch_norm}": vgg_case(config, batch_norm)
+        for config in ("A", "B", "D", "E") for batch_norm in (False, True)
+    },
+    "googlenet": googlenet_case(True),
+    **{f"resnet {depth}": resnet_case(depth, "1.5", None) for depth in resnet.IMAGENET_DEPTHS},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_public_weights_travel_both_ways(name, tmp_path):
+    from safetensors.torch import load_file
+
+    case = PUBLIC[name]
+    _, peer, x, _ = pair(case)
+    ours = case.ours().eval()
+    state = peer.state_dict()
+    assert weights.public_state(ours, case.names).keys() == state.keys()
+    torch.save(state, tmp_path / "w.pth")
+    weights.load_into(ours, tmp_path / "w.pth", case.names)
+    compare_logits(ours, peer, x, LOGITS[np.float32])
+
+    weights.save(tmp_path / "w.safetensors", weights.public_state(ours, case.names))
+    other = case.peer().eval()
+    other.load_state_dict(load_file(tmp_path / "w.safetensors"), strict=True)
+    compare_logits(ours, other, x, LOGITS[np.float32])
+
+
+@pytest.mark.parametrize(
+    ("config", "batch_norm", "places"),
+    [
+        ("A", False, "0 3 6 8 11 13 16 18"), ("B", False, "0 2 5 7 10 12 15 17 20 22"),
+        ("D", False, "0 2 5 7 10 12 14 17 19 21 24 26 28"),
+        ("E", False, "0 2 5 7 10 12 14 16 19 21 23 25 28 30 32 34"),
+        ("D", True, "0 3 7 10 14 17 20 24 27 30 34 37 40"),
+    ],
+)  # fmt: skip
+def test_places_of_the_convolutions_of_public_vgg(config, batch_norm, places):
+    names = vgg.public_names(config, batch_norm)
+    convs = [place for own, place in names.items() if own.startswith("conv")]
+    assert convs == [f"features.{i}" for i in places.split()]
+
+
+def test_googlenet_without_its_heads_by_the_command_line(tmp_path, capsys):
+    from PIL import Image
+
+    peer = peers.GoogLeNet(10, 0.25, batch_norm=True)
+    case = Case(None, lambda: peer, (3, 64, 64), batch=8)
+    rng = np.random.default_rng(0)
+    x = torch.from_numpy(rng.standard_normal((8, 3, 64, 64)).astype(np.float32))
+    with torch.no_grad():
+        draw(peer, case, x, torch.Generator().manual_seed(0), calm=False)
+    torch.save(peer.eval().state_dict(), tmp_path / "googlenet.pth")
+    for split in ("train", "val"):
+        for label in range(10):
+            path = tmp_path / "data" / split / str(label) / "picture.png"
+            path.parent.mkdir(parents=True)
+            Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)).save(path)
+    pictures = sorted((tmp_path / "data" / "val").glob("*/*.png"))
+    transform = googlenet.recipe(full=False, batch_norm=True).eval_transform
+    images = transform([data.read_image(p) for p in pictures], rng)
+    with torch.no_grad():
+        chances = peer(torch.from_numpy(images)).softmax(1).numpy()
+
+    network = ("--weights", tmp_path / "googlenet.pth", "--small", "--batch-norm", "--no-auxiliary")
+
+    def run(*arguments):
+        status = cli.run(googlenet.ARCHITECTURE, [str(a) for a in arguments])
+        captured = capsys.readouterr()
+        assert status == 0, captured.err
+        return captured.out
+
+    right = (chances.argmax(1) == np.arange(10)).mean()
+    loss = -np.log(chances[np.arange(10), np.arange(10)]).mean()
+    out = run("evaluate", *network, "--data", tmp_path / "data")
+    assert out.startswith(f"10 images: accuracy {right:.2%}")
+    assert abs(float(out.split("loss ")[1]) - loss) < 1e-4
+    lines = run("predict", *network, pictures[3]).splitlines()[1:]
+    for line, index in zip(lines, np.argsort(-chances[3])[:5], strict=True):
+        name, chance = line.split()
+        assert name == str(index)
+        assert abs(float(chance.rstrip("%")) / 100 - chances[3, index]) < 1e-5
