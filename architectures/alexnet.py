@@ -92,7 +92,11 @@ class AlexNet(nn.Sequential):
                 "fc8": nn.Linear(hidden, num_classes),
             }
         )
-        paper_init(self)
+        if two:
+            paper_init(self)
+        else:
+            # Made for pixels in 0..255, the paper's deviation would let standardised ones fade.
+            initialize(self)
 
 
 def paper_init(model: AlexNet) -> None:

@@ -101,15 +101,18 @@ def load_data(directory, skip_unreadable: bool = False):
 
 def check_images(architecture, dataset, recipe, options) -> None:
     """One-line error unless the data set, transformed, has the shape that the network takes."""
-    shape = architecture.input_shape(**options)
     with user_errors(ValueError, OSError):
         image = _first_image(dataset)
         given = recipe.eval_transform(image, np.random.default_rng(0)).shape[1:]
+    source = f"the data gives {given} (from {dataset.image_shape})"
+    check_shape(architecture, options, given, source)
+
+
+def check_shape(architecture, options, given, what) -> None:
+    """One-line error, ending in `what`, unless the network takes images of shape `given`."""
+    shape = architecture.input_shape(**options)
     if given != shape:
-        raise UserError(
-            f"{architecture.name} takes images of shape {shape}, the data gives {given} "
-            f"(from {dataset.image_shape})"
-        )
+        raise UserError(f"{architecture.name} takes images of shape {shape}, {what}")
 
 
 def _first_image(dataset):

@@ -94,15 +94,18 @@ def predict_command(architecture) -> click.Command:
             checkpoint, *files = files
             model, recipe, state = common.restored(architecture, checkpoint)
             names, shape = state.about["class_names"], state.about["image_shape"]
+            options = state.about["options"]
         else:
             names = _class_names(architecture, class_names, options)
-            shape = (3, None, None)
+            shape = (architecture.input_shape(**options)[0], None, None)
             model, recipe = _with_weights(architecture, weights, len(names), options)
         if not files:
             raise UserError("Missing argument 'IMAGES...'.")
         for path in files:
             pixels = common.read_image(path, shape, invert)
             inputs = recipe.eval_transform(pixels[None], np.random.default_rng(0))
+            given = inputs.shape[1:]
+            common.check_shape(architecture, options, given, f"{path} gives {given}")
             probabilities = evaluation.probabilities(model, inputs, recipe.scores)[0]
             click.echo(f"{path}:")
             for index in np.argsort(-probabilities, kind="stable")[:5]:

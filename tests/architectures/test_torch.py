@@ -64,49 +64,81 @@ def free_memory():
 # -- pairs of networks -----------------------------------------------------------------------------
 
 
-def draw(peer, case, x, generator, calm):
+def draw(peer, x, scale, generator, calm):
     """Weights by He et al., biases and batch-norm at random, statistics as of a batch, logits of
     order 1.
 
-    `calm` shifts what batch-norm gives far from 0, a third of the maps below it, so that few of
-    its values are near the kink of the ReLU behind it.
+    `calm` shifts the maps by some deviations, a third of them below 0 and the others above it, so
+    that few values are near the kink of the ReLU behind them.
     """
-    norms = []
+    hooks = []
+    last = last_layers(peer)
     for module in peer.modules():
         if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)):
             fan_in = module.weight[0].numel()
             module.weight.normal_(0, (2 / fan_in) ** 0.5, generator=generator)
             if module.bias is not None:
-                module.bias.normal_(0, 0.1 * case.scale, generator=generator)
+                module.bias.normal_(0, 0.1 * scale, generator=generator)
+                if calm and module not in last:
+                    signs = either_side(module.bias, generator)
+                    hooks.append(module.register_forward_hook(shift_by(3 * signs)))
         elif isinstance(module, torch.nn.BatchNorm2d):
-            norms.append(module)
+            module.momentum = 1.0
             if calm:
                 module.weight.uniform_(0.3, 0.5, generator=generator)
-                below = torch.rand(module.bias.shape, generator=generator) < 1 / 3
-                module.bias.copy_(torch.where(below, -2.0, 2.0))
+                module.bias.copy_(2 * either_side(module.bias, generator))
             else:
                 module.weight.uniform_(0.5, 1.5, generator=generator)
                 module.bias.normal_(0, 0.2, generator=generator)
-            module.momentum = 1.0
-    if norms:
-        peer.train()
-        peer(x)
-        for norm in norms:
-            norm.momentum = 0.1
-            # Near the statistics of the batch, but not those.
-            norm.running_mean += 0.1 * norm.running_var.sqrt()
-            norm.running_var *= 1.2
-    last_layers = [m for m in peer.modules() if isinstance(m, torch.nn.Linear)]
-    aux_layers = [h.fc2 for h in peer.modules() if isinstance(h, peers.AuxiliaryHead)]
-    last = (last_layers or [m for m in peer.modules() if isinstance(m, torch.nn.Conv2d)])[-1]
-    for layer in [last, *aux_layers]:
-        seen = []
-        hook = layer.register_forward_hook(lambda layer, inputs, y, seen=seen: seen.append(y))
-        peer.train(layer in aux_layers)
-        peer(x)
+    peer.train()
+    peer(x)
+    for hook in hooks:
         hook.remove()
-        layer.weight /= seen[0].std()
-        layer.bias /= seen[0].std()
+    for module in peer.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 0.1
+            # Near the statistics of the batch, but not those.
+            module.running_mean += 0.1 * module.running_var.sqrt()
+            module.running_var *= 1.2
+    for layer in last:
+        # The auxiliary classifiers answer in training alone.
+        peer.train(layer is not last[0])
+        divide_by_deviation(peer, layer, x)
+
+
+def last_layers(peer):
+    """The layer that gives the logits, and those of auxiliary classifiers."""
+    layers = list(peer.modules())
+    linear = [m for m in layers if isinstance(m, torch.nn.Linear)]
+    main = (linear or [m for m in layers if isinstance(m, torch.nn.Conv2d)])[-1]
+    return [main, *(m.fc2 for m in layers if isinstance(m, peers.AuxiliaryHead))]
+
+
+def either_side(values, generator):
+    """-1 for a third of the elements, 1 for the others."""
+    below = torch.rand(values.shape, generator=generator) < 1 / 3
+    return torch.where(below, -1.0, 1.0).to(values.dtype)
+
+
+def shift_by(deviations):
+    """A hook that centres the maps and moves each by so many of its deviations, by the bias."""
+
+    def hook(layer, inputs, y):
+        axes = [0, *range(2, y.ndim)]
+        shift = deviations * y.std(axes) - y.mean(axes)
+        layer.bias += shift
+        return y + shift.reshape(-1, *[1] * (y.ndim - 2))
+
+    return hook
+
+
+def divide_by_deviation(peer, layer, x):
+    """Scale a layer so that what it gives for x has a standard deviation of 1."""
+    seen = []
+    with layer.register_forward_hook(lambda layer, inputs, y: seen.append(y)):
+        peer(x)
+    layer.weight /= seen[0].std()
+    layer.bias /= seen[0].std()
 
 
 def pair(case, dtype=np.float32, seed=0):
@@ -116,7 +148,7 @@ def pair(case, dtype=np.float32, seed=0):
     peer = case.peer().to(torch.from_numpy(x).dtype)
     with torch.no_grad():
         generator = torch.Generator().manual_seed(seed)
-        draw(peer, case, torch.from_numpy(x), generator, calm=dtype == np.float32)
+        draw(peer, torch.from_numpy(x), case.scale, generator, calm=dtype == np.float32)
         peer.eval()
         classes = peer(torch.from_numpy(x)).shape[1]
     ours = case.ours().to(dtype).eval()
@@ -395,7 +427,7 @@ def test_full_size(name):
 @pytest.mark.parametrize("name", WITH_GRADIENTS)
 def test_full_size_with_gradients(name):
     case = replace(FULL[name], batch=2)
-    ours, peer, x, labels = steady_pair(case, np.float32)
+    ours, peer, x, labels = pair(case)
     compare_logits(ours, peer, x, LOGITS[np.float32])
     ours.train(), peer.train()
     compare_step(ours, peer, case.names, x, labels)
@@ -507,11 +539,10 @@ def test_googlenet_without_its_heads_by_the_command_line(tmp_path, capsys):
     from PIL import Image
 
     peer = peers.GoogLeNet(10, 0.25, batch_norm=True)
-    case = Case(None, lambda: peer, (3, 64, 64), batch=8)
     rng = np.random.default_rng(0)
     x = torch.from_numpy(rng.standard_normal((8, 3, 64, 64)).astype(np.float32))
     with torch.no_grad():
-        draw(peer, case, x, torch.Generator().manual_seed(0), calm=False)
+        draw(peer, x, 1.0, torch.Generator().manual_seed(0), calm=False)
     torch.save(peer.eval().state_dict(), tmp_path / "googlenet.pth")
     for split in ("train", "val"):
         for label in range(10):

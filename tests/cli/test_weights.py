@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from architectures import alexnet, googlenet, resnet
+from architectures import alexnet, googlenet, lenet, resnet, zfnet
 from kernels import dispatch
 from minidl import checkpoint, cli, data, evaluation, manual_seed, nn, weights
 
@@ -259,9 +259,20 @@ def test_mistakes(model, files, digits, tmp_path, capsys):
         assert words in fails(capsys, alexnet, *arguments), arguments
 
 
-def test_networks_without_public_weights_take_their_own(digits, tmp_path, capsys):
-    from architectures import zfnet
+def test_pictures_for_a_network_of_grey_images(tmp_path, capsys):
+    from PIL import Image
 
+    path, picture = tmp_path / "w.safetensors", tmp_path / "p.png"
+    weights.save(path, lenet.ARCHITECTURE.build(num_classes=10))
+    Image.new("RGB", (28, 28), (9, 200, 30)).save(picture)
+    status, out, err = run(capsys, lenet, "predict", "--weights", path, picture)
+    assert status == 0 and len(out.splitlines()) == 6, err
+    Image.new("RGB", (60, 80)).save(picture)
+    err = fails(capsys, lenet, "predict", "--weights", path, picture)
+    assert "lenet takes images of shape (1, 32, 32)" in err and str(picture) in err
+
+
+def test_networks_without_public_weights_take_their_own(digits, tmp_path, capsys):
     path = tmp_path / "w.safetensors"
     weights.save(path, zfnet.build(10, full=False))
     status, _, err = run(
