@@ -152,7 +152,7 @@ def is_steady(peer, x, labels):
     for training in (False, True):
         peer.train(training)
         gradients = []
-        for change in (0, 3e-7, 1e-6, 3e-6):
+        for change in (0, 1e-7, 3e-7, 1e-6):
             noise = change * np.abs(x).max() * rng.standard_normal(x.shape, np.float32)
             peer.zero_grad()
             peer_loss(peer(torch.tensor(x + noise)), labels).backward()
@@ -276,7 +276,7 @@ def googlenet_case(batch_norm=False, naive=False, auxiliary=True):
             auxiliary_dropout=0.0,
         ),
         lambda: peers.GoogLeNet(CLASSES, 0.125, 0.0, 0.0, batch_norm, naive, auxiliary, True),
-        (3, 64, 64), None, 1.0 if batch_norm else PIXELS, batch=8,
+        (3, 64, 64), None, *((1.0, 8) if batch_norm else (PIXELS, 2)),
     )  # fmt: skip
 
 
@@ -298,7 +298,7 @@ NARROW = {
     "zfnet, wide": zfnet_case("wide"),
     **{f"vgg {config}": vgg_case(config, False) for config in vgg.CONFIGS},
     **{f"vgg {config}, batch-norm": vgg_case(config, True) for config in ("A", "C", "D", "E")},
-    "vgg A, another size": vgg_case("A", False, 96, 2),
+    "vgg A, another size": vgg_case("A", False, 64, 3),
     "googlenet": googlenet_case(),
     "googlenet, no heads": googlenet_case(auxiliary=False),
     "googlenet, naive": googlenet_case(naive=True),
@@ -306,7 +306,8 @@ NARROW = {
     "googlenet, batch-norm, naive": googlenet_case(True, naive=True),
     "googlenet, batch-norm, no heads": googlenet_case(True, auxiliary=False),
     "nin": Case(
-        lambda: nin.NIN(CLASSES, 0.25, 0.0), lambda: peers.nin(CLASSES, 0.25, 0.0), (3, 32, 32)
+        lambda: nin.NIN(CLASSES, 0.25, 0.0), lambda: peers.nin(CLASSES, 0.25, 0.0), (3, 32, 32),
+        batch=2,
     ),
     **{
         f"resnet {depth}, version {version}, shortcut {shortcut}": resnet_case(
