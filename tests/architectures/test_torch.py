@@ -388,7 +388,7 @@ FULL = {
     },
 }  # fmt: skip
 QUICK = (
-    "alexnet, one tower", "zfnet", "vgg A", "googlenet", "googlenet, batch-norm", "nin",
+    "alexnet, one tower", "zfnet", "googlenet", "googlenet, batch-norm", "nin",
     "resnet 50, version 1.5",
 )  # fmt: skip
 # Without batch-norm, networks of full size have values near kinks in any draw: float64 for them.
