@@ -15,6 +15,7 @@ from minidl import Tensor, no_grad, optim
 from minidl.architecture import Architecture
 from minidl.summary import Summary, summary
 from minidl.table import format_bytes, format_table
+from minidl.visualize.bubbles import save_bubbles
 
 
 @dataclass(frozen=True)
@@ -147,20 +148,14 @@ def save_chart(path, results) -> None:
 
     Networks without a top-5 error on ImageNet are left out.
     """
-    from matplotlib.figure import Figure
-
-    from minidl.files import atomic_path
-
     shown = [r for r in results if r.entry.top5 is not None]
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.subplots()
-    for r in shown:
-        x, y = r.summary.multiply_adds / 1e9, 100 - r.entry.top5
-        axes.scatter(x, y, s=r.summary.parameters / 1e5, alpha=0.4)
-        axes.annotate(r.entry.name, (x, y), ha="center", va="center", fontsize=8)
-    axes.set_xlabel("multiply-adds per image, in thousand millions")
-    axes.set_ylabel("top-5 accuracy in percent, as the paper reports it")
-    axes.set_title("Accuracy against cost; area: parameters")
-    axes.margins(0.15)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
+    save_bubbles(
+        path,
+        [r.entry.name for r in shown],
+        [r.summary.multiply_adds / 1e9 for r in shown],
+        [100 - r.entry.top5 for r in shown],
+        [r.summary.parameters / 1e5 for r in shown],
+        x_label="multiply-adds per image, in thousand millions",
+        y_label="top-5 accuracy in percent, as the paper reports it",
+        title="Accuracy against cost; area: parameters",
+    )
