@@ -22,14 +22,14 @@ class Function:
     Class attributes say what the graph must keep alive until backward:
 
     * ``keep_inputs``: True (all, read as ``self.inputs``), False (none) or the indices needed;
-    * ``keep_outputs``: True where backward reads ``self.outputs``;
+    * ``keep_outputs``: likewise, for ``self.outputs``;
     * ``buffers``: names of attributes set by forward (masks, switches) to drop after backward.
 
     Source of the shape: the op-as-class design of Chainer and DeZero.
     """
 
     keep_inputs: bool | tuple[int, ...] = True
-    keep_outputs = False
+    keep_outputs: bool | tuple[int, ...] = False
     buffers: tuple[str, ...] = ()
 
     # Graph state; class-level defaults keep a node's construction cheap.
@@ -80,13 +80,16 @@ class Function:
         if self.keep_inputs:
             keep = range(len(inputs)) if self.keep_inputs is True else self.keep_inputs
             self._inputs = tuple([t if i in keep else None for i, t in enumerate(inputs)])
-            self._input_versions = tuple([t._storage.version for t in inputs])
+            self._input_versions = tuple([(t._storage, t._storage.version) for t in inputs])
             locked += [t._storage for t in self._inputs if t is not None]
         if self.keep_outputs:
+            keep = range(len(outputs)) if self.keep_outputs is True else self.keep_outputs
             # Array and storage, not the Tensor: it refers to this node, which would be a cycle.
-            self._outputs = tuple([(t._array, t._storage) for t in outputs])
+            self._outputs = tuple(
+                [(t._array, t._storage) if i in keep else None for i, t in enumerate(outputs)]
+            )
             self._output_versions = tuple([t._storage.version for t in outputs])
-            locked += [t._storage for t in outputs]
+            locked += [kept[1] for kept in self._outputs if kept is not None]
         self._locked = locked
         for storage in locked:
             storage.lock()
@@ -101,20 +104,24 @@ class Function:
         """The kept input tensors (None where not kept), checked to be as forward saw them."""
         self.check_alive()
         for i, (t, version) in enumerate(zip(self._inputs, self._input_versions, strict=True)):
-            if t is not None and t._storage.version != version:
+            if t is not None and (t._storage, t._storage.version) != version:
                 self._modified("input", i, t.shape)
         return self._inputs
 
     @property
-    def outputs(self) -> tuple[Tensor, ...]:
-        """The kept outputs as tensors of this node, checked to be as forward made them."""
+    def outputs(self) -> tuple[Tensor | None, ...]:
+        """The kept outputs as tensors of this node (None where not kept), checked likewise."""
         self.check_alive()
         tensors = []
-        for i, (array, storage) in enumerate(self._outputs):
+        for i, kept in enumerate(self._outputs):
+            if kept is None:
+                tensors.append(None)
+                continue
+            array, storage = kept
             if storage.version != self._output_versions[i]:
                 self._modified("output", i, array.shape)
             t = Tensor._wrap(array, storage)
-            if _mode.enabled:
+            if _mode.enabled and array.dtype.kind == "f":
                 t._requires_grad, t._node, t._index = True, self, i
             tensors.append(t)
         return tuple(tensors)

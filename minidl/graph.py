@@ -85,20 +85,24 @@ class _LeafGrads:
         if leaf.grad is not None:
             leaf.grad = leaf.grad + grad
             return
-        # Two leaves, or a leaf and the caller, must not share one gradient array: optimisers and
-        # clipping write to it. A graph-carrying gradient cannot be copied away from its graph.
-        array = grad._array
-        shared = array.base is not None or id(array) in self._taken
-        if shared and grad._node is None:
-            grad = Tensor._wrap(array.copy())
-        self._taken.add(id(grad._array))
-        leaf.grad = grad
+        leaf.grad = self._unshared(grad)
 
     def node(self, node, grads):
         for tensor in node.retained():
             grad = grads[tensor._index]
             if grad is not None:
-                tensor.grad = grad if tensor.grad is None else tensor.grad + grad
+                tensor.grad = self._unshared(grad) if tensor.grad is None else tensor.grad + grad
+
+    def _unshared(self, grad):
+        # Two tensors, or a tensor and the caller, must not share one gradient array: optimisers and
+        # clipping write to it. A graph-carrying gradient cannot be copied away from its graph.
+        array = grad._array
+        shared = array.base is not None or id(array) in self._taken
+        if shared and grad._node is None:
+            grad = Tensor._wrap(array.copy())
+        # The walk still reads a retained gradient: it belongs to that tensor all the same.
+        self._taken.add(id(grad._array))
+        return grad
 
 
 class _Capture:

@@ -10,10 +10,14 @@ Backward needs the arrays that forward saw, so writing to them must not go unnot
   compares with the version that forward saw;
 * the array objects that the user can hold (`data`, `numpy()`, the array given to the constructor)
   are made read-only while a graph needs them, so that an untracked write raises where it is made.
+
+Tensors made from one array object share the guards. What NumPy derives from such an array (a slice
+taken before the graph was recorded) is beyond them, as it is in PyTorch.
 """
 
 from contextlib import ContextDecorator, contextmanager
 from threading import local
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -64,18 +68,28 @@ class enable_grad(_SetGrad):
 class Storage:
     """What tensors on the same memory share: a version, and the write locks of live graphs."""
 
-    __slots__ = ("version", "locks", "exposed", "frozen")
+    __slots__ = ("version", "locks", "exposed", "frozen", "__weakref__")
 
     def __init__(self):
         self.version = 0
         self.locks = 0
-        self.exposed = None  # array objects that the user may hold
+        self.exposed = None  # id -> array object that the user may hold, for as long as one does
         self.frozen = None  # those of them that a lock made read-only
+
+    @staticmethod
+    def of(array) -> "Storage":
+        """The storage that `array` was exposed by, or a new one that exposes it."""
+        storage = _storages.get(id(array))
+        if storage is None or storage.exposed.get(id(array)) is not array:
+            storage = Storage()
+            storage.expose(array)
+        return storage
 
     def expose(self, array):
         if self.exposed is None:
-            self.exposed = []
-        self.exposed.append(array)
+            self.exposed = WeakValueDictionary()
+        self.exposed[id(array)] = array
+        _storages[id(array)] = self
         if self.locks:
             self._freeze()
 
@@ -92,11 +106,14 @@ class Storage:
             self.frozen = None
 
     def _freeze(self):
-        for array in self.exposed:
+        for array in list(self.exposed.values()):
             if isinstance(array, np.ndarray) and array.flags.writeable and _can_thaw(array):
                 array.flags.writeable = False
                 self.frozen = self.frozen or []
                 self.frozen.append(array)
+
+
+_storages = WeakValueDictionary()  # id of an exposed array -> its Storage
 
 
 def _can_thaw(array) -> bool:
@@ -133,8 +150,7 @@ class Tensor:
         elif is_array(data):
             if data.dtype.kind not in "fiub":
                 raise TypeError(f"data must be numeric, got an array of dtype {data.dtype}")
-            self._storage = Storage()
-            self._storage.expose(data)
+            self._storage = Storage.of(data)
             self._array = data.view()
         else:
             self._array, self._storage = _array_from_python(data), Storage()
@@ -182,10 +198,7 @@ class Tensor:
             raise ValueError(f"data must keep the shape {self.shape}, got {value.shape}")
         if self._requires_grad and value.dtype.kind != "f":
             raise TypeError(f"data must stay floating point to carry a gradient, got {value.dtype}")
-        version = self._storage.version + 1
-        self._storage = Storage()
-        self._storage.version = version  # a graph that kept this tensor notices the exchange
-        self._storage.expose(value)
+        self._storage = Storage.of(value)  # a graph that kept this tensor notices the exchange
         self._array = value.view()
         self._view = None
 
@@ -379,13 +392,15 @@ def tensor(data, dtype=None, requires_grad: bool = False) -> Tensor:
 def as_tensor(value, like: Tensor | None = None) -> Tensor:
     """`value` as a Tensor, itself if it is one.
 
-    A Python number beside a tensor `like` takes its dtype (as NumPy's and PyTorch's weak scalars
-    do), so that ``x * 0.5`` keeps float32; a float beside integers becomes float32.
+    A number beside a tensor `like`, Python's or a NumPy scalar, takes its dtype (as PyTorch's weak
+    scalars do), so that ``x * 0.5`` keeps float32; a float beside integers becomes float32.
     """
     if isinstance(value, Tensor):
         return value
     if value is None:
         raise TypeError("an operand must be a tensor, an array or a number, got None")
+    if isinstance(value, np.generic) and value.dtype.kind in "fiub":
+        value = value if like is None else value.item()
     if like is not None and isinstance(value, (bool, int, float)):
         dtype = like.dtype
         if isinstance(value, float) and dtype.kind != "f":

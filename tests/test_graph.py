@@ -216,3 +216,51 @@ def test_foreign_memory_stays_writable_after_the_graph():
         view[0] = 2
     y.backward()
     view[0] = 2
+
+
+def test_tensors_on_one_array_share_their_guards():
+    array = np.ones(3)
+    x, y = (Tensor(array, requires_grad=True) for _ in range(2))
+    squares = [(t * t).sum() for t in (x, y)]
+    squares[0].backward()
+    with pytest.raises(ValueError, match="read-only"):
+        array += 1  # the other graph still needs it
+    squares[1].backward()
+    array += 1
+    alias = Tensor(x.data)
+    loss = (x * x).sum()
+    alias.copy_(5.0)
+    with pytest.raises(RuntimeError, match="modified in place"):
+        loss.backward()
+
+
+def test_assigning_the_array_of_another_tensor_is_detected():
+    x, y = leaf([1.0, 2.0]), leaf([3.0, 4.0])
+    loss = (x * x).sum()
+    x.data = y.data
+    with pytest.raises(RuntimeError, match="modified in place"):
+        loss.backward()
+    loss = (x * x).sum()
+    y.copy_(0.0)
+    with pytest.raises(RuntimeError, match="modified in place"):
+        loss.backward()
+
+
+def test_handing_out_arrays_keeps_nothing_alive():
+    x = leaf([1.0, 2.0])
+    for _ in range(100):
+        x.detach().numpy()
+    assert len(x._storage.exposed) <= 1
+
+
+def test_a_retained_gradient_is_not_shared():
+    x = leaf([1.0, 2.0])
+    y = (x + 0.0).retain_grad()
+    weights = Tensor(np.array([2.0, 3.0]))
+    y.backward(weights)
+    arrays = [t._array for t in (x.grad, y.grad, weights)]
+    assert not any(np.shares_memory(a, b) for i, a in enumerate(arrays) for b in arrays[:i])
+    x.zero_grad()
+    inner = (x + 0.0).retain_grad()
+    (inner * weights).sum().backward()
+    assert not np.shares_memory(x.grad._array, inner.grad._array)

@@ -65,6 +65,7 @@ _METHODS = {
     "__neg__": neg,
     "__abs__": absolute,
     "__matmul__": matmul,
+    "__rmatmul__": lambda x, other: matmul(other, x),
     "__getitem__": getitem,
     "T": property(transpose),
 }

@@ -10,8 +10,8 @@ from minidl.tensor import Tensor, as_tensor, is_grad_enabled
 
 
 def _sum_pair(function, da, db):
-    """The gradients of two broadcast operands, each summed to its operand's shape."""
-    (shape_a, _), (shape_b, _) = function.input_meta
+    """The gradients of two broadcast operands, the last inputs, each summed to its shape."""
+    (shape_a, _), (shape_b, _) = function.input_meta[-2:]
     return (
         None if da is None else sum_to(da, shape_a),
         None if db is None else sum_to(db, shape_b),
@@ -231,18 +231,14 @@ class Minimum(Maximum):
 
 
 class Where(Function):
-    keep_inputs = False
-    buffers = ("condition",)
+    keep_inputs = (0,)
 
-    def __init__(self, condition):
-        self.condition = condition
-
-    def forward(self, a, b):
-        return get_array_module(a).where(self.condition, a, b)
+    def forward(self, condition, a, b):
+        return get_array_module(a).where(condition, a, b)
 
     def backward(self, grad):
-        mask = _constant(self.condition, grad)
-        return _sum_pair(self, grad * mask, grad * (1.0 - mask))
+        mask = _constant(self.inputs[0]._array, grad)
+        return (None, *_sum_pair(self, grad * mask, grad * (1.0 - mask)))
 
 
 def _constant(array, like: Tensor) -> Tensor:
@@ -278,6 +274,7 @@ def neg(x) -> Tensor:
 
 def pow(x, exponent) -> Tensor:
     """x ** exponent, either of them a tensor; d/d(exponent) is taken as 0 where x is 0."""
+    exponent = _number(exponent)
     if isinstance(exponent, (int, float)):
         if isinstance(exponent, float) or exponent < 0:
             x = _floating(x)
@@ -324,8 +321,12 @@ def absolute(x) -> Tensor:
 def clip(x, min=None, max=None) -> Tensor:
     """x limited to [min, max], either of which may be None. ValueError if both are, or min > max.
 
-    The gradient passes where min <= x <= max.
+    The gradient passes where min <= x <= max. TypeError for bounds that are no numbers.
     """
+    min, max = _number(min), _number(max)
+    for bound in (min, max):
+        if not (bound is None or isinstance(bound, (int, float))):
+            raise TypeError(f"min and max must be numbers or None, got {type(bound).__name__}")
     if min is None and max is None:
         raise ValueError("clip needs min or max, got None for both")
     if min is not None and max is not None and min > max:
@@ -345,12 +346,10 @@ def minimum(a, b) -> Tensor:
 
 def where(condition, a, b) -> Tensor:
     """a where `condition` (boolean tensor or array), else b. TypeError for other conditions."""
-    mask = condition._array if isinstance(condition, Tensor) else condition
-    mask = mask if hasattr(mask, "dtype") else np.asarray(mask)
+    mask = as_tensor(condition)
     if mask.dtype != bool:
         raise TypeError(f"condition must be boolean, got {mask.dtype}")
-    a, b = _pair(a, b)
-    return Where(mask)(a, b)
+    return Where()(mask, *_pair(a, b))
 
 
 def _pair(a, b) -> tuple[Tensor, Tensor]:
@@ -359,6 +358,11 @@ def _pair(a, b) -> tuple[Tensor, Tensor]:
         return a, as_tensor(b, like=a)
     b = as_tensor(b)
     return as_tensor(a, like=b), b
+
+
+def _number(value):
+    """A NumPy scalar as a Python number, which leaves the dtype of a tensor alone."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _floating(x) -> Tensor:

@@ -5,7 +5,7 @@ import numpy as np
 from kernels.dispatch import kernels_for
 from minidl.function import Function
 from minidl.ops.shape import reshape, sum_to, transpose
-from minidl.tensor import Tensor
+from minidl.tensor import Tensor, as_tensor
 
 
 class MatMul(Function):
@@ -61,6 +61,7 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
 
     Raises ValueError where the inner sizes differ or an operand is a scalar.
     """
+    a, b = as_tensor(a), as_tensor(b)
     if not a.ndim or not b.ndim or a.shape[-1] != b.shape[-2 if b.ndim > 1 else 0]:
         raise ValueError(f"matmul: shapes {a.shape} and {b.shape} do not fit")
     rows = reshape(a, 1, -1) if a.ndim == 1 else a

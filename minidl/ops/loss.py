@@ -4,6 +4,7 @@ import numpy as np
 
 from minidl.array_module import get_array_module
 from minidl.function import Function
+from minidl.ops.elementwise import _floating
 from minidl.ops.shape import normalize_axes
 from minidl.tensor import Tensor
 
@@ -74,13 +75,20 @@ class CrossEntropy(Function):
 
 
 def softmax(x: Tensor, axis: int = -1) -> Tensor:
-    """exp(x) / sum(exp(x)) along `axis`."""
-    return Softmax(*normalize_axes(axis, x.ndim))(x)
+    """exp(x) / sum(exp(x)) along `axis`; integers count as float32. ValueError of no elements."""
+    return Softmax(_axis(axis, x))(_floating(x))
 
 
 def log_softmax(x: Tensor, axis: int = -1) -> Tensor:
-    """x - logsumexp(x) along `axis`."""
-    return LogSoftmax(*normalize_axes(axis, x.ndim))(x)
+    """x - logsumexp(x) along `axis`; integers count as float32. ValueError of no elements."""
+    return LogSoftmax(_axis(axis, x))(_floating(x))
+
+
+def _axis(axis, x):
+    (axis,) = normalize_axes(axis, x.ndim)
+    if not x.shape[axis]:
+        raise ValueError(f"softmax needs an element along axis {axis}, got shape {x.shape}")
+    return axis
 
 
 def cross_entropy(
@@ -98,17 +106,21 @@ def cross_entropy(
     section 7). "mean" divides by the number of labels that count (NaN if none), "sum" adds,
     "none" returns one loss a label.
 
-    Raises ValueError for a label outside [0, C), shapes that do not fit, or a bad option.
+    Raises ValueError for a label outside [0, C), shapes that do not fit, a bad option, or a target
+    that requires grad: it receives none.
     """
     if reduction not in _REDUCTIONS:
         raise ValueError(f"reduction must be one of {_REDUCTIONS}, got {reduction!r}")
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
-    if logits.ndim < 2:
+    if logits.ndim < 2 or not logits.shape[1]:
         raise ValueError(f"logits must have shape (N, C, ...), got {logits.shape}")
+    if isinstance(target, Tensor) and target.requires_grad:
+        raise ValueError("target must not require grad, which would not reach it: detach() it")
+    logits = _floating(logits)
     target = target._array if isinstance(target, Tensor) else np.asarray(target)
     if target.dtype.kind == "f":
-        weights = _check_probabilities(target, logits).copy()
+        weights = _check_probabilities(target, logits)
         counted = weights.size // max(weights.shape[1], 1)
     else:
         weights, counted = _one_hot(target, logits, ignore_index)

@@ -9,55 +9,48 @@ from kernels.geometry import padding4, pair
 from minidl.array_module import to_device
 from minidl.function import Function
 from minidl.ops.linalg import matmul
-from minidl.tensor import Tensor
+from minidl.tensor import Tensor, as_tensor
 
 
 class MaxPool2d(Function):
     keep_inputs = False
-    buffers = ("switches",)
+    keep_outputs = (1,)
 
     def __init__(self, kernel_size, stride, padding, dilation, ceil_mode):
         self.settings = (kernel_size, stride, padding, dilation, ceil_mode)
 
     def forward(self, x):
-        y, self.switches = kernels_for(x).max_pool2d(x, *self.settings)
         self.plane_shape = x.shape[2:]
-        return y, self.switches
+        return kernels_for(x).max_pool2d(x, *self.settings)
 
     def backward(self, grad, _):
-        return MaxUnpool2d(self.switches, self.plane_shape)(grad)
+        return MaxUnpool2d(self.plane_shape)(grad, self.outputs[1])
 
 
 class MaxUnpool2d(Function):
-    keep_inputs = False
-    buffers = ("switches",)
+    keep_inputs = (1,)
 
-    def __init__(self, switches, plane_shape):
-        self.switches = switches
+    def __init__(self, plane_shape):
         self.plane_shape = plane_shape
 
-    def forward(self, y):
-        return kernels_for(y).max_unpool2d(y, self.switches, self.plane_shape)
+    def forward(self, y, switches):
+        return kernels_for(y).max_unpool2d(y, switches, self.plane_shape)
 
     def backward(self, grad):
-        return MaxGather2d(self.switches, self.plane_shape)(grad)
+        return MaxGather2d()(grad, self.inputs[1]), None
 
 
 class MaxGather2d(Function):
     """Read each plane at the switches: the transpose of `MaxUnpool2d`."""
 
-    keep_inputs = False
-    buffers = ("switches",)
+    keep_inputs = (1,)
 
-    def __init__(self, switches, plane_shape):
-        self.switches = switches
-        self.plane_shape = plane_shape
-
-    def forward(self, x):
-        return kernels_for(x).max_pool2d_gather(x, self.switches)
+    def forward(self, x, switches):
+        self.plane_shape = x.shape[2:]
+        return kernels_for(x).max_pool2d_gather(x, switches)
 
     def backward(self, grad):
-        return MaxUnpool2d(self.switches, self.plane_shape)(grad)
+        return MaxUnpool2d(self.plane_shape)(grad, self.inputs[1]), None
 
 
 class AvgSettings(NamedTuple):
@@ -154,13 +147,14 @@ def max_unpool2d(y, switches, output_size: tuple[int, int]) -> Tensor:
     if switches.shape != y.shape:
         raise ValueError(f"switches must have y's shape {y.shape}, got {switches.shape}")
     height, width = pair("output_size", output_size)
-    array = switches._array if isinstance(switches, Tensor) else switches
+    switches = as_tensor(switches)
+    array = switches._array
     if array.size and not (0 <= array.min() and array.max() < height * width):
         raise ValueError(
             f"switches must lie in [0, {height * width}) for output_size {(height, width)}, "
             f"got {array.min()} to {array.max()}"
         )
-    return MaxUnpool2d(array, (height, width))(y)
+    return MaxUnpool2d((height, width))(y, switches)
 
 
 def avg_pool2d(

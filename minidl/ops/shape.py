@@ -7,7 +7,7 @@ import numpy as np
 
 from minidl.array_module import get_array_module
 from minidl.function import Function
-from minidl.tensor import Tensor
+from minidl.tensor import Tensor, as_tensor
 
 
 def normalize_axes(axis, ndim: int, name: str = "axis") -> tuple[int, ...]:
@@ -251,14 +251,16 @@ def _plain_index(part):
         part = part._array
     if isinstance(part, (list, range)):
         part = np.asarray(part, dtype=None if len(part) else np.int64)
-    if hasattr(part, "dtype") and part.dtype.kind not in "iub":
+    if not hasattr(part, "dtype"):
+        return part
+    if part.dtype.kind not in "iub":
         raise IndexError(f"an index array must hold integers or booleans, got {part.dtype}")
-    return part
+    return part.copy()  # backward reads it again, whatever has become of the caller's array
 
 
 def concatenate(tensors, axis: int = 0) -> Tensor:
     """Join tensors along an existing axis. ValueError where their other sizes differ."""
-    tensors = tuple(tensors)
+    tensors = tuple(as_tensor(t) for t in tensors)
     if not tensors:
         raise ValueError("tensors must hold at least one tensor, got none")
     (axis,) = normalize_axes(axis, tensors[0].ndim)
@@ -267,7 +269,7 @@ def concatenate(tensors, axis: int = 0) -> Tensor:
 
 def stack(tensors, axis: int = 0) -> Tensor:
     """Join tensors of one shape along a new axis. ValueError where the shapes differ."""
-    tensors = tuple(tensors)
+    tensors = tuple(as_tensor(t) for t in tensors)
     if not tensors:
         raise ValueError("tensors must hold at least one tensor, got none")
     shape = tensors[0].shape
@@ -282,10 +284,14 @@ def pad(x: Tensor, pad_width, value: float = 0.0) -> Tensor:
 
     Raises ValueError for a negative width or a wrong number of pairs.
     """
-    if isinstance(pad_width, int):
-        pad_width = ((pad_width, pad_width),) * x.ndim
-    pairs = tuple((as_index(a), as_index(b)) for a, b in pad_width)
-    if len(pairs) != x.ndim or any(n < 0 for pair in pairs for n in pair):
+    same = isinstance(pad_width, (int, np.integer))
+    try:
+        pairs = ((pad_width, pad_width),) * x.ndim if same else pad_width
+        pairs = tuple((as_index(a), as_index(b)) for a, b in pairs)
+        fits = len(pairs) == x.ndim and all(n >= 0 for pair in pairs for n in pair)
+    except (TypeError, ValueError):
+        fits = False
+    if not fits:
         raise ValueError(
             f"pad_width must be {x.ndim} pairs of non-negative integers, got {pad_width}"
         )

@@ -147,7 +147,7 @@ class ReduceLROnPlateau:
 
     def _improves(self, metric):
         if self.best is None:
-            return True
+            return metric == metric  # nothing would ever be better than NaN
         if self.mode == "min":
             return metric < self.best * (1 - self.threshold)
         return metric > self.best * (1 + self.threshold)

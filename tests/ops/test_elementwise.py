@@ -157,3 +157,35 @@ def test_errors_name_the_argument():
         x.clip(2, 1)
     with pytest.raises(TypeError, match="condition"):
         ops.where(np.array([1]), x, x)
+
+
+@pytest.mark.parametrize("number", [2, 2.0, True, np.int64(2), np.float64(2), np.float32(2)])
+def test_numbers_leave_float32_alone(number):
+    x = Tensor([1.0, 2.0], requires_grad=True)
+    results = [
+        x * number, number * x, x + number, number - x, x / number, x**number, number**x,
+        ops.maximum(x, number), ops.where([True, False], x, number), ops.clip(x, 0, number),
+    ]  # fmt: skip
+    assert {y.dtype for y in results} == {np.dtype(np.float32)}
+
+
+def test_where_notices_a_changed_condition():
+    condition = np.array([True, False])
+    x = Tensor(np.array([1.0, 2.0]), requires_grad=True)
+    y = ops.where(condition, x, 0.0).sum()
+    with pytest.raises(ValueError, match="read-only"):
+        condition[0] = False
+    y.backward()
+    np.testing.assert_array_equal(x.grad.numpy(), [1, 0])
+    condition[0] = False
+    mask = Tensor(np.array([True, False]))
+    y = ops.where(mask, x, 0.0).sum()
+    mask.copy_(False)
+    with pytest.raises(RuntimeError, match="Where: input 0.*modified in place"):
+        y.backward()
+
+
+@pytest.mark.parametrize("bound", [np.zeros(2), Tensor([0.0, 1.0]), "0"])
+def test_clip_takes_numbers_alone(bound):
+    with pytest.raises(TypeError, match="min and max must be numbers"):
+        ops.clip(Tensor([1.0, 2.0]), bound)

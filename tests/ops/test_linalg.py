@@ -63,3 +63,11 @@ def test_errors_name_the_argument():
         ops.linear(x, Tensor(np.zeros((2, 3))), Tensor(np.zeros(3)))
     with pytest.raises(TypeError, match="one dtype"):
         ops.linear(x, Tensor(np.zeros((2, 3), np.float32)))
+
+
+def test_arrays_on_either_side():
+    x = Tensor(np.arange(4.0).reshape(2, 2), requires_grad=True)
+    m = np.array([[1.0, 2.0], [3.0, 4.0]])
+    np.testing.assert_array_equal((m @ x).detach().numpy(), m @ x.data)
+    np.testing.assert_array_equal((x @ m).detach().numpy(), x.data @ m)
+    np.testing.assert_array_equal(ops.matmul([1.0, 2.0], x).detach().numpy(), [1, 2] @ x.data)

@@ -110,3 +110,23 @@ def test_errors_name_the_argument():
     for call, words in cases:
         with pytest.raises(ValueError, match=words):
             call()
+
+
+def test_integer_logits_count_as_float32():
+    logits = Tensor(np.array([[1, 2]]))
+    soft = ops.cross_entropy(logits, [[0.25, 0.75]], label_smoothing=0.1)
+    expected = ops.cross_entropy(Tensor([[1.0, 2.0]]), [[0.25, 0.75]], label_smoothing=0.1)
+    assert soft.dtype == np.float32 and soft.item() == expected.item()
+    assert ops.softmax(logits).dtype == ops.log_softmax(logits).dtype == np.float32
+
+
+def test_no_classes_and_targets_that_would_get_no_gradient():
+    empty = Tensor(np.zeros((2, 0)))
+    for op in (ops.softmax, ops.log_softmax):
+        with pytest.raises(ValueError, match="needs an element along axis 1"):
+            op(empty)
+    with pytest.raises(ValueError, match="logits must have shape"):
+        ops.cross_entropy(empty, np.zeros((2, 0)))
+    target = Tensor([[0.5, 0.5]], requires_grad=True)
+    with pytest.raises(ValueError, match="must not require grad"):
+        ops.cross_entropy(Tensor([[1.0, 2.0]]), target)

@@ -152,3 +152,18 @@ def test_errors_name_the_argument(backend):
     for call, kind, words in cases:
         with pytest.raises(kind, match=words):
             call()
+
+
+def test_changed_switches_are_noticed(backend):
+    x = Tensor(np.arange(16.0).reshape(1, 1, 4, 4), requires_grad=True)
+    y, switches = ops.max_pool2d(x, 2, return_switches=True)
+    switches.copy_(0)
+    with pytest.raises(RuntimeError, match="MaxPool2d: output 1.*modified in place"):
+        y.sum().backward()
+    positions = np.array([[[[0, 3], [7, 9]]]], np.int32)
+    y = Tensor(np.ones((1, 1, 2, 2)), requires_grad=True)
+    plane = ops.max_unpool2d(y, positions, (4, 4))
+    with pytest.raises(ValueError, match="read-only"):
+        positions[...] = 0
+    plane.sum().backward()
+    positions[...] = 0

@@ -128,3 +128,24 @@ def test_float32_stays_float32(x):
     y = ops.concatenate([ops.pad(x[:, [0, 0]], 1).flatten(), x.T.reshape(-1)])
     y.sum().backward()
     assert y.dtype == x.grad.dtype == np.float32
+
+
+def test_a_changed_index_array_does_not_matter():
+    index = np.array([0, 1])
+    x = Tensor(np.arange(3.0), requires_grad=True)
+    y = x[index].sum()
+    index[:] = 2
+    y.backward()
+    np.testing.assert_array_equal(x.grad.numpy(), [1, 1, 0])
+
+
+@pytest.mark.parametrize("width", [(1, 1), 1.5, "ab", ((1, 1, 1),), ((1, -1),), -1, None])
+def test_a_bad_pad_width_is_named(width):
+    with pytest.raises(ValueError, match="pad_width must be 1 pairs"):
+        ops.pad(Tensor([1.0, 2.0]), width)
+
+
+def test_pad_takes_a_numpy_integer_and_joins_take_arrays():
+    assert ops.pad(Tensor([1.0, 2.0]), np.int64(1)).shape == (4,)
+    assert ops.stack([1.0, 2.0]).shape == (2,)
+    assert ops.concatenate([np.ones(2), Tensor(np.ones(1))]).shape == (3,)

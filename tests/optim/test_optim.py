@@ -151,3 +151,11 @@ def test_clip_grad_norm():
     parameters[0].grad = Tensor(np.full((3, 2), np.nan, np.float32))
     with pytest.raises(ValueError, match="finite"):
         optim.clip_grad_norm_(parameters, 1.0, error_if_nonfinite=True)
+
+
+def test_plateau_gets_over_a_metric_that_is_nan():
+    optimizer = optim.SGD([Tensor([1.0], requires_grad=True)], 1.0)
+    schedule = optim.ReduceLROnPlateau(optimizer, factor=0.5, patience=1)
+    for metric in (float("nan"), 3.0, 2.0, 1.0):
+        schedule.step(metric)
+    assert schedule.best == 1.0 and schedule.last_lr == [1.0]
