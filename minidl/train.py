@@ -6,6 +6,8 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
+
 from minidl import checkpoint as checkpoints
 from minidl import random
 from minidl.array_module import to_device
@@ -70,8 +72,10 @@ class Trainer:
         TrainingDiverged for a loss that is not finite, leaving the checkpoints as they were.
         """
         try:
-            while self.epoch <= self.epochs:
-                self._run_epoch()
+            # A loss that overflows is reported once, by TrainingDiverged.
+            with np.errstate(over="ignore", invalid="ignore"):
+                while self.epoch <= self.epochs:
+                    self._run_epoch()
         except KeyboardInterrupt:
             self.save(LAST)
             raise
@@ -161,6 +165,7 @@ class Trainer:
             "scheduler": self.scheduler.state_dict() if self.scheduler is not None else None,
             "random": random.get_state(),
             "loader_seed": self.train_loader.seed,
+            "train_images": len(self.train_loader.dataset),
         }
         state = checkpoints.Checkpoint(
             self.model.state_dict(), self.optimizer.state_dict(), self.about, progress
@@ -168,17 +173,30 @@ class Trainer:
         checkpoints.save(self.directory / name, state)
 
     def restore(self, state: checkpoints.Checkpoint) -> None:
-        """Continue from a checkpoint, exactly where it was taken. ValueError if it does not fit."""
+        """Continue from a checkpoint, exactly where it was taken.
+
+        Raises ValueError if it does not fit the model, the optimiser or the data; KeyError or
+        TypeError if it holds something else than `save` wrote.
+        """
+        progress = state.progress
+        images = len(self.train_loader.dataset)
+        if progress["train_images"] != images:
+            raise ValueError(
+                f"the run was trained on {progress['train_images']} images, the data has {images}"
+            )
+        if not (progress["epoch"] >= 1 and 0 <= progress["batch"] <= len(self.train_loader)):
+            raise ValueError(
+                f"epoch {progress['epoch']}, batch {progress['batch']} is no place in the run"
+            )
         self.model.load_state_dict(state.model)
         self.optimizer.load_state_dict(state.optimizer)
-        progress = state.progress
         if self.scheduler is not None:
             self.scheduler.load_state_dict(progress["scheduler"])
         random.set_state(progress["random"])
         self.train_loader.seed = progress["loader_seed"]
         self.epoch, self.batch = progress["epoch"], progress["batch"]
         self.running = Running(**progress["running"])
-        self.rows = progress["rows"]
+        self.rows = [dict(row) for row in progress["rows"]]
         self.best_accuracy = progress["best_accuracy"]
 
 

@@ -19,6 +19,16 @@ class UserError(click.ClickException):
 
 
 @contextmanager
+def data_errors():
+    """Turn what reading a data set can raise on the way into one-line errors."""
+    from minidl.data.image_folder import UnreadableImage
+    from minidl.data.workers import WorkerDied
+
+    with user_errors(OSError, UnreadableImage, WorkerDied):
+        yield
+
+
+@contextmanager
 def user_errors(*kinds, prefix=""):
     """Turn exceptions of these kinds into one-line errors that start with `prefix`."""
     try:
@@ -141,16 +151,21 @@ def load_checkpoint(architecture, path):
 
     with user_errors(ValueError, OSError):
         state = checkpoint.load(path)
-    name = state.about.get("architecture")
+    about = state.about
+    name = about.get("architecture")
     if name != architecture.name:
         raise UserError(f"{path}: a checkpoint of {name!r}, expected {architecture.name!r}")
+    kinds = {"options": dict, "class_names": list, "image_shape": list}
+    for entry, kind in kinds.items():
+        if not isinstance(about.get(entry), kind):
+            raise UserError(f"{path}: damaged checkpoint: {entry} is {about.get(entry)!r}")
     return state
 
 
 def restored(architecture, path):
     """(model in evaluation mode, recipe, what the checkpoint says of itself)."""
     state = load_checkpoint(architecture, path)
-    with user_errors(ValueError, KeyError, TypeError):
+    with user_errors(ValueError, KeyError, TypeError, prefix=f"{path}: "):
         options = state.about["options"]
         model = architecture.build(num_classes=len(state.about["class_names"]), **options)
         model.load_state_dict(state.model)

@@ -37,7 +37,8 @@ def evaluate_command(architecture) -> click.Command:
         else:
             model, recipe = _with_weights(architecture, weights, test_set.num_classes, options)
         common.check_images(architecture, test_set, recipe, options)
-        result = _evaluate(model, recipe, test_set, workers, protocol)
+        with common.data_errors():
+            result = _evaluate(model, recipe, test_set, workers, protocol)
         wrong = result.samples - result.correct
         top5 = f", top-5 {result.top5 / result.samples:.2%}" if test_set.num_classes > 5 else ""
         click.echo(

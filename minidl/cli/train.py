@@ -1,5 +1,6 @@
 """``train``: from data and a recipe to checkpoints, a log and curves."""
 
+import math
 from pathlib import Path
 
 import click
@@ -19,20 +20,25 @@ def train_command(architecture) -> click.Command:
 
         if sum(source is not None for source in (resume, weights, warm_start)) > 1:
             raise UserError("--resume, --weights and --warm-start exclude each other")
-        out = out or Path("runs") / architecture.name
         common.setup(backend, seed, threads)
         train_set, test_set = common.load_data(data, skip_unreadable)
         state = None
         if resume is not None:
-            state = common.load_checkpoint(
-                architecture, resume / LAST if resume.is_dir() else resume
-            )
+            resume = resume / LAST if resume.is_dir() else resume
+            state = common.load_checkpoint(architecture, resume)
+            out = out or resume.parent
             options = state.about["options"]
             common.check_classes(state.about["class_names"], test_set)
+        out = out or Path("runs") / architecture.name
         settings = {"epochs": epochs, "batch_size": batch_size, "lr": lr}
-        trainer = _trainer(
-            architecture, options, settings, train_set, test_set, out, seed, workers, state
-        )
+        # What a checkpoint holds besides arrays may be anything.
+        kinds, prefix = (), ""
+        if state is not None:
+            kinds, prefix = (KeyError, TypeError, AttributeError), f"{resume}: "
+        with user_errors(ValueError, *kinds, prefix=prefix):
+            trainer = _trainer(
+                architecture, options, settings, train_set, test_set, out, seed, workers, state
+            )
         if weights is not None:
             common.load_weights(architecture, trainer.model, weights, options)
         if warm_start is not None:
@@ -53,12 +59,13 @@ def _options(architecture):
         click.Option(["--epochs"], type=click.IntRange(min=1), help="Passes over the data."),
         click.Option(["--batch-size"], type=click.IntRange(min=1), help="Images a step."),
         click.Option(
-            ["--lr"], type=click.FloatRange(min=0, min_open=True), help="Learning rate."
+            ["--lr"], type=click.FloatRange(min=0, min_open=True), callback=_finite,
+            help="Learning rate.",
         ),
         click.Option(
             ["--out"], type=click.Path(path_type=Path),
             help="Directory for checkpoints, log and curves.  "
-            f"[default: runs/{architecture.name}]",
+            f"[default: runs/{architecture.name}, or where --resume goes on]",
         ),
         click.Option(
             ["--resume"], type=click.Path(path_type=Path),
@@ -82,6 +89,12 @@ def _options(architecture):
     return options
 
 
+def _finite(context, option, value):
+    if value is not None and not math.isfinite(value):
+        raise click.BadParameter(f"{value} is not a finite number.")
+    return value
+
+
 def _trainer(architecture, options, settings, train_set, test_set, out, seed, workers, state):
     from minidl.data import DataLoader
     from minidl.train import Trainer
@@ -95,8 +108,8 @@ def _trainer(architecture, options, settings, train_set, test_set, out, seed, wo
         asked = {name: asked[name] for name in ("epochs",) if name in asked}
     settings = {**defaults, **stored, **asked}
     common.check_images(architecture, train_set, recipe, options)
-    with user_errors(ValueError):
-        model = architecture.build(num_classes=train_set.num_classes, **options)
+    common.check_images(architecture, test_set, recipe, options)
+    model = architecture.build(num_classes=train_set.num_classes, **options)
     train_loader = DataLoader(
         train_set, settings["batch_size"], shuffle=True, seed=seed, workers=workers,
         transform=recipe.train_transform,
@@ -121,8 +134,7 @@ def _trainer(architecture, options, settings, train_set, test_set, out, seed, wo
         scores=recipe.scores, after_step=recipe.after_step, about=about,
     )  # fmt: skip
     if state:
-        with user_errors(ValueError, KeyError):
-            trainer.restore(state)
+        trainer.restore(state)
     return trainer
 
 
@@ -134,7 +146,7 @@ def _run(architecture, trainer, out):
     with TrainingDisplay(trainer.epochs) as display:
         trainer.display = display
         try:
-            with user_errors(TrainingDiverged, OSError):
+            with user_errors(TrainingDiverged), common.data_errors():
                 rows = trainer.run()
         except KeyboardInterrupt:
             click.echo(f"Stopped. To go on: train --resume {out / LAST}", err=True)

@@ -100,6 +100,13 @@ class Optimizer:
             raise ValueError(
                 f"saved state has {len(saved['groups'])} groups, expected {len(self.groups)}"
             )
+        for group, settings in zip(self.groups, saved["groups"], strict=True):
+            expected = group.keys() - {"params"}
+            if settings.keys() != expected:
+                raise ValueError(
+                    f"saved group has the settings {sorted(settings)}, expected {sorted(expected)}"
+                )
+            self.check(settings)
         state = {}
         for index, entry in saved["state"].items():
             if not 0 <= int(index) < len(self.parameters):

@@ -1,7 +1,9 @@
 """The command line: what it prints, and one line with status 2 for every mistake."""
 
+import importlib
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -176,15 +178,23 @@ def test_mistakes(trained, capsys, tmp_path):
     text.write_text("no picture")
     few = write_set(tmp_path / "few", classes=4)
     large = write_set(tmp_path / "large", size=40)
+    more = write_set(tmp_path / "more", count=60)
+    untested = write_set(tmp_path / "untested")
+    write_idx(untested / "t10k-images-idx3-ubyte", np.zeros((0, 28, 28)))
+    write_idx(untested / "t10k-labels-idx1-ubyte", np.zeros(0))
     cases = [
         (("fly",), "fly"),
         (("train", "--speed", 3), "--speed"),
         (("train", "--backend", "tpu"), "tpu"),
         (("train", "--backend", "cuda"), "no cuda kernels"),
         (("train", "--epochs", 0), "epochs"),
+        (("train", "--lr", "nan"), "--lr"),
+        (("train", "--lr", "inf"), "--lr"),
         (("train", "--threads", 10_000), "threads"),
         (("train", "--data", tmp_path / "nowhere"), "nowhere"),
         (("train", "--data", large), "32, 32"),
+        (("train", "--data", untested), "empty"),
+        (("train", "--resume", checkpoint, "--data", more), "images, the data has"),
         (("train", "--resume", tmp_path / "nowhere"), "nowhere"),
         (("train", "--data", few, "--variant", "1998"), "num_classes"),
         (("evaluate", tmp_path / "nowhere"), "nowhere"),
@@ -205,3 +215,67 @@ def test_mistakes(trained, capsys, tmp_path):
 def test_divergence_is_one_line(trained, capsys, tmp_path):
     err = fails(capsys, "train", "--lr", 1e30, "--data", trained / "data", "--out", tmp_path)
     assert "--lr" in err
+
+
+def rewritten(source, path, **changes):
+    """A checkpoint with JSON entries replaced: {"about": None} or {"about": {"options": 3}}."""
+    from safetensors import safe_open
+    from safetensors.numpy import save_file
+
+    with safe_open(source, framework="numpy") as file:
+        metadata = file.metadata()
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    for part, change in changes.items():
+        entries = {**json.loads(metadata[part]), **change} if change else change
+        metadata[part] = json.dumps(entries)
+    save_file(arrays, path, metadata)
+    return path
+
+
+DAMAGE = {
+    "about": [None, [], {"options": []}, {"options": {"speed": 3}}, {"class_names": 5},
+              {"image_shape": None}, {"settings": None}, {"settings": {"batch_size": 0}}],
+    "progress": [None, [], {"epoch": "x"}, {"epoch": None}, {"batch": -1}, {"batch": 999},
+                 {"rows": "x"}, {"running": None}, {"scheduler": "x"}, {"random": None}],
+    "optimizer": [None, [], {"groups": 5}, {"groups": []}, {"groups": [{"lr": "x"}]},
+                  {"groups": [{}]}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("part", DAMAGE)
+def test_a_checkpoint_of_nonsense_is_one_line(trained, capsys, tmp_path, part):
+    for i, change in enumerate(DAMAGE[part]):
+        path = tmp_path / f"{i}.safetensors"
+        rewritten(trained / "run" / "last.safetensors", path, **{part: change})
+        assert path.name in fails(
+            capsys, "train", "--resume", path, "--data", trained / "data", "--out", tmp_path
+        ), change
+
+
+def test_a_resumed_run_stays_where_it_is(trained, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    copied = tmp_path / "elsewhere"
+    shutil.copytree(trained / "run", copied)
+    status, out, _ = run(
+        capsys, "train", "--resume", copied, "--data", trained / "data", "--epochs", 3
+    )
+    assert status == 0 and str(copied) in out
+    assert len(json.loads((copied / "history.json").read_text())) == 3
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_picture_that_breaks_off_is_one_line(capsys, tmp_path):
+    from PIL import Image
+
+    for name in (f"{split}/{label}/{i}" for split in ("train", "val") for label in "01"
+                 for i in range(3)):  # fmt: skip
+        path = tmp_path / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32), np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:300])
+    resnet = importlib.import_module("architectures.resnet").ARCHITECTURE
+    arguments = ["train", "--data", tmp_path, "--full", "--depth", 20, "--epochs", 1, "--out",
+                 tmp_path / "out"]  # fmt: skip
+    assert cli.run(resnet, [str(a) for a in arguments]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "not a readable image" in err
