@@ -189,7 +189,7 @@ class Module:
         """Overwrite parameters and buffers in place with the arrays or tensors of `state`.
 
         Raises ValueError listing every missing and unexpected key (unless not `strict`) and every
-        shape that does not fit; then nothing has been changed.
+        shape or kind of value that does not fit; then nothing has been changed.
         """
         own = self._state()
         problems = []
@@ -202,6 +202,8 @@ class Module:
             value = values[name] = value._array if isinstance(value, Tensor) else np.asarray(value)
             if value.shape != own[name].shape:
                 problems.append(f"{name} has shape {value.shape}, expected {own[name].shape}")
+            elif value.dtype.kind not in "fiub":
+                problems.append(f"{name} has dtype {value.dtype}, expected numbers")
         if problems:
             raise ValueError(
                 f"state does not fit {type(self).__name__}: " + "; ".join(sorted(problems))

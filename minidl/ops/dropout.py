@@ -24,10 +24,12 @@ def dropout(x, p: float = 0.5, training: bool = True) -> Tensor:
 
     Srivastava et al. 2014, in the inverted form that needs no scaling at test time. The mask is a
     function of `minidl.manual_seed`'s seed, the count of dropouts since, and the element's index.
-    Raises ValueError for p outside [0, 1).
+    Raises ValueError for p outside [0, 1), TypeError for an x that is not floating point.
     """
     if not 0 <= p < 1:
         raise ValueError(f"p must be in [0, 1), got {p}")
+    if x.dtype.kind != "f":
+        raise TypeError(f"x must be floating point, got {x.dtype}")
     if not training or p == 0:
         return x
     return Dropout(p, *random.next_dropout_step())(x)

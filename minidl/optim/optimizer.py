@@ -24,6 +24,13 @@ def check_betas(betas) -> tuple[float, float]:
     return tuple(betas)
 
 
+def _several(params) -> list:
+    # A tensor can be iterated, too: over views of it, which no step would reach.
+    if isinstance(params, Tensor):
+        raise TypeError("params must be several tensors or groups, got a Tensor: put it in a list")
+    return list(params)
+
+
 def step_kernels(values) -> ModuleType:
     """The module of kernels whose steps update `values`."""
     return kernels_for(values) if isinstance(values, np.ndarray) else reference
@@ -33,19 +40,28 @@ class Optimizer:
     """Updates parameters in place from their gradients.
 
     `params`: tensors, or dicts {"params": tensors, setting: value, ...}, each a group with settings
-    of its own. Raises ValueError for no parameters or one given twice, TypeError for non-tensors.
+    of its own. Raises ValueError for no parameters, one given twice, one that is the result of an
+    operation, or an unknown setting; TypeError for non-tensors.
     """
 
     def __init__(self, params, **defaults):
-        params = list(params)
+        params = _several(params)
         if not params:
             raise ValueError("params must hold at least one parameter, got none")
         groups = params if isinstance(params[0], dict) else [{"params": params}]
-        self.groups = [{**defaults, **group, "params": list(group["params"])} for group in groups]
+        self.groups = []
+        for group in groups:
+            if unknown := group.keys() - defaults.keys() - {"params"}:
+                raise ValueError(
+                    f"a group's settings must be among {sorted(defaults)}, got {sorted(unknown)}"
+                )
+            self.groups.append({**defaults, **group, "params": _several(group["params"])})
         self.parameters = [p for group in self.groups for p in group["params"]]
         for i, p in enumerate(self.parameters):
             if not isinstance(p, Tensor):
                 raise TypeError(f"params[{i}] must be a Tensor, got {type(p).__name__}")
+            if not p.is_leaf:
+                raise ValueError(f"params[{i}] must be no result of an operation, got {p!r}")
         if len({id(p) for p in self.parameters}) != len(self.parameters):
             raise ValueError("params must not hold a parameter twice")
         for group in self.groups:

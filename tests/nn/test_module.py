@@ -166,3 +166,12 @@ def test_initialisers(fill, std):
     minidl.manual_seed(0)
     again = fill(Tensor(np.empty((100, 200, 3, 3), np.float32))).numpy()
     assert (again == values).all()
+
+
+@pytest.mark.parametrize("value", [["a", "b"], [None, None], [1j, 2j]])
+def test_a_state_of_no_numbers_is_refused_whole(value):
+    layer = nn.Linear(3, 2)
+    before = {name: array.copy() for name, array in layer.state_dict().items()}
+    with pytest.raises(ValueError, match="bias has dtype .*, expected numbers"):
+        layer.load_state_dict({"weight": np.zeros((2, 3)), "bias": np.array(value)})
+    assert all((layer.state_dict()[name] == array).all() for name, array in before.items())

@@ -42,3 +42,8 @@ def test_seed_decides(backend):
 def test_bad_probability(p):
     with pytest.raises(ValueError, match="p must be"):
         ops.dropout(Tensor(np.ones(2)), p)
+
+
+def test_integers_are_refused():
+    with pytest.raises(TypeError, match="x must be floating point, got int64"):
+        ops.dropout(Tensor(np.ones(3, np.int64)), 0.3)

@@ -159,3 +159,34 @@ def test_plateau_gets_over_a_metric_that_is_nan():
     for metric in (float("nan"), 3.0, 2.0, 1.0):
         schedule.step(metric)
     assert schedule.best == 1.0 and schedule.last_lr == [1.0]
+
+
+def test_bad_parameters_are_named():
+    w = Tensor([1.0, 2.0], requires_grad=True)
+    with pytest.raises(TypeError, match="put it in a list"):
+        optim.SGD(w, 0.1)
+    with pytest.raises(TypeError, match="put it in a list"):
+        optim.SGD([{"params": w}], 0.1)
+    with pytest.raises(ValueError, match=r"params\[1\] must be no result of an operation"):
+        optim.SGD([w, w * 2], 0.1)
+    with pytest.raises(ValueError, match="learning_rate"):
+        optim.SGD([{"params": [w], "learning_rate": 0.3}], 0.1)
+
+
+def test_state_of_another_optimiser_is_refused():
+    w = Tensor([1.0, 2.0], requires_grad=True)
+    w.grad = w.detach()
+    adam = optim.Adam([w])
+    adam.step()
+    with pytest.raises(ValueError, match="betas.*expected.*momentum"):
+        optim.SGD([w], 0.1).load_state_dict(adam.state_dict())
+
+
+@pytest.mark.parametrize("size", [1e30, 1e-30])
+def test_clipping_beyond_the_squares_of_float32(size):
+    w = Tensor([0.0] * 4, requires_grad=True)
+    w.grad = Tensor(np.full(4, size, np.float32))
+    norm = optim.clip_grad_norm_(w, size)
+    np.testing.assert_allclose(norm, 2 * size, rtol=1e-6)
+    if size > 1:
+        np.testing.assert_allclose(w.grad.numpy(), size / 2, rtol=1e-6)
