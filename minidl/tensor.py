@@ -93,6 +93,16 @@ class Storage:
         if self.locks:
             self._freeze()
 
+    def view(self, array):
+        """The engine's own view of an exposed array, writable even while a lock has frozen that."""
+        frozen = any(a is array for a in self.frozen or ())
+        if frozen:
+            _thaw(array)
+        view = array.view()
+        if frozen:
+            array.flags.writeable = False
+        return view
+
     def lock(self):
         self.locks += 1
         if self.exposed is not None:
@@ -102,7 +112,7 @@ class Storage:
         self.locks -= 1
         if not self.locks and self.frozen:
             for array in self.frozen:
-                array.flags.writeable = True
+                _thaw(array)
             self.frozen = None
 
     def _freeze(self):
@@ -128,6 +138,17 @@ def _can_thaw(array) -> bool:
         return False
 
 
+def _thaw(array) -> None:
+    """Make a frozen array writable again, though the lock of another graph may hold its owner."""
+    owner = array
+    while isinstance(owner.base, np.ndarray):
+        owner = owner.base
+    held = not owner.flags.writeable
+    owner.flags.writeable = array.flags.writeable = True  # NumPy asks the owner for leave
+    if held and owner is not array:
+        owner.flags.writeable = False
+
+
 class Tensor:
     """A multi-dimensional array with a gradient.
 
@@ -151,7 +172,7 @@ class Tensor:
             if data.dtype.kind not in "fiub":
                 raise TypeError(f"data must be numeric, got an array of dtype {data.dtype}")
             self._storage = Storage.of(data)
-            self._array = data.view()
+            self._array = self._storage.view(data)
         else:
             self._array, self._storage = _array_from_python(data), Storage()
         self.grad = None
@@ -199,7 +220,7 @@ class Tensor:
         if self._requires_grad and value.dtype.kind != "f":
             raise TypeError(f"data must stay floating point to carry a gradient, got {value.dtype}")
         self._storage = Storage.of(value)  # a graph that kept this tensor notices the exchange
-        self._array = value.view()
+        self._array = self._storage.view(value)
         self._view = None
 
     def numpy(self) -> np.ndarray:

@@ -264,3 +264,29 @@ def test_a_retained_gradient_is_not_shared():
     inner = (x + 0.0).retain_grad()
     (inner * weights).sum().backward()
     assert not np.shares_memory(x.grad._array, inner.grad._array)
+
+
+def test_a_tensor_on_a_frozen_array_can_be_written():
+    array = np.ones(3)
+    x = Tensor(array, requires_grad=True)
+    loss = (x * x).sum()
+    y, z = Tensor(array), leaf([0.0] * 3)
+    z.data = x.data
+    assert y._array.flags.writeable and z._array.flags.writeable
+    assert not array.flags.writeable and not x.data.flags.writeable
+    y.copy_(2.0)
+    with pytest.raises(RuntimeError, match="modified in place"):
+        loss.backward()
+    np.testing.assert_array_equal(z.detach().numpy(), [2, 2, 2])
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_overlapping_arrays_thaw_in_any_order(first):
+    array = np.ones(4)
+    part = array[1:]
+    leaves = [Tensor(a, requires_grad=True) for a in (array, part)]
+    losses = [(t * t).sum() for t in leaves]
+    losses[first].backward()
+    assert [a.flags.writeable for a in (array, part)] == [first == 0, first == 1]
+    losses[1 - first].backward()
+    assert array.flags.writeable and part.flags.writeable

@@ -5,7 +5,7 @@ import math
 from minidl.array_module import get_array_module
 from minidl.function import Function
 from minidl.ops.elementwise import _constant, _floating
-from minidl.ops.shape import broadcast_to, normalize_axes, reshape
+from minidl.ops.shape import broadcast_to, normalize_axes, reshape, sum_over
 from minidl.tensor import Tensor
 
 
@@ -23,7 +23,7 @@ class Sum(Function):
 
     def forward(self, x):
         self.shape = x.shape
-        return x.sum(axis=self.axes, keepdims=self.keepdims)
+        return sum_over(x, self.axes, self.keepdims)
 
     def backward(self, grad):
         return broadcast_to(reshape(grad, *_kept_shape(self.shape, self.axes)), self.shape)

@@ -9,6 +9,8 @@ from minidl.array_module import get_array_module
 from minidl.function import Function
 from minidl.tensor import Tensor, as_tensor
 
+_MANY_TERMS = 1024
+
 
 def normalize_axes(axis, ndim: int, name: str = "axis") -> tuple[int, ...]:
     """`axis` (None for all, an int or several) as sorted non-negative ints; ValueError if bad."""
@@ -75,6 +77,18 @@ class BroadcastTo(Function):
         return sum_to(grad, self.source)
 
 
+def sum_over(x, axes, keepdims=False):
+    """x.sum of an array, in float64 where many float32 would lose digits.
+
+    NumPy adds pairwise along contiguous memory alone; elsewhere term by term.
+    """
+    count = math.prod(x.shape[a] for a in axes)
+    pairwise = x.flags.c_contiguous and axes == tuple(range(x.ndim - len(axes), x.ndim))
+    if x.dtype != np.float32 or pairwise or count < _MANY_TERMS:
+        return x.sum(axis=axes, keepdims=keepdims)
+    return x.sum(axis=axes, keepdims=keepdims, dtype=np.float64).astype(x.dtype)
+
+
 class SumTo(Function):
     keep_inputs = False
 
@@ -87,7 +101,7 @@ class SumTo(Function):
         axes = tuple(range(lead)) + tuple(
             lead + i for i, n in enumerate(self.shape) if n == 1 and x.shape[lead + i] != 1
         )
-        return x.sum(axis=axes, keepdims=True).reshape(self.shape)
+        return sum_over(x, axes, keepdims=True).reshape(self.shape)
 
     def backward(self, grad):
         return broadcast_to(grad, self.source)

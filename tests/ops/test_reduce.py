@@ -95,3 +95,13 @@ def test_bad_axes():
             x.sum(axis=axis)
     with pytest.raises(ValueError, match="at least one element"):
         Tensor(np.zeros((0, 3))).max(axis=0)
+
+
+def test_float32_keeps_its_digits_along_every_axis():
+    x = Tensor(np.full((1_000_000, 2), 0.1, np.float32), requires_grad=True)
+    for y in (x, x.detach().T.transpose(1, 0)):
+        np.testing.assert_allclose(ops.sum(y, 0).detach().numpy(), [1e5, 1e5], rtol=1e-6)
+    bias = Tensor(np.zeros(2, np.float32), requires_grad=True)
+    (x.detach() + bias).backward(np.full(x.shape, 0.1))
+    np.testing.assert_allclose(bias.grad.numpy(), [1e5, 1e5], rtol=1e-6)
+    assert bias.grad.dtype == ops.mean(x, 0).dtype == np.float32
