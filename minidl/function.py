@@ -5,7 +5,8 @@ import weakref
 import numpy as np
 
 from minidl.array_module import device_of
-from minidl.tensor import Storage, Tensor, _mode, as_tensor
+from minidl.storage import Storage
+from minidl.tensor import Tensor, _mode, as_tensor
 
 
 class Function:

@@ -9,7 +9,7 @@ from minidl.array_module import get_array_module
 from minidl.function import Function
 from minidl.tensor import Tensor, as_tensor
 
-_MANY_TERMS = 1024
+_MANY_TERMS = 1024  # fewer terms are added in float32: their error stays below 1e-4
 
 
 def normalize_axes(axis, ndim: int, name: str = "axis") -> tuple[int, ...]:
