@@ -27,6 +27,7 @@ from architectures.common import (
 from minidl import cli, nn
 from minidl.architecture import Architecture, Recipe
 from minidl.data.transforms import (
+    CenterCrop,
     Compose,
     Normalize,
     PCALighting,
@@ -139,8 +140,8 @@ def recipe(towers: int = 2, full: bool = True) -> Recipe:
         make_scheduler=on_plateau,
         schedule_by="epoch",
         train_transform=Compose(
-            ToRGB(), Resize(256), RandomCrop(size), RandomHorizontalFlip(), PCALighting(0.1),
-            Normalize(*scaling),
+            ToRGB(), Resize(256), CenterCrop(256), RandomCrop(size), RandomHorizontalFlip(),
+            PCALighting(0.1), Normalize(*scaling),
         ),  # fmt: skip
         eval_transform=centre(size, *scaling),
         protocols={"ten-crop": ten_crop(size, *scaling)},

@@ -74,11 +74,14 @@ def centre(size: int, mean=IMAGENET_MEAN, std=IMAGENET_STD, resize: int = 256) -
 
 
 def ten_crop(size: int, mean=IMAGENET_MEAN, std=IMAGENET_STD, resize: int = 256) -> Protocol:
-    """Corners, centre, and their mirror images, averaged (Krizhevsky et al. 2012, section 4.1)."""
-    return Protocol(Compose(ToRGB(), Resize(resize), TenCrop(size), Normalize(mean, std)))
+    """Corners and centre of the central square, and their mirror images, averaged (Krizhevsky et
+    al. 2012, section 4.1).
+    """
+    square = Compose(ToRGB(), Resize(resize), CenterCrop(resize))
+    return Protocol(Compose(square, TenCrop(size), Normalize(mean, std)))
 
 
-def digits_recipe(size: int, lr: float = 1e-3, epochs: int = 8, **settings) -> Recipe:
+def digits_recipe(size: int, lr: float = 1e-3, epochs: int = 12, **settings) -> Recipe:
     """Training of a small form on the bundled digits, resized to `size` x `size` RGB."""
     scale = Compose(Resize((size, size)), ToRGB(), Normalize(DIGITS_MEAN, DIGITS_STD))
     distort = RandomAffine(degrees=10, translate=0.06, scale=(0.9, 1.1), shear=8)

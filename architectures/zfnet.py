@@ -24,6 +24,7 @@ from architectures.common import (
 from minidl import cli, nn
 from minidl.architecture import Architecture, Recipe
 from minidl.data.transforms import (
+    CenterCrop,
     Compose,
     Normalize,
     RandomCrop,
@@ -125,7 +126,7 @@ def recipe(width: str = "paper", full: bool = True) -> Recipe:
         make_scheduler=on_plateau,
         schedule_by="epoch",
         train_transform=Compose(
-            ToRGB(), Resize(256), RandomCrop(FULL_SIZE), RandomHorizontalFlip(),
+            ToRGB(), Resize(256), CenterCrop(256), RandomCrop(FULL_SIZE), RandomHorizontalFlip(),
             Normalize(*scaling),
         ),  # fmt: skip
         eval_transform=centre(FULL_SIZE, *scaling),
