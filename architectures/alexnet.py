@@ -15,6 +15,7 @@ import click
 from architectures.common import (
     IMAGENET_MEAN,
     IMAGENET_STD,
+    central_square,
     centre,
     digits_recipe,
     imagenet_classes,
@@ -27,14 +28,11 @@ from architectures.common import (
 from minidl import cli, nn
 from minidl.architecture import Architecture, Recipe
 from minidl.data.transforms import (
-    CenterCrop,
     Compose,
     Normalize,
     PCALighting,
     RandomCrop,
     RandomHorizontalFlip,
-    Resize,
-    ToRGB,
 )
 from minidl.nn import init
 
@@ -124,9 +122,11 @@ def input_shape(towers: int = 2, full: bool = True) -> tuple[int, int, int]:
 
 
 def recipe(towers: int = 2, full: bool = True) -> Recipe:
-    """Section 5 of the paper: about 90 epochs of SGD, the rate divided by 10 on plateaus.
+    """Section 5 of the paper: about 90 epochs of SGD, the rate divided by 10 on plateaus; crops,
+    flips and lighting of section 4.1.
 
     The paper's network reads pixels in 0..255 less their mean, the public one standardised ones.
+    The mean is one a channel; the paper's is one a pixel.
     """
     size = input_shape(towers, full)[1]
     if not full:
@@ -140,8 +140,8 @@ def recipe(towers: int = 2, full: bool = True) -> Recipe:
         make_scheduler=on_plateau,
         schedule_by="epoch",
         train_transform=Compose(
-            ToRGB(), Resize(256), CenterCrop(256), RandomCrop(size), RandomHorizontalFlip(),
-            PCALighting(0.1), Normalize(*scaling),
+            *central_square(256), RandomCrop(size), RandomHorizontalFlip(), PCALighting(0.1),
+            Normalize(*scaling),
         ),  # fmt: skip
         eval_transform=centre(size, *scaling),
         protocols={"ten-crop": ten_crop(size, *scaling)},

@@ -73,12 +73,18 @@ def centre(size: int, mean=IMAGENET_MEAN, std=IMAGENET_STD, resize: int = 256) -
     return Compose(ToRGB(), Resize(resize), CenterCrop(size), Normalize(mean, std))
 
 
+def central_square(size: int) -> tuple:
+    """The RGB image with its shorter side `size`, then the middle `size` x `size` of it."""
+    return ToRGB(), Resize(size), CenterCrop(size)
+
+
 def ten_crop(size: int, mean=IMAGENET_MEAN, std=IMAGENET_STD, resize: int = 256) -> Protocol:
-    """Corners and centre of the central square, and their mirror images, averaged (Krizhevsky et
-    al. 2012, section 4.1).
+    """Corners and centre of the image's central square, and their mirror images, averaged.
+
+    Krizhevsky et al. 2012: section 2 for the square of `resize` pixels, section 4.1 for the rest.
     """
-    square = Compose(ToRGB(), Resize(resize), CenterCrop(resize))
-    return Protocol(Compose(square, TenCrop(size), Normalize(mean, std)))
+    crops = Compose(*central_square(resize), TenCrop(size), Normalize(mean, std))
+    return Protocol(crops)
 
 
 def digits_recipe(size: int, lr: float = 1e-3, epochs: int = 12, **settings) -> Recipe:

@@ -228,7 +228,8 @@ def recipe(full: bool = True, **options) -> Recipe:
     """Section 6: SGD with momentum 0.9, the rate lowered by 4 % every eight epochs, crops of 8 to
     100 % of the image's area with aspects between 3/4 and 4/3, photometric distortions.
 
-    The paper tells neither batch size, rate nor length: those are ours.
+    The paper tells neither batch size, rate, weight decay nor length: those are ours. Not done here
+    are its Polyak averaging of the weights for the test, and its test on 144 crops.
     """
     if not full:
         return digits_recipe(SMALL_SIZE, loss=loss, scores=main_logits)

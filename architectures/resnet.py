@@ -267,7 +267,8 @@ def imagenet_recipe() -> Recipe:
 
 
 def cifar_recipe(depth: int) -> Recipe:
-    """Section 4.2: 64,000 steps of 128 images, rate 0.1 divided by 10 after 1/2 and 3/4 of them.
+    """Section 4.2: 64,000 steps of 128 images, rate 0.1 divided by 10 after 1/2 and 3/4 of them;
+    flips, and crops after a border of zeros around the standardised image.
 
     The 110-layer network needs a gentle start: the paper trains it at 0.01 for some 400 steps; here
     the rate rises linearly over as many.
@@ -290,7 +291,7 @@ def cifar_recipe(depth: int) -> Recipe:
         make_optimizer=sgd(weight_decay=1e-4),
         make_scheduler=schedule,
         train_transform=Compose(
-            ToRGB(), Resize(size), RandomCrop(CIFAR_SIZE, padding=4), RandomHorizontalFlip(), scale
+            ToRGB(), Resize(size), scale, RandomCrop(CIFAR_SIZE, padding=4), RandomHorizontalFlip()
         ),
         eval_transform=Compose(ToRGB(), Resize(size), scale),
     )

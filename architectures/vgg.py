@@ -27,6 +27,7 @@ from minidl.data.transforms import (
     Compose,
     Mirrored,
     Normalize,
+    PCALighting,
     RandomCrop,
     RandomHorizontalFlip,
     RandomResize,
@@ -172,7 +173,9 @@ def input_shape(full: bool = True, **options) -> tuple[int, int, int]:
 
 
 def recipe(full: bool = True, **options) -> Recipe:
-    """Section 3.1: 74 epochs of SGD in batches of 256, with scale jitter of S in [256, 512]."""
+    """Section 3.1: 74 epochs of SGD in batches of 256, with scale jitter of S in [256, 512], flips
+    and AlexNet's random shift of colours.
+    """
     if not full:
         return digits_recipe(SMALL_SIZE)
     normalize = Normalize(IMAGENET_MEAN, IMAGENET_STD)
@@ -185,7 +188,7 @@ def recipe(full: bool = True, **options) -> Recipe:
         schedule_by="epoch",
         train_transform=Compose(
             ToRGB(), RandomResize(256, 512), RandomCrop(FULL_SIZE), RandomHorizontalFlip(),
-            normalize,
+            PCALighting(0.1), normalize,
         ),  # fmt: skip
         eval_transform=centre(FULL_SIZE),
         protocols={

@@ -12,6 +12,7 @@ import numpy as np
 
 from architectures.common import (
     IMAGENET_MEAN,
+    central_square,
     centre,
     digits_recipe,
     imagenet_classes,
@@ -24,13 +25,10 @@ from architectures.common import (
 from minidl import cli, nn
 from minidl.architecture import Architecture, Recipe
 from minidl.data.transforms import (
-    CenterCrop,
     Compose,
     Normalize,
     RandomCrop,
     RandomHorizontalFlip,
-    Resize,
-    ToRGB,
 )
 from minidl.nn import init
 
@@ -114,7 +112,10 @@ def input_shape(width: str = "paper", full: bool = True) -> tuple[int, int, int]
 
 
 def recipe(width: str = "paper", full: bool = True) -> Recipe:
-    """Section 3.1: 70 epochs of SGD in mini-batches of 128 on pixels in 0..255 less their mean."""
+    """Section 3: 70 epochs of SGD in mini-batches of 128 on pixels in 0..255 less their mean.
+
+    The mean is one a channel, the paper's one a pixel; its ten fixed crops are drawn at random.
+    """
     if not full:
         return digits_recipe(SMALL_SIZE)
     scaling = (IMAGENET_MEAN, (1 / 255,) * 3)
@@ -126,7 +127,7 @@ def recipe(width: str = "paper", full: bool = True) -> Recipe:
         make_scheduler=on_plateau,
         schedule_by="epoch",
         train_transform=Compose(
-            ToRGB(), Resize(256), CenterCrop(256), RandomCrop(FULL_SIZE), RandomHorizontalFlip(),
+            *central_square(256), RandomCrop(FULL_SIZE), RandomHorizontalFlip(),
             Normalize(*scaling),
         ),  # fmt: skip
         eval_transform=centre(FULL_SIZE, *scaling),
