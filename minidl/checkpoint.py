@@ -75,7 +75,7 @@ def load(path) -> Checkpoint:
         raise CheckpointError(f"{path}: not a checkpoint of minidl (format {_FORMAT})")
     try:
         return _assemble(arrays, metadata)
-    except (KeyError, ValueError, AttributeError) as error:
+    except (KeyError, ValueError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{path}: damaged checkpoint: {error}") from error
 
 
@@ -90,9 +90,12 @@ def _assemble(arrays, metadata):
         else:
             index, _, entry = rest.partition("/")
             state[int(index)][entry] = array
+    about, progress = json.loads(metadata["about"]), json.loads(metadata["progress"])
+    if not (isinstance(about, dict) and isinstance(progress, dict)):
+        raise ValueError("about and progress must be JSON objects")
     return Checkpoint(
         model=model,
         optimizer={"groups": optimizer["groups"], "state": state},
-        about=json.loads(metadata["about"]),
-        progress=json.loads(metadata["progress"]),
+        about=about,
+        progress=progress,
     )

@@ -37,7 +37,8 @@ def evaluate_command(architecture) -> click.Command:
         else:
             model, recipe = _with_weights(architecture, weights, test_set.num_classes, options)
         common.check_images(architecture, test_set, recipe, options)
-        result = _evaluate(model, recipe, test_set, workers, protocol)
+        with common.data_errors():
+            result = _evaluate(model, recipe, test_set, workers, protocol)
         wrong = result.samples - result.correct
         top5 = f", top-5 {result.top5 / result.samples:.2%}" if test_set.num_classes > 5 else ""
         click.echo(
@@ -57,7 +58,8 @@ def evaluate_command(architecture) -> click.Command:
             checkpoint, *common.RUNTIME, *common.DATA, protocol, _weights_option(),
             *common.model_options(architecture, full=True),
         ],
-        help="Test accuracy of a trained network. With a checkpoint, its own options count.",
+        help="Test accuracy of a trained network: a checkpoint, which brings its own options, or "
+        "--weights.",
     )  # fmt: skip
 
 
@@ -91,6 +93,8 @@ def predict_command(architecture) -> click.Command:
 
         common.setup(backend, seed, threads)
         if weights is None:
+            if class_names is not None:
+                raise UserError("--class-names goes with --weights: a checkpoint has its own")
             checkpoint, *files = files
             model, recipe, state = common.restored(architecture, checkpoint)
             names, shape = state.about["class_names"], state.about["image_shape"]

@@ -31,7 +31,7 @@ def visualize_command(architecture) -> click.Command:
         common.check_images(architecture, dataset, recipe, state.about["options"])
         loader = DataLoader(dataset, _BATCH, workers=workers, transform=recipe.eval_transform)
         names = state.about["class_names"]
-        with user_errors(ValueError, OSError):
+        with common.data_errors(), user_errors(ValueError):
             study = _Study(model, recipe, pixels, layer, channels, top)
             written = study.draw(out, loader, names, _label_number(label, names))
         for path in written:
