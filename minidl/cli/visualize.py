@@ -116,6 +116,8 @@ class _Study:
         from minidl.visualize import pictures
         from minidl.visualize.filters import first_filters
 
+        # First what may fail, so that no part of the pictures is left.
+        top = self._top_patches(loader)
         name, weight = first_filters(self.model)
         layer = self.layer
         paths = [out / "filters.png"]
@@ -126,7 +128,7 @@ class _Study:
         occlusion = self._occlusion(label)
         pictures.save_occlusion(paths[3], self.image, occlusion, class_names, layer)
         paths.append(out / f"top-{layer}.png")
-        pictures.save_top_patches(paths[4], *self._top_patches(loader), layer)
+        pictures.save_top_patches(paths[4], *top, layer)
         return paths
 
     def _projections(self):

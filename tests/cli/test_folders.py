@@ -89,6 +89,9 @@ def test_an_unreadable_picture_is_one_line_wherever_it_lies(trained, best, tmp_p
             assert not list(out.glob("*"))
             if split == "val":
                 assert str(broken) in fails(capsys, nin, "evaluate", best, *base)
+                see = ("visualize", best, folder / "val" / "chat" / "0.jpg", "--layer", "pool1")
+                assert str(broken) in fails(capsys, nin, *see, "--out", out, *base)
+                assert not list(out.glob("*"))
         with pytest.warns(UserWarning, match="1 unreadable images are left out"):
             status, _, err = run(capsys, nin, *train, "--skip-unreadable")
         assert status == 0, err
