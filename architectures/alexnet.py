@@ -21,6 +21,7 @@ from architectures.common import (
     imagenet_classes,
     initialize,
     on_plateau,
+    response_norm,
     scaled,
     sgd,
     ten_crop,
@@ -39,11 +40,6 @@ from minidl.nn import init
 CHANNELS = {2: (96, 256, 384, 384, 256), 1: (64, 192, 384, 256, 256)}
 FULL_SIZE = {2: 227, 1: 224}
 SMALL_SIZE = 67  # the smallest image of which conv1 and the three pools leave a pixel
-
-
-def response_norm() -> nn.LocalResponseNorm:
-    """Local response normalisation with the constants of section 3.3."""
-    return nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=2.0, size_normalized=False)
 
 
 class AlexNet(nn.Sequential):

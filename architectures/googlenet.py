@@ -17,6 +17,7 @@ from architectures.common import (
     digits_recipe,
     imagenet_classes,
     initialize,
+    response_norm,
     scaled,
     sgd,
     ten_crop,
@@ -188,11 +189,6 @@ class GoogLeNet(nn.Module):
         if self.training and self.has_auxiliary:
             return logits, self.aux1(inner1), self.aux2(inner2)
         return logits
-
-
-def response_norm() -> nn.LocalResponseNorm:
-    """The response normalisation of the stem, with AlexNet's constants (figure 3)."""
-    return nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=2.0, size_normalized=False)
 
 
 def main_logits(outputs):

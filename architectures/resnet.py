@@ -12,6 +12,8 @@ public weights) or "2" (pre-activation). Basic blocks are the same in 1 and 1.5.
 import click
 
 from architectures.common import (
+    CIFAR_MEAN,
+    CIFAR_STD,
     IMAGENET_CLASSES,
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -249,7 +251,10 @@ def recipe(depth: int = 18, full: bool = True, **options) -> Recipe:
 
 
 def imagenet_recipe() -> Recipe:
-    """Section 3.4: batches of 256, about 120 epochs (600,000 steps), rate 0.1 / 10 on plateaus."""
+    """Section 3.4: batches of 256, about 120 epochs (600,000 steps), rate 0.1 / 10 on plateaus.
+
+    Images are standardised, as public weights expect them; the paper takes off the mean alone.
+    """
     return Recipe(
         epochs=120,
         batch_size=256,
@@ -274,8 +279,7 @@ def cifar_recipe(depth: int) -> Recipe:
     the rate rises linearly over as many.
     """
     size = (CIFAR_SIZE, CIFAR_SIZE)
-    # Statistics of CIFAR-10's training images.
-    scale = Normalize((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+    scale = Normalize(CIFAR_MEAN, CIFAR_STD)
 
     def schedule(optimizer, epochs, steps_per_epoch):
         steps = epochs * steps_per_epoch

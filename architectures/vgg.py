@@ -17,6 +17,7 @@ from architectures.common import (
     imagenet_classes,
     initialize,
     on_plateau,
+    response_norm,
     scaled,
     sgd,
     ten_crop,
@@ -92,7 +93,7 @@ def conv_layers(config: str, batch_norm: bool, width: float = 1.0) -> dict[str, 
             layers[f"pool{stage}"] = nn.MaxPool2d(2)
             stage, number = stage + 1, 1
         elif word == "LRN":
-            layers["norm1"] = nn.LocalResponseNorm(5, 1e-4, 0.75, 2.0, size_normalized=False)
+            layers["norm1"] = response_norm()
         else:
             maps, _, one = word.partition("/")
             place, maps = f"{stage}_{number}", scaled(int(maps), width)
@@ -175,6 +176,8 @@ def input_shape(full: bool = True, **options) -> tuple[int, int, int]:
 def recipe(full: bool = True, **options) -> Recipe:
     """Section 3.1: 74 epochs of SGD in batches of 256, with scale jitter of S in [256, 512], flips
     and AlexNet's random shift of colours.
+
+    Images are standardised, as public weights expect them; the paper takes off the mean alone.
     """
     if not full:
         return digits_recipe(SMALL_SIZE)
