@@ -49,8 +49,8 @@ def evaluate_command(architecture) -> click.Command:
     checkpoint = click.Argument(["checkpoint"], type=click.Path(path_type=Path), required=False)
     protocol = click.Option(
         ["--protocol"], default=_SINGLE, show_default=True,
-        help="How often to look at an image: single, or one of those that the network's paper "
-        "averages over (ten-crop, dense).",
+        help="How often to look at an image: single, or, with full-size networks, as their papers "
+        "do: ten-crop, for VGG dense too.",
     )  # fmt: skip
     return click.Command(
         "evaluate", callback=command,
