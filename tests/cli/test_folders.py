@@ -124,7 +124,7 @@ def test_a_checkpoint_brings_its_own_options(trained, best, tmp_path, capsys):
         (("predict", best, picture, "--full"), "full=False"),
         (("predict", best, picture, "--class-names", names), "--class-names"),
         ((*resume, "--full"), "full=False"),
-        ((*resume, "--lr", 0.5), "lr=0.001"),
+        ((*resume, "--lr", 0.5), "lr=0.002"),
         ((*resume, "--batch-size", 7), "batch_size=64"),
     ]
     for arguments, words in cases:
