@@ -15,11 +15,13 @@ import click
 from architectures.common import (
     IMAGENET_MEAN,
     IMAGENET_STD,
+    central_square,
     centre,
     digits_recipe,
     imagenet_classes,
     initialize,
     on_plateau,
+    response_norm,
     scaled,
     sgd,
     ten_crop,
@@ -32,19 +34,12 @@ from minidl.data.transforms import (
     PCALighting,
     RandomCrop,
     RandomHorizontalFlip,
-    Resize,
-    ToRGB,
 )
 from minidl.nn import init
 
 CHANNELS = {2: (96, 256, 384, 384, 256), 1: (64, 192, 384, 256, 256)}
 FULL_SIZE = {2: 227, 1: 224}
 SMALL_SIZE = 67  # the smallest image of which conv1 and the three pools leave a pixel
-
-
-def response_norm() -> nn.LocalResponseNorm:
-    """Local response normalisation with the constants of section 3.3."""
-    return nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=2.0, size_normalized=False)
 
 
 class AlexNet(nn.Sequential):
@@ -123,9 +118,11 @@ def input_shape(towers: int = 2, full: bool = True) -> tuple[int, int, int]:
 
 
 def recipe(towers: int = 2, full: bool = True) -> Recipe:
-    """Section 5 of the paper: about 90 epochs of SGD, the rate divided by 10 on plateaus.
+    """Section 5 of the paper: about 90 epochs of SGD, the rate divided by 10 on plateaus; crops,
+    flips and lighting of section 4.1.
 
     The paper's network reads pixels in 0..255 less their mean, the public one standardised ones.
+    The mean is one a channel; the paper's is one a pixel.
     """
     size = input_shape(towers, full)[1]
     if not full:
@@ -139,7 +136,7 @@ def recipe(towers: int = 2, full: bool = True) -> Recipe:
         make_scheduler=on_plateau,
         schedule_by="epoch",
         train_transform=Compose(
-            ToRGB(), Resize(256), RandomCrop(size), RandomHorizontalFlip(), PCALighting(0.1),
+            *central_square(256), RandomCrop(size), RandomHorizontalFlip(), PCALighting(0.1),
             Normalize(*scaling),
         ),  # fmt: skip
         eval_transform=centre(size, *scaling),

@@ -17,6 +17,9 @@ IMAGENET_CLASSES = 1000
 # Mean and standard deviation of ImageNet's RGB values in [0, 1], as public weights expect them.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+# The same of CIFAR-10's training images.
+CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
+CIFAR_STD = (0.2470, 0.2435, 0.2616)
 # Mean and standard deviation of MNIST's pixels in [0, 1].
 DIGITS_MEAN, DIGITS_STD = 0.1307, 0.3081
 
@@ -36,17 +39,18 @@ def scaled(channels: int, width: float, divisor: int = 1) -> int:
     return divisor * max(1, round(channels * width / divisor))
 
 
-def weighted_layers(model: nn.Module):
-    """The convolutions and fully connected layers of a model, in order."""
-    return [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+def response_norm() -> nn.LocalResponseNorm:
+    """Local response normalisation with the constants of Krizhevsky et al. 2012, section 3.3."""
+    return nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=2.0, size_normalized=False)
 
 
 def initialize(model: nn.Module, draw=init.he_normal_) -> None:
     """Draw the weights of every convolution and fully connected layer; biases start at 0."""
-    for layer in weighted_layers(model):
-        draw(layer.weight)
-        if layer.bias is not None:
-            init.zeros_(layer.bias)
+    for layer in model.modules():
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            draw(layer.weight)
+            if layer.bias is not None:
+                init.zeros_(layer.bias)
 
 
 def sgd(weight_decay: float):
@@ -73,12 +77,21 @@ def centre(size: int, mean=IMAGENET_MEAN, std=IMAGENET_STD, resize: int = 256) -
     return Compose(ToRGB(), Resize(resize), CenterCrop(size), Normalize(mean, std))
 
 
+def central_square(size: int) -> tuple:
+    """The RGB image with its shorter side `size`, then the middle `size` x `size` of it."""
+    return ToRGB(), Resize(size), CenterCrop(size)
+
+
 def ten_crop(size: int, mean=IMAGENET_MEAN, std=IMAGENET_STD, resize: int = 256) -> Protocol:
-    """Corners, centre, and their mirror images, averaged (Krizhevsky et al. 2012, section 4.1)."""
-    return Protocol(Compose(ToRGB(), Resize(resize), TenCrop(size), Normalize(mean, std)))
+    """Corners and centre of the image's central square, and their mirror images, averaged.
+
+    Krizhevsky et al. 2012: section 2 for the square of `resize` pixels, section 4.1 for the rest.
+    """
+    crops = Compose(*central_square(resize), TenCrop(size), Normalize(mean, std))
+    return Protocol(crops)
 
 
-def digits_recipe(size: int, lr: float = 1e-3, epochs: int = 8, **settings) -> Recipe:
+def digits_recipe(size: int, lr: float = 1e-3, epochs: int = 12, **settings) -> Recipe:
     """Training of a small form on the bundled digits, resized to `size` x `size` RGB."""
     scale = Compose(Resize((size, size)), ToRGB(), Normalize(DIGITS_MEAN, DIGITS_STD))
     distort = RandomAffine(degrees=10, translate=0.06, scale=(0.9, 1.1), shear=8)

@@ -17,6 +17,7 @@ from architectures.common import (
     digits_recipe,
     imagenet_classes,
     initialize,
+    response_norm,
     scaled,
     sgd,
     ten_crop,
@@ -190,11 +191,6 @@ class GoogLeNet(nn.Module):
         return logits
 
 
-def response_norm() -> nn.LocalResponseNorm:
-    """The response normalisation of the stem, with AlexNet's constants (figure 3)."""
-    return nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=2.0, size_normalized=False)
-
-
 def main_logits(outputs):
     """The logits of the main classifier, in training and in evaluation."""
     return outputs[0] if isinstance(outputs, tuple) else outputs
@@ -228,7 +224,8 @@ def recipe(full: bool = True, **options) -> Recipe:
     """Section 6: SGD with momentum 0.9, the rate lowered by 4 % every eight epochs, crops of 8 to
     100 % of the image's area with aspects between 3/4 and 4/3, photometric distortions.
 
-    The paper tells neither batch size, rate nor length: those are ours.
+    The paper tells neither batch size, rate, weight decay nor length: those are ours. Not done here
+    are its Polyak averaging of the weights for the test, and its test on 144 crops.
     """
     if not full:
         return digits_recipe(SMALL_SIZE, loss=loss, scores=main_logits)

@@ -12,6 +12,8 @@ public weights) or "2" (pre-activation). Basic blocks are the same in 1 and 1.5.
 import click
 
 from architectures.common import (
+    CIFAR_MEAN,
+    CIFAR_STD,
     IMAGENET_CLASSES,
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -249,7 +251,10 @@ def recipe(depth: int = 18, full: bool = True, **options) -> Recipe:
 
 
 def imagenet_recipe() -> Recipe:
-    """Section 3.4: batches of 256, about 120 epochs (600,000 steps), rate 0.1 / 10 on plateaus."""
+    """Section 3.4: batches of 256, about 120 epochs (600,000 steps), rate 0.1 / 10 on plateaus.
+
+    Images are standardised, as public weights expect them; the paper takes off the mean alone.
+    """
     return Recipe(
         epochs=120,
         batch_size=256,
@@ -267,14 +272,14 @@ def imagenet_recipe() -> Recipe:
 
 
 def cifar_recipe(depth: int) -> Recipe:
-    """Section 4.2: 64,000 steps of 128 images, rate 0.1 divided by 10 after 1/2 and 3/4 of them.
+    """Section 4.2: 64,000 steps of 128 images, rate 0.1 divided by 10 after 1/2 and 3/4 of them;
+    flips, and crops after a border of zeros around the standardised image.
 
     The 110-layer network needs a gentle start: the paper trains it at 0.01 for some 400 steps; here
     the rate rises linearly over as many.
     """
     size = (CIFAR_SIZE, CIFAR_SIZE)
-    # Statistics of CIFAR-10's training images.
-    scale = Normalize((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+    scale = Normalize(CIFAR_MEAN, CIFAR_STD)
 
     def schedule(optimizer, epochs, steps_per_epoch):
         steps = epochs * steps_per_epoch
@@ -290,7 +295,7 @@ def cifar_recipe(depth: int) -> Recipe:
         make_optimizer=sgd(weight_decay=1e-4),
         make_scheduler=schedule,
         train_transform=Compose(
-            ToRGB(), Resize(size), RandomCrop(CIFAR_SIZE, padding=4), RandomHorizontalFlip(), scale
+            ToRGB(), Resize(size), scale, RandomCrop(CIFAR_SIZE, padding=4), RandomHorizontalFlip()
         ),
         eval_transform=Compose(ToRGB(), Resize(size), scale),
     )

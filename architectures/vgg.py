@@ -17,6 +17,7 @@ from architectures.common import (
     imagenet_classes,
     initialize,
     on_plateau,
+    response_norm,
     scaled,
     sgd,
     ten_crop,
@@ -27,6 +28,7 @@ from minidl.data.transforms import (
     Compose,
     Mirrored,
     Normalize,
+    PCALighting,
     RandomCrop,
     RandomHorizontalFlip,
     RandomResize,
@@ -91,7 +93,7 @@ def conv_layers(config: str, batch_norm: bool, width: float = 1.0) -> dict[str, 
             layers[f"pool{stage}"] = nn.MaxPool2d(2)
             stage, number = stage + 1, 1
         elif word == "LRN":
-            layers["norm1"] = nn.LocalResponseNorm(5, 1e-4, 0.75, 2.0, size_normalized=False)
+            layers["norm1"] = response_norm()
         else:
             maps, _, one = word.partition("/")
             place, maps = f"{stage}_{number}", scaled(int(maps), width)
@@ -172,7 +174,11 @@ def input_shape(full: bool = True, **options) -> tuple[int, int, int]:
 
 
 def recipe(full: bool = True, **options) -> Recipe:
-    """Section 3.1: 74 epochs of SGD in batches of 256, with scale jitter of S in [256, 512]."""
+    """Section 3.1: 74 epochs of SGD in batches of 256, with scale jitter of S in [256, 512], flips
+    and AlexNet's random shift of colours.
+
+    Images are standardised, as public weights expect them; the paper takes off the mean alone.
+    """
     if not full:
         return digits_recipe(SMALL_SIZE)
     normalize = Normalize(IMAGENET_MEAN, IMAGENET_STD)
@@ -185,7 +191,7 @@ def recipe(full: bool = True, **options) -> Recipe:
         schedule_by="epoch",
         train_transform=Compose(
             ToRGB(), RandomResize(256, 512), RandomCrop(FULL_SIZE), RandomHorizontalFlip(),
-            normalize,
+            PCALighting(0.1), normalize,
         ),  # fmt: skip
         eval_transform=centre(FULL_SIZE),
         protocols={

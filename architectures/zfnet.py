@@ -12,11 +12,13 @@ import numpy as np
 
 from architectures.common import (
     IMAGENET_MEAN,
+    central_square,
     centre,
     digits_recipe,
     imagenet_classes,
     initialize,
     on_plateau,
+    response_norm,
     scaled,
     sgd,
     ten_crop,
@@ -28,8 +30,6 @@ from minidl.data.transforms import (
     Normalize,
     RandomCrop,
     RandomHorizontalFlip,
-    Resize,
-    ToRGB,
 )
 from minidl.nn import init
 
@@ -38,16 +38,12 @@ FULL_SIZE, SMALL_SIZE = 224, 64
 MAX_FILTER_RMS = 0.1
 
 
-def contrast_norm() -> nn.LocalResponseNorm:
-    """Normalisation across maps, with the constants of AlexNet, whose set-up the paper keeps."""
-    return nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=2.0, size_normalized=False)
-
-
 class ZFNet(nn.Sequential):
     """(N, 3, H, W) -> logits (N, num_classes).
 
     `width`: "paper" or "wide"; `scale` multiplies all maps and hidden units; `grid` is the side of
-    the maps that fc6 reads, 6 for 224x224. Raises ValueError for another width.
+    the maps that fc6 reads, 6 for 224x224. Contrast is normalised with AlexNet's constants, whose
+    set-up the paper keeps. Raises ValueError for another width.
     """
 
     def __init__(
@@ -63,11 +59,11 @@ class ZFNet(nn.Sequential):
                 "conv1": nn.Conv2d(3, c1, 7, stride=2, padding=1),
                 "relu1": nn.ReLU(),
                 "pool1": nn.MaxPool2d(3, 2, ceil_mode=True),
-                "norm1": contrast_norm(),
+                "norm1": response_norm(),
                 "conv2": nn.Conv2d(c1, c2, 5, stride=2),
                 "relu2": nn.ReLU(),
                 "pool2": nn.MaxPool2d(3, 2, ceil_mode=True),
-                "norm2": contrast_norm(),
+                "norm2": response_norm(),
                 "conv3": nn.Conv2d(c2, c3, 3, padding=1),
                 "relu3": nn.ReLU(),
                 "conv4": nn.Conv2d(c3, c4, 3, padding=1),
@@ -113,7 +109,10 @@ def input_shape(width: str = "paper", full: bool = True) -> tuple[int, int, int]
 
 
 def recipe(width: str = "paper", full: bool = True) -> Recipe:
-    """Section 3.1: 70 epochs of SGD in mini-batches of 128 on pixels in 0..255 less their mean."""
+    """Section 3: 70 epochs of SGD in mini-batches of 128 on pixels in 0..255 less their mean.
+
+    The mean is one a channel, the paper's one a pixel; its ten fixed crops are drawn at random.
+    """
     if not full:
         return digits_recipe(SMALL_SIZE)
     scaling = (IMAGENET_MEAN, (1 / 255,) * 3)
@@ -125,7 +124,7 @@ def recipe(width: str = "paper", full: bool = True) -> Recipe:
         make_scheduler=on_plateau,
         schedule_by="epoch",
         train_transform=Compose(
-            ToRGB(), Resize(256), RandomCrop(FULL_SIZE), RandomHorizontalFlip(),
+            *central_square(256), RandomCrop(FULL_SIZE), RandomHorizontalFlip(),
             Normalize(*scaling),
         ),  # fmt: skip
         eval_transform=centre(FULL_SIZE, *scaling),

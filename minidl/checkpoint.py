@@ -75,7 +75,7 @@ def load(path) -> Checkpoint:
         raise CheckpointError(f"{path}: not a checkpoint of minidl (format {_FORMAT})")
     try:
         return _assemble(arrays, metadata)
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
+    except (KeyError, ValueError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{path}: damaged checkpoint: {error}") from error
 
 
@@ -93,4 +93,9 @@ def _assemble(arrays, metadata):
     about, progress = json.loads(metadata["about"]), json.loads(metadata["progress"])
     if not (isinstance(about, dict) and isinstance(progress, dict)):
         raise ValueError("about and progress must be JSON objects")
-    return Checkpoint(model, {"groups": optimizer["groups"], "state": state}, about, progress)
+    return Checkpoint(
+        model=model,
+        optimizer={"groups": optimizer["groups"], "state": state},
+        about=about,
+        progress=progress,
+    )

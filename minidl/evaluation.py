@@ -45,21 +45,21 @@ def count_correct(scores: np.ndarray, labels: np.ndarray, k: int = 1) -> int:
 
 
 @contextmanager
-def _evaluating(model):
-    """The model in evaluation mode, no graph recorded, for the length of a block."""
-    was_training = model.training
+def evaluating(model):
+    """Inside, `model` is in evaluation mode; afterwards every module is in the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with no_grad():
-            yield
+        yield
     finally:
-        model.train(was_training)
+        for module, mode in modes:
+            module.training = mode
 
 
 def evaluate(model, loader, loss_function, scores=lambda outputs: outputs) -> Running:
     """Loss and accuracy of `model` on a loader's batches, in evaluation mode, without a graph."""
     total = Running()
-    with _evaluating(model):
+    with evaluating(model), no_grad():
         for images, labels in loader:
             outputs = model(Tensor(images))
             loss = loss_function(model, outputs, labels).item()
@@ -71,7 +71,7 @@ def evaluate(model, loader, loss_function, scores=lambda outputs: outputs) -> Ru
 
 def probabilities(model, images, scores=lambda outputs: outputs) -> np.ndarray:
     """Class probabilities (N, classes) of images (N, C, H, W), in evaluation mode."""
-    with _evaluating(model):
+    with evaluating(model), no_grad():
         return to_device(ops.softmax(scores(model(Tensor(images))), axis=1)._array, "cpu")
 
 

@@ -58,7 +58,7 @@ class Trainer:
         self.about = about or {}
         self.display = display
         self.epoch = 1
-        self.batch = 0  # batches of this epoch that are done
+        self.batch = 0  # batches of this epoch that are done with
         self.running = Running()
         self.rows = []
         self.best_accuracy = -1.0
@@ -121,7 +121,7 @@ class Trainer:
                 self.scheduler.step()
             scores = to_device(self.scores(outputs)._array, "cpu")
             self.running.add(value, count_correct(scores, labels), len(labels))
-            self.batch += 1
+            self.batch = self.train_loader.position
 
     def _finish_epoch(self, tested, speed):
         with _interrupts_held():

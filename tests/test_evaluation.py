@@ -55,3 +55,11 @@ def test_the_mode_returns_after_an_error():
     with pytest.raises(ValueError):
         evaluation.probabilities(model, np.zeros((1, 3), np.float32))
     assert model.training and model[1].training
+
+
+def test_every_module_returns_to_its_own_mode():
+    """A part that was frozen in evaluation mode stays so."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5)).train()
+    model[0].eval()
+    evaluation.probabilities(model, np.zeros((1, 2), np.float32))
+    assert [m.training for m in (model, model[0], model[1])] == [True, False, True]

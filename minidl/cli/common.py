@@ -19,22 +19,22 @@ class UserError(click.ClickException):
 
 
 @contextmanager
-def data_errors():
-    """Turn what reading a data set can raise on the way into one-line errors."""
-    from minidl.data.image_folder import UnreadableImage
-    from minidl.data.workers import WorkerDied
-
-    with user_errors(OSError, UnreadableImage, WorkerDied):
-        yield
-
-
-@contextmanager
 def user_errors(*kinds, prefix=""):
     """Turn exceptions of these kinds into one-line errors that start with `prefix`."""
     try:
         yield
     except kinds as error:
         raise UserError(prefix + " ".join(str(error).split())) from error
+
+
+@contextmanager
+def data_errors():
+    """One-line errors for what can happen while a data set is read, batch by batch."""
+    from minidl.data import UnreadableImage
+    from minidl.data.workers import LostWorker
+
+    with user_errors(UnreadableImage, LostWorker, OSError):
+        yield
 
 
 # -- options -----------------------------------------------------------------------------------
@@ -135,11 +135,16 @@ def _first_image(dataset):
 
 
 def check_classes(class_names, dataset) -> None:
-    """One-line error unless the data set has as many classes as the network knows."""
+    """One-line error unless the data set has the classes that the network knows, in its order."""
     if dataset.num_classes != len(class_names):
         raise UserError(
             f"the checkpoint knows {len(class_names)} classes, the data has {dataset.num_classes}"
         )
+    for number, (known, given) in enumerate(zip(class_names, dataset.class_names, strict=True)):
+        if known != given:
+            raise UserError(
+                f"class {number} of the checkpoint is {known!r}, that of the data {given!r}"
+            )
 
 
 # -- networks from files -------------------------------------------------------------------------
@@ -151,20 +156,53 @@ def load_checkpoint(architecture, path):
 
     with user_errors(ValueError, OSError):
         state = checkpoint.load(path)
-    about = state.about
-    name = about.get("architecture")
+    name = state.about.get("architecture")
     if name != architecture.name:
         raise UserError(f"{path}: a checkpoint of {name!r}, expected {architecture.name!r}")
-    kinds = {"options": dict, "class_names": list, "image_shape": list}
-    for entry, kind in kinds.items():
-        if not isinstance(about.get(entry), kind):
-            raise UserError(f"{path}: damaged checkpoint: {entry} is {about.get(entry)!r}")
+    wrong = _damaged_entry(architecture, state.about)
+    if wrong is not None:
+        raise UserError(f"{path}: damaged checkpoint: {wrong} is {state.about.get(wrong)!r}")
     return state
+
+
+def _damaged_entry(architecture, about) -> str | None:
+    """The entry of what a checkpoint says of itself that no run can have written, or None."""
+    known = {option.name for option in model_options(architecture, full=True)}
+    options, names = about.get("options"), about.get("class_names")
+    shape = about.get("image_shape")
+    if not isinstance(options, dict) or not options.keys() <= known:
+        return "options"
+    if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
+        return "class_names"
+    if not isinstance(shape, list) or len(shape) != 3 or not is_count(shape[0]):
+        return "image_shape"
+    if not all(extent is None or is_count(extent) for extent in shape[1:]):
+        return "image_shape"
+    return None
+
+
+def is_count(value) -> bool:
+    """Whether a value from JSON is a positive integer."""
+    return type(value) is int and value > 0
+
+
+def check_unchanged(stored) -> None:
+    """One-line error where an option of the command line contradicts one of a checkpoint's."""
+    context = click.get_current_context()
+    for name, value in stored.items():
+        given = context.params.get(name)
+        asked = context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+        if asked and given != value:
+            raise UserError(
+                f"the checkpoint has {name}={value}, the command line {name}={given}: leave that "
+                "option out, a checkpoint brings its own"
+            )
 
 
 def restored(architecture, path):
     """(model in evaluation mode, recipe, what the checkpoint says of itself)."""
     state = load_checkpoint(architecture, path)
+    check_unchanged(state.about["options"])
     with user_errors(ValueError, KeyError, TypeError, prefix=f"{path}: "):
         options = state.about["options"]
         model = architecture.build(num_classes=len(state.about["class_names"]), **options)

@@ -49,8 +49,8 @@ def evaluate_command(architecture) -> click.Command:
     checkpoint = click.Argument(["checkpoint"], type=click.Path(path_type=Path), required=False)
     protocol = click.Option(
         ["--protocol"], default=_SINGLE, show_default=True,
-        help="How often to look at an image: single, or one of those that the network's paper "
-        "averages over (ten-crop, dense).",
+        help="How often to look at an image: single, or, with full-size networks, as their papers "
+        "do: ten-crop, for VGG dense too.",
     )  # fmt: skip
     return click.Command(
         "evaluate", callback=command,
@@ -58,7 +58,8 @@ def evaluate_command(architecture) -> click.Command:
             checkpoint, *common.RUNTIME, *common.DATA, protocol, _weights_option(),
             *common.model_options(architecture, full=True),
         ],
-        help="Test accuracy of a trained network. With a checkpoint, its own options count.",
+        help="Test accuracy of a trained network: a checkpoint, which brings its own options, or "
+        "--weights.",
     )  # fmt: skip
 
 
@@ -92,6 +93,8 @@ def predict_command(architecture) -> click.Command:
 
         common.setup(backend, seed, threads)
         if weights is None:
+            if class_names is not None:
+                raise UserError("--class-names goes with --weights: a checkpoint has its own")
             checkpoint, *files = files
             model, recipe, state = common.restored(architecture, checkpoint)
             names, shape = state.about["class_names"], state.about["image_shape"]

@@ -20,25 +20,19 @@ def train_command(architecture) -> click.Command:
 
         if sum(source is not None for source in (resume, weights, warm_start)) > 1:
             raise UserError("--resume, --weights and --warm-start exclude each other")
+        out = out or _default_out(architecture, resume)
         common.setup(backend, seed, threads)
         train_set, test_set = common.load_data(data, skip_unreadable)
         state = None
         if resume is not None:
-            resume = resume / LAST if resume.is_dir() else resume
-            state = common.load_checkpoint(architecture, resume)
-            out = out or resume.parent
+            state = _resumed(architecture, resume / LAST if resume.is_dir() else resume)
             options = state.about["options"]
+            common.check_unchanged({**options, **state.about["settings"], "epochs": epochs})
             common.check_classes(state.about["class_names"], test_set)
-        out = out or Path("runs") / architecture.name
         settings = {"epochs": epochs, "batch_size": batch_size, "lr": lr}
-        # What a checkpoint holds besides arrays may be anything.
-        kinds, prefix = (), ""
-        if state is not None:
-            kinds, prefix = (KeyError, TypeError, AttributeError), f"{resume}: "
-        with user_errors(ValueError, *kinds, prefix=prefix):
-            trainer = _trainer(
-                architecture, options, settings, train_set, test_set, out, seed, workers, state
-            )
+        trainer = _trainer(
+            architecture, options, settings, train_set, test_set, out, seed, workers, state
+        )
         if weights is not None:
             common.load_weights(architecture, trainer.model, weights, options)
         if warm_start is not None:
@@ -53,24 +47,44 @@ def train_command(architecture) -> click.Command:
     )
 
 
+def _resumed(architecture, path):
+    """The checkpoint of a run that is to go on."""
+    state = common.load_checkpoint(architecture, path)
+    settings = state.about.get("settings")
+    if not (
+        isinstance(settings, dict) and isinstance(settings.get("lr"), (int, float))
+        and all(common.is_count(settings.get(name)) for name in ("epochs", "batch_size"))
+    ):  # fmt: skip
+        raise UserError(f"{path}: no checkpoint of a run: settings is {settings!r}")
+    return state
+
+
+def _default_out(architecture, resume):
+    """Where a run goes that was not told where: on with the one it resumes, or to a fixed place."""
+    if resume is None:
+        return Path("runs") / architecture.name
+    return resume if resume.is_dir() else resume.parent
+
+
 def _options(architecture):
+    ours = "  [default: the recipe's]"
     options = [
         *common.RUNTIME, *common.DATA,
-        click.Option(["--epochs"], type=click.IntRange(min=1), help="Passes over the data."),
-        click.Option(["--batch-size"], type=click.IntRange(min=1), help="Images a step."),
+        click.Option(["--epochs"], type=click.IntRange(min=1), help=f"Passes over the data.{ours}"),
+        click.Option(["--batch-size"], type=click.IntRange(min=1), help=f"Images a step.{ours}"),
         click.Option(
             ["--lr"], type=click.FloatRange(min=0, min_open=True), callback=_finite,
-            help="Learning rate.",
+            help=f"Learning rate, at the start.{ours}",
         ),
         click.Option(
             ["--out"], type=click.Path(path_type=Path),
             help="Directory for checkpoints, log and curves.  "
-            f"[default: runs/{architecture.name}, or where --resume goes on]",
+            f"[default: runs/{architecture.name}; with --resume, where that run lies]",
         ),
         click.Option(
             ["--resume"], type=click.Path(path_type=Path),
             help="Go on from this checkpoint (or the last one of this directory), exactly where "
-            "it stopped; its own options count, but for --epochs and --out.",
+            "it stopped. It brings its own options; --epochs may be another.",
         ),
         click.Option(
             ["--weights"], type=click.Path(path_type=Path),
@@ -109,7 +123,8 @@ def _trainer(architecture, options, settings, train_set, test_set, out, seed, wo
     settings = {**defaults, **stored, **asked}
     common.check_images(architecture, train_set, recipe, options)
     common.check_images(architecture, test_set, recipe, options)
-    model = architecture.build(num_classes=train_set.num_classes, **options)
+    with user_errors(ValueError):
+        model = architecture.build(num_classes=train_set.num_classes, **options)
     train_loader = DataLoader(
         train_set, settings["batch_size"], shuffle=True, seed=seed, workers=workers,
         transform=recipe.train_transform,
@@ -134,7 +149,8 @@ def _trainer(architecture, options, settings, train_set, test_set, out, seed, wo
         scores=recipe.scores, after_step=recipe.after_step, about=about,
     )  # fmt: skip
     if state:
-        trainer.restore(state)
+        with user_errors(ValueError, KeyError, TypeError, prefix="the checkpoint does not fit: "):
+            trainer.restore(state)
     return trainer
 
 
@@ -143,15 +159,18 @@ def _run(architecture, trainer, out):
     from minidl.train import BEST, LAST, TrainingDiverged
     from minidl.visualize.curves import save_curves
 
+    with user_errors(OSError):
+        out.mkdir(parents=True, exist_ok=True)  # not only after an epoch of work
     with TrainingDisplay(trainer.epochs) as display:
         trainer.display = display
         try:
-            with user_errors(TrainingDiverged), common.data_errors():
+            with common.data_errors(), user_errors(TrainingDiverged):
                 rows = trainer.run()
         except KeyboardInterrupt:
             click.echo(f"Stopped. To go on: train --resume {out / LAST}", err=True)
             return common.INTERRUPTED
-    save_curves(out / "curves.png", rows, architecture.title)
+    with user_errors(OSError):
+        save_curves(out / "curves.png", rows, architecture.title)
     best = max(rows, key=lambda row: row["test_accuracy"])
     click.echo(
         f"test accuracy {rows[-1]['test_accuracy']:.2%} after the last epoch, best "

@@ -31,7 +31,7 @@ def visualize_command(architecture) -> click.Command:
         common.check_images(architecture, dataset, recipe, state.about["options"])
         loader = DataLoader(dataset, _BATCH, workers=workers, transform=recipe.eval_transform)
         names = state.about["class_names"]
-        with user_errors(ValueError, OSError):
+        with common.data_errors(), user_errors(ValueError):
             study = _Study(model, recipe, pixels, layer, channels, top)
             written = study.draw(out, loader, names, _label_number(label, names))
         for path in written:
@@ -116,6 +116,8 @@ class _Study:
         from minidl.visualize import pictures
         from minidl.visualize.filters import first_filters
 
+        # First what may fail, so that no part of the pictures is left.
+        top = self._top_patches(loader)
         name, weight = first_filters(self.model)
         layer = self.layer
         paths = [out / "filters.png"]
@@ -126,7 +128,7 @@ class _Study:
         occlusion = self._occlusion(label)
         pictures.save_occlusion(paths[3], self.image, occlusion, class_names, layer)
         paths.append(out / f"top-{layer}.png")
-        pictures.save_top_patches(paths[4], *self._top_patches(loader), layer)
+        pictures.save_top_patches(paths[4], *top, layer)
         return paths
 
     def _projections(self):

@@ -46,6 +46,7 @@ class DataLoader:
         self.transform = transform
         self.workers = workers
         self.epoch = 0
+        self.position = 0
         self._pool = None  # between two iterations: the idle workers, and what they hold
         self._held = None
 
@@ -63,11 +64,12 @@ class DataLoader:
     def iter_from(self, batch_index: int):
         """The epoch's batches from number `batch_index` on, as a full iteration gives them.
 
-        A batch that is not given because none of its items can be read has its number, too.
+        A batch that is not given because none of its items can be read has its number, too:
+        `position` is the number to go on from after the batch last given.
         """
         if not 0 <= batch_index <= len(self):
             raise ValueError(f"batch_index must lie in [0, {len(self)}], got {batch_index}")
-        return self._iterate(self._tasks(batch_index))
+        return self._iterate(self._tasks(batch_index), batch_index)
 
     def close(self) -> None:
         """End the worker processes; a later iteration starts new ones."""
@@ -86,13 +88,14 @@ class DataLoader:
             for index in range(first, len(self))
         ]  # fmt: skip
 
-    def _iterate(self, tasks):
+    def _iterate(self, tasks, first):
         results = self._from_workers(tasks) if self.workers else self._from_here(tasks)
         with closing(results):
-            for images, labels, skipped in results:
+            for number, (images, labels, skipped) in enumerate(results, first):
                 if skipped:
                     self.dataset.note_skipped(skipped)
                 if len(labels):
+                    self.position = number + 1
                     yield images, labels
         if hasattr(self.dataset, "warn_skipped"):
             self.dataset.warn_skipped()

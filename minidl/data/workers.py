@@ -29,8 +29,8 @@ _THREAD_VARIABLES = (
 )  # fmt: skip
 
 
-class WorkerDied(RuntimeError):
-    """A worker process has ended, or cannot be reached."""
+class LostWorker(RuntimeError):
+    """A worker process has died or cannot be reached."""
 
 
 class WorkerPool:
@@ -67,7 +67,7 @@ class WorkerPool:
         """Yield function(task) for every task in order; each worker is up to `ahead` before.
 
         `ahead` counts up to 32. What a worker raises is raised here, its traceback as a note;
-        WorkerDied where a worker has died, RuntimeError where the pool is closed. Whatever ends the
+        LostWorker where a worker has died, RuntimeError where the pool is closed. Whatever ends the
         iteration early closes it.
         """
         if not self._workers:
@@ -121,9 +121,9 @@ def _lost(process, error):
     process.join(_GRACE)
     code = process.exitcode
     if code is None:
-        return WorkerDied(f"cannot reach the data loader's worker {process.pid}: {error}")
+        return LostWorker(f"cannot reach the data loader's worker {process.pid}: {error}")
     how = f"by {signal.Signals(-code).name}" if code < 0 else f"with status {code}"
-    return WorkerDied(
+    return LostWorker(
         f"a worker process of the data loader (pid {process.pid}) ended {how}. Killed for memory: "
         "take fewer workers, or less prefetch; otherwise its own message stands above. (A script "
         "that starts workers needs: if __name__ == '__main__')"

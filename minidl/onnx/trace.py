@@ -3,7 +3,7 @@
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from minidl import random
+from minidl import evaluation, random
 from minidl.function import Function
 from minidl.onnx.common import OnnxError
 from minidl.tensor import Tensor, _mode, no_grad
@@ -76,12 +76,9 @@ def _listener(listen):
 @contextmanager
 def evaluating(model):
     """The model in evaluation mode; afterwards its modes and the random state are as they were."""
-    modes = [(module, module.training) for module in model.modules()]
     state = random.get_state()
     try:
-        model.eval()
-        yield
+        with evaluation.evaluating(model):
+            yield
     finally:
-        for module, mode in modes:
-            module.training = mode
         random.set_state(state)

@@ -1,23 +1,10 @@
 """Running a network to look at it: evaluation mode, and what its layers put out."""
 
-from contextlib import contextmanager
-
 import numpy as np
 
 from minidl.array_module import is_array
+from minidl.evaluation import evaluating
 from minidl.tensor import Tensor, tensor
-
-
-@contextmanager
-def evaluating(model):
-    """Inside, `model` is in evaluation mode; afterwards every module is in the mode it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def as_images(model, images, name: str = "images") -> Tensor:

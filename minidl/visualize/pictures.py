@@ -91,10 +91,11 @@ def save_occlusion(path, image, result, class_names, layer: str) -> None:
     half = result.stride / 2
     rows, columns = result.probability.shape
     extent = (-half, columns * result.stride - half, rows * result.stride - half, -half)
-    name = class_names[result.label]
+    name = _text(class_names[result.label])
+    total = f"total activation of\n{layer}, map {result.channel}"
     heat = (
-        (others[0], result.probability, f"probability of class {name:.20}", (0, 1)),
-        (others[1], result.activation, f"total activation of {layer}, map {result.channel}", ()),
+        (others[0], result.probability, f"probability of class\n{name}", (0, 1)),
+        (others[1], result.activation, total, ()),
     )
     for axes, values, title, limits in heat:
         drawn = axes.imshow(values, extent=extent, cmap="viridis", clim=limits or None)
@@ -111,6 +112,13 @@ def save_occlusion(path, image, result, class_names, layer: str) -> None:
     _save(figure, path)
 
 
+def _text(name):
+    """The beginning of a class's name, such that Matplotlib takes it as it stands."""
+    # A dollar would start a formula; an underscore at the front keeps an entry out of the legend.
+    name = name[:20].replace("$", r"\$")
+    return " " + name if name.startswith("_") else name
+
+
 def _draw_classes(axes, best, class_names, extent):
     """The most probable classes as areas of colour, with a legend of the most frequent."""
     from matplotlib import colormaps
@@ -123,7 +131,7 @@ def _draw_classes(axes, best, class_names, extent):
     axes.imshow([[colour_of[label] for label in row] for row in best], extent=extent)
     shown = [(colour_of[label], class_names[label]) for label in classes[:_LEGEND_CLASSES]]
     axes.legend(
-        handles=[Patch(color=colour, label=f"{name:.20}") for colour, name in shown],
+        handles=[Patch(color=colour, label=_text(name)) for colour, name in shown],
         fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), handlelength=1,
     )  # fmt: skip
     axes.set_title("most probable class", fontsize=9)

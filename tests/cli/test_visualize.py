@@ -10,6 +10,7 @@ from kernels import dispatch
 from minidl import checkpoint, data
 from minidl.cli.visualize import visualize_command
 from minidl.visualize import pictures
+from minidl.visualize.occlusion import Occlusion
 
 KINDS = ("features", "deconvnet", "occlusion", "top")
 
@@ -86,6 +87,17 @@ def test_a_directory_that_cannot_be(files, tmp_path):
     with pytest.raises(click.ClickException) as error:
         run(files, "--layer", "c3", "--out", tmp_path / "file")
     assert error.value.exit_code == 2
+
+
+def test_names_of_classes_are_taken_as_they_stand(tmp_path, recwarn):
+    names = ["_hidden", r"$\frac$", "$x_1$", "Käse", "a" * 300]
+    probability = np.full((2, 3), 0.5)
+    for label in range(len(names)):
+        result = Occlusion(label, 2, 2, probability, np.full((2, 3), label), probability, 0)
+        image = np.random.default_rng(0).random((3, 4, 6))
+        pictures.save_occlusion(tmp_path / f"{label}.png", image, result, names, "conv1")
+    assert len(list(tmp_path.iterdir())) == len(names)
+    assert not [str(warning.message) for warning in recwarn]
 
 
 def test_a_failed_drawing_leaves_the_old_file(tmp_path, monkeypatch):
