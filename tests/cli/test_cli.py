@@ -1,9 +1,7 @@
 """The command line: what it prints, and one line with status 2 for every mistake."""
 
-import importlib
 import json
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -248,32 +246,3 @@ def test_a_checkpoint_of_nonsense_is_one_line(trained, capsys, tmp_path, part):
         path = tmp_path / f"{i}.safetensors"
         rewritten(trained / "run" / "last.safetensors", path, **{part: change})
         fails(capsys, "train", "--resume", path, "--data", trained / "data", "--out", tmp_path)
-
-
-def test_a_resumed_run_stays_where_it_is(trained, capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    copied = tmp_path / "elsewhere"
-    shutil.copytree(trained / "run", copied)
-    status, out, _ = run(
-        capsys, "train", "--resume", copied, "--data", trained / "data", "--epochs", 3
-    )
-    assert status == 0 and str(copied) in out
-    assert len(json.loads((copied / "history.json").read_text())) == 3
-    assert not (tmp_path / "runs").exists()
-
-
-def test_a_picture_that_breaks_off_is_one_line(capsys, tmp_path):
-    from PIL import Image
-
-    for name in (f"{split}/{label}/{i}" for split in ("train", "val") for label in "01"
-                 for i in range(3)):  # fmt: skip
-        path = tmp_path / f"{name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32), np.uint8)).save(path)
-    path.write_bytes(path.read_bytes()[:300])
-    resnet = importlib.import_module("architectures.resnet").ARCHITECTURE
-    arguments = ["train", "--data", tmp_path, "--full", "--depth", 20, "--epochs", 1, "--out",
-                 tmp_path / "out"]  # fmt: skip
-    assert cli.run(resnet, [str(a) for a in arguments]) == 2
-    err = capsys.readouterr().err
-    assert err.count("\n") == 1 and "not a readable image" in err
