@@ -68,13 +68,6 @@ def _store_lines(lines, bias, y, channel, start, stop, grid):
                 target[p] = source[p] + bias
 
 
-@njit(inline="always")
-def _origin(tile, first_row, lines, grid):
-    """Where the tile begins in the flat `lines`."""
-    row, column = tile // grid[2], tile % grid[2]
-    return (row - first_row) * lines.shape[1] * lines.shape[2] + column * grid[0]
-
-
 @njit(cache=True, fastmath=_FUSED)
 def _input_4(d, e):
     """e = B^T d B of F(4x4, 3x3): d and e (36 * LANES), d is overwritten."""
@@ -218,64 +211,109 @@ def _filter_2(d, e):
 
 
 @njit(inline="always")
-def _gather(lines, base, d, lane, edge):
-    """d[:, lane] = the edge x edge pixels of `lines` from `base` on."""
-    flat, pitch = lines.reshape(lines.size), lines.shape[2]
-    for i in range(edge):
-        source = flat[base + i * pitch : base + i * pitch + edge]
-        target = d[i * edge * LANES + lane : (i + 1) * edge * LANES]
-        for j in range(edge):
-            target[j * LANES] = source[j]
-
-
-@njit(inline="always")
-def _scatter(d, lane, lines, base, edge):
-    """The edge x edge pixels of `lines` from `base` on = d[:, lane]."""
-    flat, pitch = lines.reshape(lines.size), lines.shape[2]
-    for i in range(edge):
-        source = d[i * edge * LANES + lane : (i + 1) * edge * LANES]
-        target = flat[base + i * pitch : base + i * pitch + edge]
-        for j in range(edge):
-            target[j] = source[j * LANES]
+def _runs(first, last, row, across):
+    """The tiles of first:last that lie in this row of tiles: (column, lane, how many)."""
+    start, stop = max(first, row * across), min(last, (row + 1) * across)
+    return start - row * across, start - first, stop - start
 
 
 @njit(cache=True)
-def transform_input(x, v, c0, c1, start, stop, grid):
+def _gather_4(lines, d, first, last, first_row, across):
+    """d[pixel, lane] of the tiles first:last, 6x6 pixels each, from `lines`."""
+    begin, end = _rows_of_tiles(first, last, across)
+    for row in range(begin, end):
+        column, lane, count = _runs(first, last, row, across)
+        for i in range(6):
+            source = lines[row - first_row, i, 4 * column :]
+            target = d[6 * i * LANES + lane : 6 * (i + 1) * LANES]
+            for p in range(count):
+                target[p] = source[4 * p]
+                target[LANES + p] = source[4 * p + 1]
+                target[2 * LANES + p] = source[4 * p + 2]
+                target[3 * LANES + p] = source[4 * p + 3]
+                target[4 * LANES + p] = source[4 * p + 4]
+                target[5 * LANES + p] = source[4 * p + 5]
+
+
+@njit(cache=True)
+def _gather_2(lines, d, first, last, first_row, across):
+    """d[pixel, lane] of the tiles first:last, 4x4 pixels each, from `lines`."""
+    begin, end = _rows_of_tiles(first, last, across)
+    for row in range(begin, end):
+        column, lane, count = _runs(first, last, row, across)
+        for i in range(4):
+            source = lines[row - first_row, i, 2 * column :]
+            target = d[4 * i * LANES + lane : 4 * (i + 1) * LANES]
+            for p in range(count):
+                target[p] = source[2 * p]
+                target[LANES + p] = source[2 * p + 1]
+                target[2 * LANES + p] = source[2 * p + 2]
+                target[3 * LANES + p] = source[2 * p + 3]
+
+
+@njit(cache=True)
+def _scatter_4(d, lines, first, last, first_row, across):
+    """`lines` at the tiles first:last = d[pixel, lane], 4x4 pixels each."""
+    begin, end = _rows_of_tiles(first, last, across)
+    for row in range(begin, end):
+        column, lane, count = _runs(first, last, row, across)
+        for i in range(4):
+            source = d[4 * i * LANES + lane : 4 * (i + 1) * LANES]
+            target = lines[row - first_row, i, 4 * column :]
+            for p in range(count):
+                target[4 * p] = source[p]
+                target[4 * p + 1] = source[LANES + p]
+                target[4 * p + 2] = source[2 * LANES + p]
+                target[4 * p + 3] = source[3 * LANES + p]
+
+
+@njit(cache=True)
+def _scatter_2(d, lines, first, last, first_row, across):
+    """`lines` at the tiles first:last = d[pixel, lane], 2x2 pixels each."""
+    begin, end = _rows_of_tiles(first, last, across)
+    for row in range(begin, end):
+        column, lane, count = _runs(first, last, row, across)
+        for i in range(2):
+            source = d[2 * i * LANES + lane : 2 * (i + 1) * LANES]
+            target = lines[row - first_row, i, 2 * column :]
+            for p in range(count):
+                target[2 * p] = source[p]
+                target[2 * p + 1] = source[LANES + p]
+
+
+@njit(cache=True)
+def transform_input(x, v, tiles, c0, c1, start, stop, grid):
     """v[:, c, tile - start] = B^T d B for the tiles start:stop of the channels c0:c1 of x.
 
-    v is (36 or 16, C, a multiple of LANES); past the tiles it gets zeros. `grid`: (pixels of an
-    output tile's edge, tiles down and across an image, padding at top and left).
+    Row k of v is a matrix (C, tiles), `tiles` a multiple of LANES; past the last tile it gets
+    values of no meaning, but finite ones. `grid`: (pixels of an output tile's edge, tiles down and
+    across an image, padding at top and left).
     """
     size, _, across = grid[:3]
     first_row, end_row = _rows_of_tiles(start, stop, across)
     lines = np.empty((end_row - first_row, size + 2, size * across + 2), x.dtype)
     products = (size + 2) * (size + 2)
-    d, e = np.empty(products * LANES, x.dtype), np.empty(products * LANES, x.dtype)
+    d, e = np.zeros(products * LANES, x.dtype), np.empty(products * LANES, x.dtype)
     for c in range(c0, c1):
         _load_lines(x, c, lines, start, stop, grid)
         for first in range(start, stop, LANES):
             last = min(stop, first + LANES)
-            if last < first + LANES:
-                d[:] = 0
-            for tile in range(first, last):
-                base = _origin(tile, first_row, lines, grid)
-                if size == 4:
-                    _gather(lines, base, d, tile - first, 6)
-                else:
-                    _gather(lines, base, d, tile - first, 4)
             if size == 4:
+                _gather_4(lines, d, first, last, first_row, across)
                 _input_4(d, e)
             else:
+                _gather_2(lines, d, first, last, first_row, across)
                 _input_2(d, e)
+            column = c * tiles + first - start
             for k in range(products):
                 source = d[k * LANES : (k + 1) * LANES]
-                target = v[k, c, first - start : first - start + LANES]
+                target = v[k, column : column + LANES]
                 for p in range(LANES):
                     target[p] = source[p]
 
 
 @njit(cache=True)
-def transform_output(m, bias, y, o0, o1, start, stop, grid):
+def transform_output(m, tiles, bias, y, o0, o1, start, stop, grid):
     """y[:, o] at the tiles start:stop = A^T m[:, o] A + bias[o], for the channels o0:o1."""
     size, _, across = grid[:3]
     first_row, end_row = _rows_of_tiles(start, stop, across)
@@ -284,40 +322,45 @@ def transform_output(m, bias, y, o0, o1, start, stop, grid):
     d, e = np.empty(products * LANES, y.dtype), np.empty(products * LANES, y.dtype)
     for o in range(o0, o1):
         for first in range(start, stop, LANES):
+            last = min(stop, first + LANES)
+            column = o * tiles + first - start
             for k in range(products):
                 target = d[k * LANES : (k + 1) * LANES]
-                source = m[k, o, first - start : first - start + LANES]
+                source = m[k, column : column + LANES]
                 for p in range(LANES):
                     target[p] = source[p]
             if size == 4:
                 _output_4(d, e)
+                _scatter_4(d, lines, first, last, first_row, across)
             else:
                 _output_2(d, e)
-            for tile in range(first, min(stop, first + LANES)):
-                base = _origin(tile, first_row, lines, grid)
-                if size == 4:
-                    _scatter(d, tile - first, lines, base, 4)
-                else:
-                    _scatter(d, tile - first, lines, base, 2)
+                _scatter_2(d, lines, first, last, first_row, across)
         _store_lines(lines, bias[o], y, o, start, stop, grid)
 
 
 @njit(cache=True)
-def transform_filters(weight, u, o0, o1, c0, c1, size):
-    """u[:, o, c] = G g G^T for the filters o0:o1, c0:c1 of weight (O, C, 3, 3); c1 - c0 <= LANES."""
+def transform_filters(weight, u, o0, o1, size):
+    """u[:, o, c] = G g G^T for the filters o0:o1 of weight (O, C, 3, 3)."""
+    channels = weight.shape[1]
     products = (size + 2) * (size + 2)
     d, e = np.zeros(9 * LANES, weight.dtype), np.empty(products * LANES, weight.dtype)
     for o in range(o0, o1):
-        for c in range(c0, c1):
-            for i in range(3):
-                for j in range(3):
-                    d[(3 * i + j) * LANES + c - c0] = weight[o, c, i, j]
-        if size == 4:
-            _filter_4(d, e)
-        else:
-            _filter_2(d, e)
-        for k in range(products):
-            source = e[k * LANES : k * LANES + c1 - c0]
-            target = u[k, o, c0:c1]
-            for p in range(c1 - c0):
-                target[p] = source[p]
+        for first in range(0, channels, LANES):
+            count = min(LANES, channels - first)
+            for lane in range(count):
+                g = weight[o, first + lane]
+                target = d[lane:]
+                for i in range(3):
+                    target[3 * i * LANES] = g[i, 0]
+                    target[(3 * i + 1) * LANES] = g[i, 1]
+                    target[(3 * i + 2) * LANES] = g[i, 2]
+            if size == 4:
+                _filter_4(d, e)
+            else:
+                _filter_2(d, e)
+            column = o * channels + first
+            for k in range(products):
+                source = e[k * LANES : k * LANES + count]
+                target = u[k, column : column + count]
+                for p in range(count):
+                    target[p] = source[p]
