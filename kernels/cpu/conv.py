@@ -7,9 +7,10 @@ The definition and the algebra stand in kernels.reference.conv. What is added he
 * a task takes its block from pixels to result: im2col, product, bias (or product, col2im), in
   scratch memory of its thread. No core waits for another between the steps, and one large image
   still keeps all cores busy;
-* a kernel as large as the image is a plain product, left to `kernels.cpu.matmul`; small images at
-  stride 1 are left to `kernels.cpu.conv_flat`, and groups of few channels, whose products are too
-  thin to pay for columns, to `kernels.cpu.conv_direct`;
+* a kernel as large as the image is a plain product, left to `kernels.cpu.matmul`; 3x3 kernels at
+  stride 1 are left to `kernels.cpu.winograd` where that pays; small images at stride 1 to
+  `kernels.cpu.conv_flat`, and groups of few channels, whose products are too thin to pay for
+  columns, to `kernels.cpu.conv_direct`;
 * the products call BLAS on one thread (see `kernels.cpu.threads`): the cores are already taken.
 
 How the work is cut depends on the shapes alone, never on the number of threads, and so do the
@@ -31,7 +32,9 @@ from kernels.cpu.conv_flat import conv2d_flat, input_grad_flat, is_flat, weight_
 from kernels.cpu.matmul import matmul
 from kernels.cpu.tasks import split
 from kernels.cpu.threads import num_threads
+from kernels.cpu.winograd import conv2d_winograd, input_grad_winograd, is_winograd
 from kernels.cpu.workspace import empty, workspace
+from kernels.dispatch import winograd_size
 from kernels.geometry import (
     check_conv2d,
     check_conv2d_input_grad,
@@ -312,6 +315,9 @@ def conv2d(
         return y.reshape(y_shape)
     y = empty(y_shape, x.dtype)
     bias = np.zeros(o, x.dtype) if bias is None else np.ascontiguousarray(bias)
+    if is_winograd(y_shape, weight.shape, stride, dilation, groups, x.dtype):
+        conv2d_winograd(x, weight, bias, y, padding, winograd_size())
+        return y
     if is_flat(x.shape, weight.shape, stride, padding, dilation, groups, x.itemsize):
         conv2d_flat(x, weight, bias, y, padding, dilation, groups)
         return y
@@ -337,6 +343,9 @@ def conv2d_input_grad(
     if _is_product(x_shape, weight.shape, padding):
         return matmul(_rows(dy), _rows(weight)).reshape(x_shape)
     dx = empty(x_shape, dy.dtype)
+    if is_winograd(x_shape, weight.shape, stride, dilation, groups, dy.dtype):
+        input_grad_winograd(dy, weight, dx, padding, winograd_size())
+        return dx
     if is_flat(x_shape, weight.shape, stride, padding, dilation, groups, dy.itemsize):
         input_grad_flat(dy, weight, dx, padding, dilation, groups)
         return dx

@@ -1,8 +1,8 @@
 """Winograd's transforms of blocks of tiles: the pieces of `kernels.cpu.winograd`.
 
-The definition stands in kernels.reference.winograd. A **block** is a stretch of tiles, counted
-through all images, row by row; it may begin and end within a row of tiles. Its transformed pixels
-are written as v[k, c, tile], one matrix for each of the 36 (or 16) products.
+The definition stands in kernels.reference.winograd. Tiles are counted through all images, row by
+row; a stretch of them may begin and end within a row of tiles. `grid` holds the pixels of an output
+tile's edge, the tiles down and across an image, and the padding at the top and on the left.
 
 Vector code wants many equal things side by side. So `LANES` tiles of a channel are first laid out
 as d[pixel of the tile, lane], in a buffer that stays in the L1 cache, and the transforms, written
@@ -70,7 +70,7 @@ def _store_lines(lines, bias, y, channel, start, stop, grid):
 
 @njit(cache=True, fastmath=_FUSED)
 def _input_4(d, e):
-    """e = B^T d B of F(4x4, 3x3): d and e (36 * LANES), d is overwritten."""
+    """d = B^T d B of F(4x4, 3x3): d and e (36 * LANES)."""
     two, four, five = d.dtype.type(2), d.dtype.type(4), d.dtype.type(5)
     step = 6 * LANES
     for p in range(step):
@@ -101,7 +101,7 @@ def _input_4(d, e):
 
 @njit(cache=True, fastmath=_FUSED)
 def _output_4(d, e):
-    """d[:16 * LANES] = A^T d A of F(4x4, 3x3): d (36 * LANES), e of the same size."""
+    """d[:16 * LANES] = A^T d A of F(4x4, 3x3): d and e (36 * LANES)."""
     two, four, eight = d.dtype.type(2), d.dtype.type(4), d.dtype.type(8)
     step = 6 * LANES
     for p in range(step):
@@ -286,8 +286,7 @@ def transform_input(x, v, tiles, c0, c1, start, stop, grid):
     """v[:, c, tile - start] = B^T d B for the tiles start:stop of the channels c0:c1 of x.
 
     Row k of v is a matrix (C, tiles), `tiles` a multiple of LANES; past the last tile it gets
-    values of no meaning, but finite ones. `grid`: (pixels of an output tile's edge, tiles down and
-    across an image, padding at top and left).
+    values of no meaning.
     """
     size, _, across = grid[:3]
     first_row, end_row = _rows_of_tiles(start, stop, across)
@@ -339,21 +338,22 @@ def transform_output(m, tiles, bias, y, o0, o1, start, stop, grid):
 
 
 @njit(cache=True)
-def transform_filters(weight, u, o0, o1, size):
-    """u[:, o, c] = G g G^T for the filters o0:o1 of weight (O, C, 3, 3)."""
+def transform_filters(weight, u, o0, o1, size, turned):
+    """u[:, o, c] = G g G^T for the filters o0:o1 of weight (O, C, 9), turned round or not.
+
+    Row k of u is a matrix (O, C).
+    """
     channels = weight.shape[1]
     products = (size + 2) * (size + 2)
     d, e = np.zeros(9 * LANES, weight.dtype), np.empty(products * LANES, weight.dtype)
+    flip = 8 if turned else 0
     for o in range(o0, o1):
         for first in range(0, channels, LANES):
             count = min(LANES, channels - first)
             for lane in range(count):
                 g = weight[o, first + lane]
-                target = d[lane:]
-                for i in range(3):
-                    target[3 * i * LANES] = g[i, 0]
-                    target[(3 * i + 1) * LANES] = g[i, 1]
-                    target[(3 * i + 2) * LANES] = g[i, 2]
+                for k in range(9):
+                    d[abs(flip - k) * LANES + lane] = g[k]
             if size == 4:
                 _filter_4(d, e)
             else:
