@@ -14,6 +14,7 @@ alone, never on the number of threads, and so do the results, to the last bit.
 
 Errors in float32, the largest over the largest result, on the 3x3 layers of VGG and ResNet: F(4x4)
 6e-6 to 1.4e-5, F(2x2) 3e-7 to 7e-7, by columns 2e-7 to 5e-7. `kernels.dispatch.winograd` chooses.
+A NaN spreads over the results of its whole tile, and an infinity becomes NaN there.
 
 Processor time of F(4x4, 3x3), and that of the columns of kernels.cpu.conv, over that of PyTorch
 2.13.0 (one thread, AVX-512, float32, the filters' transform included):

@@ -15,7 +15,8 @@ The tiles overlap by two pixels. A convolution sums over channels; A^T and A bei
 may stand inside of the brackets, and for each position k of the (m + 2)^2 it is a matrix product
 over all tiles t of all images:
 
-    U[k, o, c] = (G g_oc G^T)_k    V[k, c, t] = (B^T d_ct B)_k    M[k] = U[k] V[k]    Y_ot = A^T M A.
+    U[k, o, c] = (G g_oc G^T)_k    V[k, c, t] = (B^T d_ct B)_k
+    M[k] = U[k] V[k]               Y_ot = A^T M_ot A.
 
 In the paper this is F(m x m, 3 x 3), its sections 4.1 (the products), 4.2 and 4.3 (the matrices for
 m = 2 and 4). G's fractions round, and B^T and A^T add large numbers of different signs, so m = 4
