@@ -54,7 +54,8 @@ class winograd(AbstractContextManager):
 
     From here on or, as a context manager, for the enclosed block: by Winograd's F(4x4, 3x3) (4, the
     fastest, and the choice at the start), by F(2x2, 3x3) (2, a digit more exact), or by plain sums
-    (None). float64 always goes by plain sums. kernels.cpu.winograd holds the errors. Raises ValueError for another size.
+    (None). float64 always goes by plain sums. The errors are listed in kernels.cpu.winograd.
+    Raises ValueError for another size.
     """
 
     def __init__(self, size: int | None):
