@@ -1,30 +1,57 @@
 """Fair timings: candidates take turns in one process, and medians are compared."""
 
 import gc
+import math
 import statistics
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+# A turn lasts at least so many seconds. PyTorch's threads wait actively for about a millisecond
+# after a call: what is shorter would be timed while they still hold the cores.
+TURN = 0.02
 
 
-def interleaved(candidates: dict, rounds: int, warmup: int = 5) -> dict[str, list[float]]:
-    """Seconds of every call: `rounds` turns, in each of which every candidate runs once."""
-    for run in candidates.values():
+@dataclass(frozen=True)
+class Spread:
+    """Lower quartile, median and upper quartile, in seconds."""
+
+    low: float
+    median: float
+    high: float
+
+
+def interleaved(
+    candidates: dict[str, Callable], rounds: int, warmup: int = 1, turn: float = TURN
+) -> dict[str, list[float]]:
+    """Seconds of one call: `rounds` turns, in each of which every candidate has its turn.
+
+    A candidate that takes less than `turn` seconds is called several times, and the mean counts.
+    """
+    calls = {}
+    for name, run in candidates.items():
         for _ in range(warmup):
             run()
+        calls[name] = max(1, math.ceil(turn / _seconds(run, 1)))
     times = {name: [] for name in candidates}
     gc.collect()
     gc.disable()
     try:
         for _ in range(rounds):
             for name, run in candidates.items():
-                start = time.perf_counter()
-                run()
-                times[name].append(time.perf_counter() - start)
+                times[name].append(_seconds(run, calls[name]))
     finally:
         gc.enable()
     return times
 
 
-def spread(seconds: list[float]) -> tuple[float, float, float]:
-    """(lower quartile, median, upper quartile) in milliseconds."""
-    low, middle, high = statistics.quantiles(seconds, n=4)
-    return low * 1e3, middle * 1e3, high * 1e3
+def _seconds(run, calls):
+    start = time.perf_counter()
+    for _ in range(calls):
+        run()
+    return (time.perf_counter() - start) / calls
+
+
+def spread(seconds: list[float]) -> Spread:
+    """The quartiles of at least two timings."""
+    return Spread(*statistics.quantiles(seconds, n=4))

@@ -6,10 +6,8 @@ response normalisation matter.
 """
 
 import gc
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,17 +18,8 @@ from minidl import Tensor, cli, data, no_grad, random, weights
 from minidl.architecture import softmax_cross_entropy
 
 torch = pytest.importorskip("torch")
+from benchmarks import torch_networks as peers  # noqa: E402  (it imports torch)
 
-
-def load_beside(name):
-    """A module from this directory, which is no package."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-peers = load_beside("torch_networks")
 CLASSES = 7
 # Of pixels in 0..255 less their mean, which make response normalisation count.
 PIXELS = 60.0

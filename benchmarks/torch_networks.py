@@ -1,7 +1,8 @@
 """The networks in PyTorch, written from the papers and the layout of public weights alone.
 
-Where public weights exist the modules bear the names that their state dicts have. `width` scales
-the maps and hidden units, which must come out whole. Needs torch: load it after importorskip.
+Tests compare results with theirs, benchmarks speed. Where public weights exist the modules bear the
+names that their state dicts have. `width` scales the maps and hidden units, which must come out
+whole. Needs torch: import it where torch is known to be there.
 """
 
 from collections import OrderedDict
@@ -21,6 +22,19 @@ def thin(maps: int, width: float) -> int:
 def paper_lrn() -> nn.LocalResponseNorm:
     """k = 2, n = 5, alpha = 1e-4, beta = 0.75; torch divides alpha by n, the paper does not."""
     return nn.LocalResponseNorm(5, alpha=5 * 1e-4, beta=0.75, k=2.0)
+
+
+# -- LeNet-5 ---------------------------------------------------------------------------------------
+
+
+def lenet(classes=10):
+    """The modern form, of images of 32x32."""
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 5), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(16, 120, 5), nn.ReLU(), nn.Flatten(),
+        nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, classes),
+    )  # fmt: skip
 
 
 # -- AlexNet, ZFNet --------------------------------------------------------------------------------

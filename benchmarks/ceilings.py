@@ -1,0 +1,64 @@
+"""What the machine can do at most: the rate of a large product, and the bandwidth of memory."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit, prange
+
+from benchmarks.timing import interleaved
+from kernels.cpu import matmul
+
+_SIDE = 2048
+# Three arrays of this many float32 values are far larger than any cache.
+_VALUES = 1 << 25
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """float32 operations a second and bytes a second, on all threads."""
+
+    flops: float
+    bandwidth: float
+
+    def floor(self, flops: int, traffic: int) -> float:
+        """Seconds that work of `flops` operations and `traffic` bytes takes at the very least."""
+        return max(flops / self.flops, traffic / self.bandwidth)
+
+    def bound(self, flops: int, traffic: int) -> str:
+        """Which of the two ceilings sets the floor: "arithmetic" or "traffic"."""
+        slower = flops / self.flops >= traffic / self.bandwidth
+        return "arithmetic" if slower else "traffic"
+
+    def highest(self, other: "Ceilings") -> "Ceilings":
+        """The higher of two measurements: other programs can only lower them."""
+        return Ceilings(max(self.flops, other.flops), max(self.bandwidth, other.bandwidth))
+
+
+@njit(parallel=True, cache=True)
+def _copy(source, target):
+    for i in prange(source.size):
+        target[i] = source[i]
+
+
+@njit(parallel=True, cache=True)
+def _triad(a, b, factor, target):
+    for i in prange(a.size):
+        target[i] = a[i] + factor * b[i]
+
+
+def measure_ceilings(rounds: int) -> Ceilings:
+    """The best of `rounds` runs of a product, a copy and a triad, on the threads of the kernels.
+
+    As in McCalpin's STREAM, a copy moves two arrays and a triad three: what the caches read before
+    they write is not counted.
+    """
+    draw = np.random.default_rng(0)
+    a, b = draw.random((2, _SIDE, _SIDE), np.float32)
+    product = interleaved({"product": lambda: matmul(a, b)}, rounds)["product"]
+    x, y, z = (np.ones(_VALUES, np.float32) for _ in range(3))
+    factor = np.float32(3)
+    streams = interleaved(
+        {"copy": lambda: _copy(x, z), "triad": lambda: _triad(x, y, factor, z)}, rounds
+    )
+    bandwidth = max(2 * x.nbytes / min(streams["copy"]), 3 * x.nbytes / min(streams["triad"]))
+    return Ceilings(2 * _SIDE**3 / min(product), bandwidth)

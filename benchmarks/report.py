@@ -1,0 +1,173 @@
+"""The figures as a table in Markdown, as JSON and as a picture."""
+
+import json
+import os
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from benchmarks.tasks import Figure
+from minidl.files import atomic_path, write_text
+from minidl.table import format_bytes
+
+PACKAGES = ("numpy", "numba", "torch")
+
+
+def machine(threads: int) -> dict:
+    """What the figures were taken on, and when."""
+    return {
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "load": os.getloadavg()[0],
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        **{package: _version(package) for package in PACKAGES},
+    }
+
+
+def _cpu_model():
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
+
+
+def _version(package):
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+# -- table -----------------------------------------------------------------------------------------
+
+
+def table(figures: list[Figure], about: dict, notes) -> str:
+    """Everything in Markdown: the machine, a row a figure, what the columns mean."""
+    ceilings = figures[0].ceilings
+    packages = ", ".join(f"{name} {about[name]}" for name in PACKAGES if about[name])
+    peers = any(figure.ratio is not None for figure in figures)
+    memory = any(figure.memory for figure in figures)
+    columns = _columns(peers, memory)
+    lines = [
+        f"{about['cpu']}, {about['cores']} cores, {about['threads']} threads; load "
+        f"{about['load']:.1f} at the end; Python {about['python']}, {packages}; {about['date']}; "
+        "float32.",
+        "",
+        f"Measured ceilings: {ceilings.flops / 1e9:.0f} GFLOP/s of a large product, "
+        f"{ceilings.bandwidth / 1e9:.1f} GB/s of memory.",
+        "",
+        "| " + " | ".join(columns) + " |",
+        "|---" * len(columns) + "|",
+    ]
+    for figure in figures:
+        lines.append("| " + " | ".join(cell(figure) for cell in columns.values()) + " |")
+    meaning = (
+        "Times: median (lower quartile to upper quartile) of turns that the candidates take one "
+        "after the other in one process. Reached: the part of the ceiling that binds, arithmetic "
+        "or memory."
+    )
+    return "\n".join([*lines, "", *(f"- {note}" for note in (meaning, *notes))])
+
+
+def _columns(peers, memory):
+    """{header: function of a figure}."""
+    columns = {"": lambda f: f.name, "minidl ms": lambda f: _times(f, "minidl")}
+    if peers:
+        columns["PyTorch ms"] = lambda f: _times(f, "PyTorch")
+        columns["ratio"] = lambda f: "" if f.ratio is None else f"{f.ratio:.2f}"
+    columns["floor ms"] = lambda f: _milliseconds(f.floor)
+    columns["speed"] = speed
+    columns["reached"] = lambda f: f"{f.percent:.0f} % of {f.bound}"
+    if memory:
+        columns["minidl memory"] = lambda f: _memory(f, "minidl")
+        if peers:
+            columns["PyTorch memory"] = lambda f: _memory(f, "PyTorch")
+    return columns
+
+
+def speed(figure: Figure) -> str:
+    """Operations or bytes a second, whichever binds."""
+    if figure.bound == "arithmetic":
+        return f"{figure.flops / figure.seconds / 1e9:.1f} GFLOP/s"
+    return f"{figure.traffic / figure.seconds / 1e9:.1f} GB/s"
+
+
+def _times(figure, name):
+    if name not in figure.times:
+        return ""
+    low, middle, high = map(_milliseconds, _quartiles(figure.times[name]))
+    return f"{middle} ({low} to {high})"
+
+
+def _milliseconds(seconds):
+    value = 1e3 * seconds
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _quartiles(spread):
+    return spread.low, spread.median, spread.high
+
+
+def _memory(figure, name):
+    return format_bytes(figure.memory[name]) if name in figure.memory else ""
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+
+def as_dict(figures: list[Figure], about: dict, notes) -> dict:
+    """All figures, in seconds, bytes and operations."""
+    ceilings = figures[0].ceilings
+    return {
+        "machine": about,
+        "ceilings": {"flops_per_s": ceilings.flops, "bytes_per_s": ceilings.bandwidth},
+        "notes": list(notes),
+        "figures": [
+            {
+                "name": figure.name,
+                "flops": figure.flops,
+                "bytes": figure.traffic,
+                "floor_s": figure.floor,
+                "bound": figure.bound,
+                "percent_of_bound": figure.percent,
+                "seconds": {n: list(_quartiles(s)) for n, s in figure.times.items()},
+                "ratio": figure.ratio,
+                "peak_memory_bytes": figure.memory,
+            }
+            for figure in figures
+        ],
+    }
+
+
+def save(directory, name: str, figures: list[Figure], about: dict, notes) -> list[Path]:
+    """Write NAME.md, NAME.json and NAME.png into `directory`, each atomically."""
+    paths = [Path(directory) / f"{name}.{ending}" for ending in ("md", "json", "png")]
+    write_text(paths[0], f"# Speed of {name}\n\n{table(figures, about, notes)}\n")
+    write_text(paths[1], json.dumps(as_dict(figures, about, notes), indent=1) + "\n")
+    save_chart(paths[2], figures)
+    return paths
+
+
+def save_chart(path, figures: list[Figure]) -> None:
+    """Bars of the ratios to PyTorch; where there are none, of what is reached of the ceilings."""
+    from matplotlib.figure import Figure as Picture
+
+    compared = [figure for figure in figures if figure.ratio is not None]
+    shown = compared or figures
+    values = [figure.ratio if compared else figure.percent for figure in shown]
+    label = "time of minidl / time of PyTorch" if compared else "% of the ceiling that binds"
+    picture = Picture(figsize=(10, 1.2 + 0.22 * len(shown)), layout="constrained")
+    axes = picture.subplots()
+    colours = ["tab:red" if compared and value > 1 else "tab:blue" for value in values]
+    bars = axes.barh([figure.name for figure in shown], values, color=colours)
+    axes.bar_label(bars, fmt="%.2f" if compared else "%.0f", fontsize=7, padding=2)
+    axes.axvline(1 if compared else 100, color="black", linewidth=0.8)
+    axes.tick_params(axis="y", labelsize=7)
+    axes.invert_yaxis()
+    axes.margins(y=0.01)
+    axes.set_xlabel(label)
+    with atomic_path(path) as temporary:
+        picture.savefig(temporary, format="png", dpi=100)

@@ -1,0 +1,123 @@
+"""The networks that are measured: minidl's, PyTorch's, their batch and their loss."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from architectures import alexnet, googlenet, lenet, resnet, vgg, zfnet
+from minidl import Tensor, no_grad, optim
+from minidl.architecture import Architecture
+
+# So small that hundreds of steps on noise leave the weights where they are.
+LR = 1e-6
+MOMENTUM = 0.9
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A full-size network; `peer(torch_networks)` builds the same one in PyTorch."""
+
+    name: str
+    batch: int
+    architecture: Architecture
+    peer: Callable
+    options: dict = field(default_factory=dict)
+
+    @property
+    def classes(self) -> int:
+        return self.architecture.num_classes(**self.options)
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        return self.architecture.input_shape(**self.options)
+
+    def build(self):
+        """minidl's network."""
+        return self.architecture.build(num_classes=self.classes, **self.options)
+
+    def draw(self) -> tuple[np.ndarray, np.ndarray]:
+        """A batch of noise: (images float32, labels int64)."""
+        draw = np.random.default_rng(0)
+        images = draw.random((self.batch, *self.input_shape), np.float32)
+        return images, draw.integers(0, self.classes, self.batch)
+
+
+SUBJECTS = (
+    Subject("LeNet-5", 128, lenet.ARCHITECTURE, lambda peers: peers.lenet()),
+    Subject("AlexNet", 16, alexnet.ARCHITECTURE, lambda peers: peers.alexnet_two_towers()),
+    Subject("ZFNet", 16, zfnet.ARCHITECTURE, lambda peers: peers.zfnet()),
+    Subject("VGG-16", 4, vgg.ARCHITECTURE, lambda peers: peers.VGG("D"), {"config": "D"}),
+    Subject("GoogLeNet", 16, googlenet.ARCHITECTURE, lambda peers: peers.GoogLeNet()),
+    Subject(
+        "ResNet-18", 16, resnet.ARCHITECTURE, lambda peers: peers.ResNet(18, version="1"),
+        {"depth": 18},
+    ),
+    Subject(
+        "ResNet-50", 8, resnet.ARCHITECTURE, lambda peers: peers.ResNet(50, version="1"),
+        {"depth": 50},
+    ),
+)  # fmt: skip
+
+
+def by_name(name: str) -> Subject:
+    """The subject of this name, of those in SUBJECTS."""
+    return next(subject for subject in SUBJECTS if subject.name == name)
+
+
+def minidl_run(subject: Subject, training: bool) -> Callable:
+    """A step of minidl's network (forward, loss, backward, SGD with momentum), or inference."""
+    images, labels = subject.draw()
+    images = Tensor(images)
+    model = subject.build()
+    model.train(training)
+    optimizer = optim.SGD(model.parameters(), lr=LR, momentum=MOMENTUM)
+    loss = subject.architecture.recipe(**subject.options).loss
+
+    def step():
+        optimizer.zero_grad()
+        loss(model, model(images), labels).backward()
+        optimizer.step()
+
+    def infer():
+        with no_grad():
+            model(images)
+
+    return step if training else infer
+
+
+def torch_run(subject: Subject, training: bool) -> Callable:
+    """The same in PyTorch."""
+    import torch
+
+    from benchmarks import torch_networks
+
+    images, labels = (torch.from_numpy(array) for array in subject.draw())
+    model = subject.peer(torch_networks)
+    model.train(training)
+    optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=MOMENTUM)
+
+    def step():
+        optimizer.zero_grad()
+        torch_loss(model(images), labels).backward()
+        optimizer.step()
+
+    def infer():
+        with torch.no_grad():
+            model(images)
+
+    return step if training else infer
+
+
+def torch_loss(outputs, labels):
+    """Cross-entropy, with that of auxiliary classifiers by the paper's weight."""
+    from torch.nn.functional import cross_entropy
+
+    main, *inner = outputs if isinstance(outputs, tuple) else (outputs,)
+    total = cross_entropy(main, labels)
+    for logits in inner:
+        total = total + googlenet.AUXILIARY_WEIGHT * cross_entropy(logits, labels)
+    return total
+
+
+RUNS = {"minidl": minidl_run, "PyTorch": torch_run}

@@ -1,0 +1,92 @@
+"""A piece of work to be measured, and what came of it."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+
+from benchmarks.ceilings import Ceilings, measure_ceilings
+from benchmarks.timing import Spread, interleaved, spread
+
+
+@dataclass(frozen=True)
+class Task:
+    """Work of `flops` float operations (2 a multiply-add) and `traffic` bytes at the very least.
+
+    `prepare(peer)` gives the candidates by name, "minidl" first; "PyTorch" only if `peer`.
+    `peak_memory(peer)` gives {candidate: bytes}, or is None where memory is not measured.
+    """
+
+    name: str
+    flops: int
+    traffic: int
+    prepare: Callable[[bool], dict[str, Callable]]
+    peak_memory: Callable[[bool], dict[str, int]] | None = None
+
+
+@dataclass(frozen=True)
+class Figure:
+    """The times of a task's candidates beside its floor; memory in bytes."""
+
+    name: str
+    flops: int
+    traffic: int
+    times: dict[str, Spread]
+    ceilings: Ceilings
+    memory: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> float:
+        """minidl's median."""
+        return self.times["minidl"].median
+
+    @property
+    def floor(self) -> float:
+        """Seconds, by the ceiling that binds."""
+        return self.ceilings.floor(self.flops, self.traffic)
+
+    @property
+    def bound(self) -> str:
+        return self.ceilings.bound(self.flops, self.traffic)
+
+    @property
+    def percent(self) -> float:
+        """What minidl reaches of the ceiling that binds."""
+        return 100 * self.floor / self.seconds
+
+    @property
+    def ratio(self) -> float | None:
+        """minidl's median over PyTorch's; None without PyTorch."""
+        peer = self.times.get("PyTorch")
+        return None if peer is None else self.seconds / peer.median
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How thoroughly to measure: `rounds` turns of every candidate, `peer` with PyTorch."""
+
+    rounds: int
+    peer: bool
+
+
+def run(tasks: Iterable[Task], plan: Plan, progress: Callable[[str], None]) -> list[Figure]:
+    """A Figure a task. The ceilings are measured before and after, and the higher ones count.
+
+    `progress(name)` is called before each task. Ctrl-C ends the run: what is measured is returned.
+    """
+    before = measure_ceilings(plan.rounds)
+    figures = []
+    try:
+        for task in tasks:
+            progress(task.name)
+            figures.append(_figure(task, plan, before))
+    except KeyboardInterrupt:
+        if not figures:
+            raise
+    ceilings = before.highest(measure_ceilings(plan.rounds))
+    return [replace(figure, ceilings=ceilings) for figure in figures]
+
+
+def _figure(task, plan, ceilings):
+    memory = task.peak_memory(plan.peer) if task.peak_memory else {}
+    times = interleaved(task.prepare(plan.peer), plan.rounds)
+    spreads = {name: spread(seconds) for name, seconds in times.items()}
+    return Figure(task.name, task.flops, task.traffic, spreads, ceilings, memory)
