@@ -89,7 +89,7 @@ def _measure(name, tasks, notes, against, threads, quick, only, out):
     click.echo("\n" + "\n".join(map(str, paths)))
     if len(figures) < len(todo):
         click.echo(f"{len(figures)} of {len(todo)} measured.", err=True)
-        raise KeyboardInterrupt
+        raise click.Abort
 
 
 def _torch_is_there(threads) -> bool:

@@ -157,7 +157,7 @@ def _pooling():
 
         yield Streaming(
             f"max_pool2d {name}", size + 2 * (size // 4), _call(cpu.max_pool2d, one, *windows),
-            _torch_call(lambda t: t.max_pool2d_with_indices, one, *torch_windows),
+            _torch_call(lambda t: t.nn.functional.max_pool2d_with_indices, one, *torch_windows),
         )  # fmt: skip
         yield Streaming(f"max_unpool2d {name}", size + 2 * (size // 4), unpool)
         yield Streaming(

@@ -125,7 +125,8 @@ def _minidl_passes(function, x, dy):
 def _torch_passes(function, x, dy):
     import torch
 
-    x, dy = torch.from_numpy(x).requires_grad_(), torch.from_numpy(dy)
+    # Copies: minidl makes the arrays of its Tensors read-only.
+    x, dy = torch.tensor(x, requires_grad=True), torch.tensor(dy)
 
     def forward():
         with torch.no_grad():
