@@ -11,6 +11,7 @@ from benchmarks.tasks import Task
 from kernels import cpu
 from kernels.cpu.conv_direct import conv2d_direct, is_direct
 from kernels.cpu.conv_flat import conv2d_flat, is_flat
+from kernels.cpu.winograd import is_winograd
 from minidl import nn
 
 NOTES = (
@@ -190,7 +191,7 @@ def _conv_tasks(batch, conv, size):
     traffic = ITEM * (math.prod(x_shape) + conv.weight.size + math.prod(y_shape))
     what = f"{conv.in_channels}->{conv.out_channels} {conv.kernel_size[0]}x{conv.kernel_size[1]}"
     place = f"{what} on {'x'.join(map(str, x_shape))}"
-    chosen = chosen_way(conv, x_shape)
+    chosen = chosen_way(conv, x_shape, y_shape)
     ways = {f"conv2d (chosen: {chosen}) {place}": None}
     ways |= {f"{f.__name__} {place}": f for f in (conv2d_direct, conv2d_flat)}
     for name, function in ways.items():
@@ -198,9 +199,11 @@ def _conv_tasks(batch, conv, size):
         yield Task(name, flops, traffic, prepare)
 
 
-def chosen_way(conv, x_shape) -> str:
+def chosen_way(conv, x_shape, y_shape) -> str:
     """Which of its ways kernels.cpu.conv2d takes for this layer of stride 1."""
     weight_shape = conv.weight.shape
+    if is_winograd(y_shape, weight_shape, conv.stride, conv.dilation, conv.groups, np.float32):
+        return "Winograd"
     if is_flat(
         x_shape, weight_shape, conv.stride, conv.padding, conv.dilation, conv.groups, ITEM
     ):
