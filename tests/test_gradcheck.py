@@ -11,6 +11,7 @@ from minidl.gradcheck import (
     gradcheck,
     gradcheck_module,
     gradgradcheck,
+    move_biases,
 )
 
 
@@ -125,3 +126,18 @@ def test_conv_reports_through_ops():
     w = Tensor(np.random.default_rng(1).standard_normal((2, 1, 2, 2)), requires_grad=True)
     assert gradcheck(lambda x, w: ops.conv2d(x, w), (x, w))
     assert gradgradcheck(lambda x, w: ops.conv2d(x, w), (x, w))
+
+
+def test_move_biases_leaves_the_kink():
+    """Behind a dead layer every unit rests on 0: checked as it is, that is a kink."""
+    model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2), nn.ReLU()).to(np.float64)
+    model[0].weight.copy_(0.0)
+    for layer in (model[0], model[2]):
+        layer.bias.copy_(0.0)
+    x = Tensor(np.ones((1, 2)))
+    with pytest.raises(NonDifferentiableError):
+        gradcheck_module(model, x)
+    weight = model[2].weight.data.copy()
+    move_biases(model)
+    assert (model[0].bias.data != 0).all() and (model[2].weight.data == weight).all()
+    gradcheck_module(model, x)

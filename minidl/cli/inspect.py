@@ -36,12 +36,13 @@ def gradcheck_command(architecture) -> click.Command:
 
     def command(backend, seed, threads, **options):
         from minidl import Tensor
-        from minidl.gradcheck import GradcheckError, gradcheck_module
+        from minidl.gradcheck import GradcheckError, gradcheck_module, move_biases
 
         common.setup(backend, seed, threads)
         with user_errors(ValueError):
             model = architecture.build(num_classes=10, **options).to(np.float64)
-        images = random.generator().standard_normal((2, *architecture.input_shape(**options)))
+        move_biases(model)
+        images = random.generator().standard_normal((4, *architecture.input_shape(**options)))
         with user_errors(GradcheckError):
             # A step so small crosses few of the kinks that a network's many ReLUs have.
             gradcheck_module(model, Tensor(images, requires_grad=True), eps=1e-7)

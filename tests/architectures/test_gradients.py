@@ -11,8 +11,8 @@ import pytest
 import minidl
 from architectures import alexnet, googlenet, nin, resnet, vgg, zfnet
 from architectures.common import initialize
-from minidl import Tensor, nn
-from minidl.gradcheck import gradcheck_module
+from minidl import Tensor
+from minidl.gradcheck import gradcheck_module, move_biases
 
 # Millions of units rectify: so small a step crosses the kinks of few of them. In float64 it still
 # leaves eight digits of the difference.
@@ -45,12 +45,16 @@ FULL = {
     "alexnet, two towers": (alexnet.AlexNet, 227, 1),
     "alexnet, one tower": (lambda: alexnet.AlexNet(towers=1), 224, 1),
     "zfnet": (zfnet.ZFNet, 224, 1),
-    "vgg": (lambda: vgg.VGG("A"), 224, 1),
-    "googlenet": (googlenet.GoogLeNet, 224, 1),
-    "resnet": (resnet.ResNet, 224, 2),
+    # As wide as published, on smaller images.
+    "vgg": (lambda: vgg.VGG("A", grid=2), 64, 1),
+    "googlenet": (lambda: googlenet.GoogLeNet(adaptive=True), 64, 1),
+    "resnet": (resnet.ResNet, 64, 2),
     "nin": (nin.NIN, 32, 2),
 }
 FULL_AND_SLOW = {
+    "vgg-11": (lambda: vgg.VGG("A"), 224, 1),
+    "googlenet, whole images": (googlenet.GoogLeNet, 224, 1),
+    "resnet-18": (resnet.ResNet, 224, 2),
     "zfnet, wide": (lambda: zfnet.ZFNet(width="wide"), 224, 1),
     "vgg-16": (lambda: vgg.VGG("D"), 224, 1),
     "vgg-19": (lambda: vgg.VGG("E"), 224, 1),
@@ -65,13 +69,9 @@ def prepared(build, side, batch):
     minidl.manual_seed(0)
     model = build()
     initialize(model)
-    draw = np.random.default_rng(0)
-    for layer in model.modules():
-        # Where a bias is 0, units fed by dead ones rest exactly on the kink of ReLU.
-        bias = getattr(layer, "bias", None)
-        if isinstance(bias, nn.Parameter):
-            bias.copy_(draw.normal(0, 0.1, bias.shape))
+    move_biases(model)
     model.to(np.float64)
+    draw = np.random.default_rng(0)
     return model, Tensor(draw.standard_normal((batch, 3, side, side)), requires_grad=True)
 
 
