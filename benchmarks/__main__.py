@@ -71,9 +71,12 @@ def _measure(name, tasks, notes, against, threads, quick, only, out):
     from benchmarks import report
     from benchmarks.tasks import Plan, run
 
+    # PyTorch first: how long OpenMP's threads spin, which kernels.cpu sets, is minidl's own.
+    peer = against == "torch" and _torch_is_there()
     common.setup("auto", 0, threads)
     threads = dispatch.get_num_threads()
-    peer = against == "torch" and _torch_is_there(threads)
+    if peer:
+        _set_torch_threads(threads)
     todo = list(tasks(lambda task: fnmatchcase(task.lower(), f"*{only.lower()}*")))
     if not todo:
         raise click.BadParameter(f"nothing that is measured matches {only!r}", param_hint="--only")
@@ -92,14 +95,19 @@ def _measure(name, tasks, notes, against, threads, quick, only, out):
         raise click.Abort
 
 
-def _torch_is_there(threads) -> bool:
+def _torch_is_there() -> bool:
     try:
-        import torch
+        import torch  # noqa: F401
     except ImportError:
         click.echo(INSTALL, err=True)
         return False
-    torch.set_num_threads(threads)
     return True
+
+
+def _set_torch_threads(threads):
+    import torch
+
+    torch.set_num_threads(threads)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,18 @@
 Two pools on the same cores wait for each other actively and slow each other down by an order of
 magnitude, so importing the CPU kernels confines BLAS to one thread, and the kernels split their
 matrix products over Numba's threads themselves.
+
+A thread that waits for others spins for a moment, which is quicker than sleeping. GNU OpenMP's
+default is to spin for milliseconds: where other programs use the same cores, that takes from the
+very thread that is waited for, and a step lasts ten times as long. So the spinning is cut short
+(to some tens of microseconds), unless the user has a wish of his own.
 """
+
+import os
+
+if "OMP_WAIT_POLICY" not in os.environ:
+    # Read once, when Numba loads the OpenMP library.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 import numba
 
