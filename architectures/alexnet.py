@@ -18,6 +18,7 @@ from architectures.common import (
     central_square,
     centre,
     digits_recipe,
+    fully_connected,
     imagenet_classes,
     initialize,
     on_plateau,
@@ -78,13 +79,7 @@ class AlexNet(nn.Sequential):
                 "pool5": nn.MaxPool2d(3, 2),
                 "adapt": nn.Identity() if two else nn.AdaptiveAvgPool2d(grid),
                 "flatten": nn.Flatten(),
-                "fc6": nn.Linear(c5 * grid * grid, hidden),
-                "relu6": nn.ReLU(),
-                "drop6": nn.Dropout(dropout),
-                "fc7": nn.Linear(hidden, hidden),
-                "relu7": nn.ReLU(),
-                "drop7": nn.Dropout(dropout),
-                "fc8": nn.Linear(hidden, num_classes),
+                **fully_connected(c5 * grid * grid, hidden, num_classes, dropout),
             }
         )
         if two:

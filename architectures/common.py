@@ -44,6 +44,21 @@ def response_norm() -> nn.LocalResponseNorm:
     return nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=2.0, size_normalized=False)
 
 
+def fully_connected(
+    in_features: int, hidden: int, num_classes: int, dropout: float
+) -> dict[str, nn.Module]:
+    """fc6 to fc8, with which AlexNet, ZFNet and VGG end: two hidden layers, dropped out behind."""
+    return {
+        "fc6": nn.Linear(in_features, hidden),
+        "relu6": nn.ReLU(),
+        "drop6": nn.Dropout(dropout),
+        "fc7": nn.Linear(hidden, hidden),
+        "relu7": nn.ReLU(),
+        "drop7": nn.Dropout(dropout),
+        "fc8": nn.Linear(hidden, num_classes),
+    }
+
+
 def initialize(model: nn.Module, draw=init.he_normal_) -> None:
     """Draw the weights of every convolution and fully connected layer; biases start at 0."""
     for layer in model.modules():

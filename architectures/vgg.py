@@ -14,6 +14,7 @@ from architectures.common import (
     IMAGENET_STD,
     centre,
     digits_recipe,
+    fully_connected,
     imagenet_classes,
     initialize,
     on_plateau,
@@ -71,13 +72,7 @@ class VGG(nn.Sequential):
                 **layers,
                 "adapt": nn.AdaptiveAvgPool2d(grid),
                 "flatten": nn.Flatten(),
-                "fc6": nn.Linear(maps * grid * grid, hidden),
-                "relu6": nn.ReLU(),
-                "drop6": nn.Dropout(dropout),
-                "fc7": nn.Linear(hidden, hidden),
-                "relu7": nn.ReLU(),
-                "drop7": nn.Dropout(dropout),
-                "fc8": nn.Linear(hidden, num_classes),
+                **fully_connected(maps * grid * grid, hidden, num_classes, dropout),
             }
         )
         # The paper's note to section 3.1: with Glorot and Bengio's procedure no pre-training of a

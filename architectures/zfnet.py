@@ -15,6 +15,7 @@ from architectures.common import (
     central_square,
     centre,
     digits_recipe,
+    fully_connected,
     imagenet_classes,
     initialize,
     on_plateau,
@@ -72,13 +73,7 @@ class ZFNet(nn.Sequential):
                 "relu5": nn.ReLU(),
                 "pool5": nn.MaxPool2d(3, 2),
                 "flatten": nn.Flatten(),
-                "fc6": nn.Linear(c5 * grid * grid, hidden),
-                "relu6": nn.ReLU(),
-                "drop6": nn.Dropout(dropout),
-                "fc7": nn.Linear(hidden, hidden),
-                "relu7": nn.ReLU(),
-                "drop7": nn.Dropout(dropout),
-                "fc8": nn.Linear(hidden, num_classes),
+                **fully_connected(c5 * grid * grid, hidden, num_classes, dropout),
             }
         )
         # Section 3.1: all weights 10^-2, biases 0.
