@@ -1,0 +1,29 @@
+"""``python -m kernels COMMAND``: look at the kernels, explain them, measure them."""
+
+from importlib import import_module
+
+import click
+
+# Command -> the module of kernels.study whose `command` it is; imported when it is called for.
+COMMANDS: dict[str, str] = {}
+
+
+class StudyGroup(click.Group):
+    """The commands of COMMANDS, each loaded on first use: --help stays quick."""
+
+    def list_commands(self, ctx):
+        return list(COMMANDS)
+
+    def get_command(self, ctx, name):
+        if name not in COMMANDS:
+            return None
+        return import_module(f"kernels.study.{COMMANDS[name]}").command
+
+
+@click.command(cls=StudyGroup, help="Look at the kernels, explain them, measure them.")
+def main():
+    pass
+
+
+if __name__ == "__main__":
+    main.main(prog_name="python -m kernels")
