@@ -14,21 +14,31 @@ from kernels.cpu.simd import copy
 
 
 def phase_shape(output_size, kernel_size, stride, dilation):
-    """(sh, sw, rows, P): the phases that hold all pixels that the outputs read."""
+    """(sh, sw, rows, P, A, B): the phases that hold all pixels that the outputs read.
+
+    Those are the phases (a, b) with a < A and b < B; a kernel smaller than the stride skips some.
+    """
+    reach = [(k - 1) * d for k, d in zip(kernel_size, dilation, strict=True)]
     rows, pitch = (
-        size + (kernel - 1) * step // jump
-        for size, kernel, jump, step in zip(output_size, kernel_size, stride, dilation, strict=True)
+        o + r // s for o, r, s in zip(output_size, reach, stride, strict=True)
     )
-    return *stride, rows, pitch
+    used = (min(s, r + 1) for r, s in zip(reach, stride, strict=True))
+    return *stride, rows, pitch, *used
+
+
+def phase_taps(kernel_size, stride, dilation):
+    """(kh kw, 3): the number of the phase, and the row and column in it, of each tap."""
+    i, j = np.meshgrid(*(np.arange(k) * d for k, d in zip(kernel_size, dilation, strict=True)),
+                       indexing="ij")  # fmt: skip
+    (sh, sw), i, j = stride, i.reshape(-1), j.reshape(-1)
+    used = min(sw, int(j.max()) + 1)
+    return np.stack([i % sh * used + j % sw, i // sh, j // sw], axis=1)
 
 
 def tap_offsets(phases, kernel_size, dilation):
-    """int64 (kh kw,): where in the phases each tap of output (0, 0) lies, in row-major order."""
-    sh, sw, rows, pitch = phases
-    i, j = (np.arange(k) * d for k, d in zip(kernel_size, dilation, strict=True))
-    row_part = (i % sh) * (sw * rows * pitch) + i // sh * pitch
-    column_part = (j % sw) * (rows * pitch) + j // sw
-    return np.add.outer(row_part, column_part).reshape(-1)
+    """int64 (kh kw,): where each tap of output (0, 0) lies in phases that follow each other."""
+    sh, sw, rows, pitch = phases[:4]
+    return phase_taps(kernel_size, (sh, sw), dilation) @ np.array([rows * pitch, pitch, 1])
 
 
 @njit(inline="always")
@@ -42,16 +52,19 @@ def _real(phase, stride, before, extent, size):
 def split_phases(plane, flat, start, distance, layout, top, left, fill):
     """Write the plane (H, W), padded with `fill`, as phases of `layout` into flat memory.
 
-    Row r of phase (a, b) begins at start + (a sw + b) distance + r P.
+    Row r of phase (a, b) begins at start + (a B + b) distance + r P.
     """
-    sh, sw, rows, pitch = layout
+    sh, sw, rows, pitch, used_rows, used_columns = layout
     h, w = plane.shape
     source = plane.reshape(h * w)
-    for a in range(sh):
+    if sh * sw == 1 and left == 0 and pitch == w and top == 0 and rows == h:
+        copy(flat, start, source, 0, h * w)
+        return
+    for a in range(used_rows):
         r_first, r_stop = _real(a, sh, top, h, rows)
-        for b in range(sw):
+        for b in range(used_columns):
             c_first, c_stop = _real(b, sw, left, w, pitch)
-            begin = start + (a * sw + b) * distance
+            begin = start + (a * used_columns + b) * distance
             for i in range(begin, begin + r_first * pitch):
                 flat[i] = fill
             for i in range(begin + r_stop * pitch, begin + rows * pitch):

@@ -42,7 +42,7 @@ def _max_pool(x, y, switches, memory, winners, layout, padding, offsets, steps, 
     pixels that its taps number are corners[f] plus steps[t].
     """
     oh, ow = y.shape[1:]
-    sh, sw, rows, pitch = layout
+    rows, pitch = layout[2:4]
     size = first.size
     lowest = x.dtype.type(-np.inf)
     for plane in prange(x.shape[0]):
@@ -219,7 +219,7 @@ def max_pool2d(x, kernel_size, stride, padding=(0, 0, 0, 0), dilation=(1, 1), ce
         plan = _max_pool_plan(x.shape, y_shape, kernel_size, stride, padding, dilation)
         threads, size = num_threads(), plan[-1].size
         # The last vector may reach beyond the phases.
-        memory = workspace("pool", (threads, 2 * size + math.prod(plan[0])), x.dtype)
+        memory = workspace("pool", (threads, 2 * size + math.prod(plan[0][2:])), x.dtype)
         winners = workspace("winners", (threads, size), np.int32)
         _max_pool(*arrays, memory, winners, *plan)
     return y, switches

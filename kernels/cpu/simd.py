@@ -6,14 +6,15 @@ loops cannot be told to keep them there, so the tiles are written out as LLVM in
 each kind, by `intrinsic`s whose size follows the processor's registers. They take flat arrays with
 the index of the first element: no bounds are checked, the callers' arithmetic answers for them.
 
-    product_tile    y[r, :] = sum_k a[k, r] x[offset[k] : ]          rows of a convolution
-    dot_tile        y[r, s] += sum_p a[r, p] x[offset[s] + p]        its gradient by the weight
+    product_tiles   y[r, :] += sum_k a[k, r] x[offset[k] : ]
+    transpose_tile  a square of elements turned over
     max_tile        the largest element of each window, and where it lies
+    store_run       a run of results, rectified
 """
 
 import llvmlite.binding as llvm
 from llvmlite import ir
-from numba import types
+from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -22,9 +23,8 @@ _WIDE = _FEATURES.get("avx512f", False)
 # Bytes of a vector register; and 32 of those (AVX-512, 64-bit ARM) or 16.
 VECTOR_BYTES = 64 if _WIDE else 32 if _FEATURES.get("avx2", False) else 16
 _MANY = _WIDE or "aarch64" in llvm.get_default_triple()
-# A product tile has ROWS x (VECTORS vectors), a dot tile DOT_ROWS x DOT_TAPS sums.
+# A product tile has ROWS x (VECTORS vectors) sums.
 ROWS, VECTORS = 8 if _MANY else 4, 3
-DOT_ROWS, DOT_TAPS = 4, 6 if _MANY else 3
 
 _INT = ir.IntType(64)
 
@@ -83,21 +83,6 @@ class _Emitter:
         )
         return self.builder.call(function, [a, b, c])
 
-    def total(self, vector):
-        """The sum of a vector's elements, in halves."""
-        builder, width = self.builder, self.lanes
-        while width > 1:
-            width //= 2
-            nothing = ir.Constant(vector.type, ir.Undefined)
-            low, high = (
-                builder.shuffle_vector(
-                    vector, nothing, ir.Constant(ir.VectorType(ir.IntType(32), width), half)
-                )
-                for half in (list(range(width)), list(range(width, 2 * width)))
-            )
-            vector = builder.fadd(low, high)
-        return builder.extract_element(vector, ir.IntType(32)(0))
-
     def loop(self, stop, step, values, body):
         """values = body(index, values) for index in range(0, stop, step); the final values."""
         builder = self.builder
@@ -130,81 +115,126 @@ class _Emitter:
 
 def _product_tile(vectors):
     @intrinsic
-    def tile(_, a, a0, x, x0, offsets, depth, y, y0, pitch):
-        """y[y0 + r pitch + p] = sum_k a[a0 + k ROWS + r] x[x0 + offsets[k] + p], r < ROWS."""
+    def tile(_, a, a0, a_pitch, x, x0, offsets, first, depth, y, y0, y_pitch):
+        """See `product_tiles`."""
 
         def emit(context, builder, signature, args):
             e = _Emitter(context, builder, signature, args)
-            weights, pixels, result = (e.pointer(i, args[i + 1]) for i in (0, 2, 6))
-            steps, row_pitch = e.pointer(4), args[8]
+            weights, pixels, steps, result = (
+                e.pointer(array, args[start]) for array, start in ((0, 1), (3, 4), (5, 6), (8, 9))
+            )
             starts = [_INT(v * e.lanes) for v in range(vectors)]
+            lines = [builder.gep(result, [builder.mul(args[10], _INT(r))]) for r in range(ROWS)]
 
             def body(k, sums):
                 source = builder.gep(pixels, [e.load(steps, k)])
                 loaded = [e.load_vector(source, start) for start in starts]
-                first = builder.mul(k, _INT(ROWS))
+                column = builder.gep(weights, [builder.mul(k, args[2])])
                 results = []
                 for r in range(ROWS):
-                    weight = e.splat(e.load(weights, builder.add(first, _INT(r))))
+                    weight = e.splat(e.load(column, _INT(r)))
                     for v in range(vectors):
                         results.append(e.fma(weight, loaded[v], sums[r * vectors + v]))
                 return results
 
-            zero = ir.Constant(e.vector, [0.0] * e.lanes)
-            sums = e.loop(args[5], 1, [zero] * (ROWS * vectors), body)
-            for r in range(ROWS):
-                line = builder.gep(result, [builder.mul(row_pitch, _INT(r))])
-                for v in range(vectors):
-                    e.store_vector(sums[r * vectors + v], line, starts[v])
+            before = [e.load_vector(line, start) for line in lines for start in starts]
+            sums = e.loop(args[7], 1, before, body)
+            for r, line in enumerate(lines):
+                for v, start in enumerate(starts):
+                    e.store_vector(sums[r * vectors + v], line, start)
             return context.get_dummy_value()
 
-        return types.void(a, types.int64, x, types.int64, offsets, types.int64, y, types.int64,
-                          types.int64), emit  # fmt: skip
+        integer = types.int64
+        return types.void(a, integer, integer, x, integer, offsets, integer, integer, y, integer,
+                          integer), emit  # fmt: skip
 
     return tile
 
 
-product_tile, product_tile_1 = _product_tile(VECTORS), _product_tile(1)
+_product_1, _product_2, _product_3 = (_product_tile(vectors) for vectors in (1, 2, VECTORS))
+
+
+@njit(inline="always")
+def product_tiles(a, a0, a_pitch, x, x0, offsets, first, depth, y, y0, y_pitch, vectors):
+    """y[y0 + r y_pitch + p] += sum_k a[a0 + k a_pitch + r] x[x0 + offsets[first + k] + p].
+
+    For r < ROWS, k < depth, and p in `vectors` vectors, at most VECTORS.
+    """
+    if vectors == 1:
+        _product_1(a, a0, a_pitch, x, x0, offsets, first, depth, y, y0, y_pitch)
+    elif vectors == 2:
+        _product_2(a, a0, a_pitch, x, x0, offsets, first, depth, y, y0, y_pitch)
+    else:
+        _product_3(a, a0, a_pitch, x, x0, offsets, first, depth, y, y0, y_pitch)
 
 
 @intrinsic
-def dot_tile(_, a, a0, a_pitch, x, x0, offsets, first, length, y, y0, y_pitch):
-    """y[y0 + r y_pitch + s] += sum_p a[a0 + r a_pitch + p] x[x0 + offsets[first + s] + p].
+def store_run(_, source, source0, length, target, target0, floor):
+    """target[target0 + p] = max(source[source0 + p], floor) for p < length <= VECTORS vectors.
 
-    For r < DOT_ROWS, s < DOT_TAPS and p < length, a multiple of the lanes.
+    NaN stays NaN. The source may be read beyond the length, the target is not written there.
     """
 
     def emit(context, builder, signature, args):
         e = _Emitter(context, builder, signature, args)
-        weights, pixels, result = (e.pointer(i, args[j]) for i, j in ((0, 1), (3, 4), (8, 9)))
-        steps = e.pointer(5, args[6])
-        lines = [
-            builder.gep(weights, [builder.mul(args[2], _INT(r))]) for r in range(DOT_ROWS)
-        ]
-        taps = [builder.gep(pixels, [e.load(steps, _INT(s))]) for s in range(DOT_TAPS)]
-
-        def body(p, sums):
-            left = [e.load_vector(line, p) for line in lines]
-            results = list(sums)
-            for s, tap in enumerate(taps):
-                right = e.load_vector(tap, p)
-                for r in range(DOT_ROWS):
-                    at = r * DOT_TAPS + s
-                    results[at] = e.fma(left[r], right, sums[at])
-            return results
-
-        zero = ir.Constant(e.vector, [0.0] * e.lanes)
-        sums = e.loop(args[7], e.lanes, [zero] * (DOT_ROWS * DOT_TAPS), body)
-        for r in range(DOT_ROWS):
-            line = builder.gep(result, [builder.mul(args[10], _INT(r))])
-            for s in range(DOT_TAPS):
-                address = builder.gep(line, [_INT(s)])
-                total = e.total(sums[r * DOT_TAPS + s])
-                builder.store(builder.fadd(builder.load(address), total), address)
+        values, result = e.pointer(0, args[1]), e.pointer(3, args[4])
+        integer = ir.IntType(32)
+        numbers = ir.VectorType(integer, e.lanes)
+        count = e.splat(builder.trunc(args[2], integer))
+        floor = e.splat(args[5])
+        bits, flags = 8 * e._size(e.real), ir.VectorType(ir.IntType(1), e.lanes)
+        store = cgutils.get_or_insert_function(
+            builder.module,
+            ir.FunctionType(ir.VoidType(), [e.vector, e.vector.as_pointer(), integer, flags]),
+            f"llvm.masked.store.v{e.lanes}f{bits}.p0v{e.lanes}f{bits}",
+        )
+        for v in range(VECTORS):
+            start = v * e.lanes
+            value = e.load_vector(values, _INT(start))
+            value = builder.select(builder.fcmp_ordered("<", value, floor), floor, value)
+            lane = ir.Constant(numbers, list(range(start, start + e.lanes)))
+            address = builder.gep(result, [_INT(start)])
+            address = builder.bitcast(address, e.vector.as_pointer())
+            inside = builder.icmp_signed("<", lane, count)
+            builder.call(store, [value, address, integer(e._size(e.real)), inside])
         return context.get_dummy_value()
 
-    return types.void(a, types.int64, types.int64, x, types.int64, offsets, types.int64,
-                      types.int64, y, types.int64, types.int64), emit  # fmt: skip
+    return types.void(source, types.int64, types.int64, target, types.int64, source.dtype), emit
+
+
+@intrinsic
+def transpose_tile(_, source, source0, source_pitch, target, target0, target_pitch):
+    """target[target0 + c target_pitch + r] = source[source0 + r source_pitch + c].
+
+    For r and c below the lanes: by exchanging ever smaller halves of pairs of rows.
+    """
+
+    def emit(context, builder, signature, args):
+        e = _Emitter(context, builder, signature, args)
+        source, target = e.pointer(0, args[1]), e.pointer(3, args[4])
+        rows = [
+            e.load_vector(source, builder.mul(args[2], _INT(r))) for r in range(e.lanes)
+        ]
+        half = e.lanes // 2
+        while half:
+            keep = [i if i & half == 0 else e.lanes + i - half for i in range(e.lanes)]
+            move = [i + half if i & half == 0 else e.lanes + i for i in range(e.lanes)]
+            masks = [
+                ir.Constant(ir.VectorType(ir.IntType(32), e.lanes), mask) for mask in (keep, move)
+            ]
+            for r in range(e.lanes):
+                if r & half == 0:
+                    pair = rows[r], rows[r + half]
+                    rows[r], rows[r + half] = (
+                        builder.shuffle_vector(*pair, mask) for mask in masks
+                    )
+            half //= 2
+        for r, row in enumerate(rows):
+            e.store_vector(row, target, builder.mul(args[5], _INT(r)))
+        return context.get_dummy_value()
+
+    integer = types.int64
+    return types.void(source, integer, integer, target, integer, integer), emit
 
 
 @intrinsic
