@@ -178,7 +178,7 @@ def conv2d(x, weight, bias=None, stride=(1, 1), padding=(0, 0, 0, 0), dilation=(
         return y
     bias = np.zeros(y_shape[1], x.dtype) if bias is None else np.ascontiguousarray(bias)
     if way == "winograd":
-        conv2d_winograd(x, weight, bias, y, padding, winograd_size())
+        conv2d_winograd(x, weight, bias, y, padding, winograd_size(), groups)
     elif way == "direct":
         conv2d_direct(x, weight, bias, y, padding, dilation, groups)
     else:
@@ -199,7 +199,7 @@ def conv2d_input_grad(
     if not dx.size:
         return dx
     if way == "winograd":
-        input_grad_winograd(dy, weight, dx, padding, winograd_size())
+        input_grad_winograd(dy, weight, dx, padding, winograd_size(), groups)
     elif way == "direct":
         input_grad_direct(dy, weight, dx, padding, dilation, groups)
     else:

@@ -21,13 +21,9 @@ from typing import NamedTuple
 import numpy as np
 from numba import get_thread_id, njit, prange
 
-from kernels.cpu.simd import (
-    ROWS,
-    VECTORS,
-    lanes,
-    product_tiles,
-    transpose_tile,
-)
+from kernels.cpu.emitter import ROWS, VECTORS, lanes
+from kernels.cpu.pixels import turn, turn_image
+from kernels.cpu.simd import product_tiles
 from kernels.cpu.tasks import split
 from kernels.cpu.threads import num_threads
 from kernels.cpu.workspace import empty, workspace
@@ -88,46 +84,6 @@ def _plan(x_shape, y_shape, kernel_size, stride, dilation, dtype):
     )
 
 
-@njit(inline="always")
-def _turn(source, first, pitch, channels, run, target, start, step, width):
-    """target[start + p step + c] = source[first + c pitch + p] for p < run and c < channels.
-
-    Where the channels fill vectors, what follows may be overwritten up to a square of elements.
-    """
-    if channels < width:
-        for c in range(channels):
-            for p in range(run):
-                target[start + p * step + c] = source[first + c * pitch + p]
-        return
-    for p in range(0, run, width):
-        for c in range(0, channels, width):
-            corner = first + c * pitch + p
-            if corner + (width - 1) * pitch + width <= source.size:
-                transpose_tile(source, corner, pitch, target, start + p * step + c, step)
-            else:
-                for d in range(c, min(channels, c + width)):
-                    for q in range(p, min(run, p + width)):
-                        target[start + q * step + d] = source[first + d * pitch + q]
-
-
-@njit(inline="always")
-def _turn_image(x, first, area, shape, channels, top, left, target, start, place, width):
-    """The rows from -top on of one image's planes (C, H, W), padded, as rows of pixels."""
-    h, w = shape
-    rows, pitch, step = place
-    for r in range(rows):
-        line = start + r * pitch * step
-        y = r - top
-        run = min(w, pitch - left)
-        if y < 0 or y >= h or run <= 0:
-            target[line : line + pitch * step] = 0
-            continue
-        target[line : line + left * step] = 0
-        source = first + y * w
-        _turn(x, source, area, channels, run, target, line + left * step, step, width)
-        target[line + (left + run) * step : line + pitch * step] = 0
-
-
 @njit(parallel=True, cache=True)
 def _weight_grad(dy, x, sums, scratch, segments, offsets, block, stride, before, counts, parts):
     """sums (S, G, O, segments, rounded): each summed over its share of the blocks."""
@@ -155,12 +111,12 @@ def _weight_grad(dy, x, sums, scratch, segments, offsets, block, stride, before,
             count, lines = min(images, n - image0), min(height, oh - v0)
             for image in range(count):
                 at = (image0 + image) * groups + g
-                _turn_image(
+                turn_image(
                     flat_x, at * channels * h * w, h * w, (h, w), channels,
                     before[0] - v0 * stride[0], before[1], pixels, image * rows * pitch * x_step,
                     (rows, pitch, x_step), width,
                 )  # fmt: skip
-                _turn(
+                turn(
                     flat_dy, (at * outputs * oh + v0) * ow, oh * ow, outputs, lines * ow, grads,
                     image * height * ow * y_step, y_step, width,
                 )  # fmt: skip

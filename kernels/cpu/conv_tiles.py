@@ -27,14 +27,9 @@ from typing import NamedTuple
 import numpy as np
 from numba import get_thread_id, njit, prange
 
+from kernels.cpu.emitter import ROWS, VECTORS, lanes
 from kernels.cpu.planes import phase_shape, phase_taps, split_phases
-from kernels.cpu.simd import (
-    ROWS,
-    VECTORS,
-    lanes,
-    product_tiles,
-    store_run,
-)
+from kernels.cpu.simd import product_tiles, store_run
 from kernels.cpu.tasks import chunk_bounds, split
 from kernels.cpu.threads import num_threads
 from kernels.cpu.workspace import workspace

@@ -9,8 +9,9 @@ import math
 import numpy as np
 from numba import get_thread_id, njit, prange
 
+from kernels.cpu.emitter import VECTOR_BYTES
 from kernels.cpu.planes import phase_shape, split_phases, tap_offsets
-from kernels.cpu.simd import VECTOR_BYTES, max_tile
+from kernels.cpu.simd import max_tile
 from kernels.cpu.threads import num_threads
 from kernels.cpu.workspace import empty, workspace
 from kernels.geometry import check_shape, pool_output_size
