@@ -1,7 +1,12 @@
 """Rectification on the GPU; the definitions stand in kernels.reference.activation."""
 
+import math
+
+import numpy as np
+
 from kernels.cuda import runtime
-from kernels.geometry import check_shape
+from kernels.cuda.reduce import ChannelParts, sum_parts
+from kernels.geometry import check_dtypes, check_shape
 
 
 def relu(x):
@@ -19,3 +24,26 @@ def relu_backward(dy, y):
     dx = runtime.empty(dy.shape, dy.dtype)
     runtime.launch_elements("activation", "relu_backward", dy.dtype, dy.size, (dy, y, dx, dy.size))
     return dx
+
+
+def bias_relu(x, bias):
+    """See kernels.reference.bias_relu."""
+    check_dtypes(x=x, bias=bias)
+    check_shape("bias", bias.shape, x.shape[1:2])
+    x, bias = runtime.contiguous(x), runtime.contiguous(bias)
+    y = runtime.empty(x.shape, x.dtype)
+    numbers = runtime.ints(x.shape[1], math.prod(x.shape[2:]))
+    args = (x, bias, y, *numbers, x.size)
+    runtime.launch_elements("activation", "bias_relu", x.dtype, x.size, args)
+    return y
+
+
+def bias_relu_backward(dy, y):
+    """See kernels.reference.bias_relu_backward."""
+    check_shape("dy", dy.shape, y.shape)
+    dy, y = runtime.contiguous(dy), runtime.contiguous(y)
+    dx = runtime.empty(dy.shape, dy.dtype)
+    cut = ChannelParts.of(dy)
+    sums = runtime.empty((cut.channels, cut.parts), np.float64)
+    cut.launch("activation", "bias_relu_backward", dy.dtype, (dy, y, dx, sums))
+    return dx, sum_parts(sums, cut, dy.dtype)

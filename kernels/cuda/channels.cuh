@@ -1,8 +1,28 @@
-// Walks over the values of one channel, for reductions by channel.
+// Walks over the values of one channel of x (N, C, P), for reductions by channel.
 
 #pragma once
 
 #include "common.cuh"
+
+// The channel of element i of x (N, C, P).
+__device__ inline int channel_of(long long i, int channels, int positions)
+{
+    int position, channel;
+    divide(divide(i, positions, &position), channels, &channel);
+    return channel;
+}
+
+// How many values part k has: all `part`, but for the last.
+__device__ inline long long part_size(long long length, int part, int parts, int k)
+{
+    return k < parts - 1 ? part : length - (long long)(parts - 1) * part;
+}
+
+// That of this block.
+__device__ inline long long part_size(long long length, int part, int parts)
+{
+    return part_size(length, part, parts, (int)(blockIdx.x % parts));
+}
 
 // The values of x (N, C, P) that one thread visits: block number c * parts + k takes part k of
 // channel c, the values [k part, (k + 1) part) of its N P, and its threads take turns.
@@ -17,8 +37,7 @@ struct ChannelPart {
         int number;
         channel = (int)divide(blockIdx.x, parts, &number);
         long long start = (long long)number * part;
-        long long stop = start + part < length ? start + part : length;
-        left = stop - start - threadIdx.x;
+        left = part_size(length, part, parts, number) - threadIdx.x;
         image = divide(start + threadIdx.x, positions, &position);
         image_step = (int)divide(blockDim.x, positions, &position_step);
     }

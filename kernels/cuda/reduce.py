@@ -31,29 +31,22 @@ class ChannelParts:
         """How many a channel has; none where there are no values."""
         return runtime.blocks(self.length, PART)
 
-    @property
-    def arguments(self) -> tuple:
-        """What a kernel over parts takes last: channels, positions, length, part, parts."""
-        return (
-            np.int32(self.channels), np.int32(self.positions), self.length, np.int32(PART),
-            np.int32(self.parts),
-        )  # fmt: skip
-
     def launch(self, source, kernel, dtype, args) -> None:
-        """Run `kernel` on a block a part, with these arguments after `args`."""
-        grid = self.channels * self.parts
-        runtime.launch(source, kernel, dtype, grid, runtime.THREADS, (*args, *self.arguments))
-
-    def launch_warps(self, source, kernel, dtype, args) -> None:
-        """Run `kernel` on a warp a channel."""
-        runtime.launch_elements(source, kernel, dtype, 32 * self.channels, args)
+        """Run `kernel` on a block a part; it takes the five numbers below after `args`."""
+        channels, positions, part, parts = runtime.ints(
+            self.channels, self.positions, PART, self.parts
+        )
+        args = (*args, channels, positions, self.length, part, parts)
+        runtime.launch(
+            source, kernel, dtype, self.channels * self.parts, runtime.THREADS, args
+        )
 
 
 def sum_parts(sums, cut, dtype):
     """(C,) in `dtype` from the sums of all parts, float64 (C, parts)."""
     y = runtime.empty((cut.channels,), dtype)
-    numbers = np.int32(cut.channels), np.int32(cut.parts)
-    cut.launch_warps("reduce", "channel_sums", dtype, (sums, y, *numbers))
+    args = (sums, y, *runtime.ints(cut.channels, cut.parts))
+    runtime.launch_warps("reduce", "channel_sums", dtype, cut.channels, args)
     return y
 
 

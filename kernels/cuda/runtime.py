@@ -15,7 +15,7 @@ from types import ModuleType
 import numpy as np
 
 SOURCES = Path(__file__).parent
-THREADS = 256
+THREADS, WARP = 256, 32
 C_TYPES = {"f": "float", "d": "double"}
 INSTALL = "pip install -e '.[cuda12]' (or '.[cuda13]' for CUDA 13)"
 # What a kernel may take without asking; more has to be allowed first.
@@ -60,7 +60,7 @@ def zeros(shape, dtype):
 
 def contiguous(array):
     """`array` in C order; itself where it is so already."""
-    return array_module().ascontiguousarray(array)
+    return array if array.flags.c_contiguous else array_module().ascontiguousarray(array)
 
 
 def compiler_options(dtype) -> tuple[str, ...]:
@@ -77,6 +77,11 @@ def compiler_options(dtype) -> tuple[str, ...]:
 def blocks(count: int, threads: int = THREADS) -> int:
     """How many blocks hold `count` threads."""
     return -(-count // threads)
+
+
+def ints(*numbers: int) -> tuple[np.int32, ...]:
+    """The arguments of parameters that are `int`. OverflowError for what needs more bits."""
+    return tuple([np.int32(number) for number in numbers])
 
 
 def three(size) -> tuple[int, int, int]:
@@ -124,6 +129,11 @@ def launch(source: str, kernel: str, dtype, grid, block, args, shared: int = 0) 
 def launch_elements(source: str, kernel: str, dtype, count: int, args) -> None:
     """Run `kernel` on one thread an element: `count` of them, and up to THREADS - 1 idle ones."""
     launch(source, kernel, dtype, blocks(count), THREADS, args)
+
+
+def launch_warps(source: str, kernel: str, dtype, count: int, args) -> None:
+    """Run `kernel` on `count` warps, and a few idle ones."""
+    launch_elements(source, kernel, dtype, WARP * count, args)
 
 
 @cache

@@ -108,7 +108,7 @@ def _check_arguments(name, parameters, values):
     arrays = [value for value in values if isinstance(value, np.ndarray)]
     for i, one in enumerate(arrays):
         for other in arrays[:i]:
-            if _place(one) != _place(other) and np.shares_memory(one, other):
+            if _place(one) != _place(other) and np.may_share_memory(one, other):
                 raise EmulationError(f"{name}: two of its arrays overlap")
 
 

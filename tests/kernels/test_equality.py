@@ -11,26 +11,7 @@ from hypothesis import strategies as st
 
 from kernels import cpu, reference
 from minidl.testing import conv2d_parameters, pool2d_parameters
-
-some = settings(max_examples=40, deadline=None)
-dtypes = st.sampled_from([np.float32, np.float64])
-TOLERANCE = {np.dtype(np.float32): 2e-5, np.dtype(np.float64): 1e-12}
-
-
-@st.composite
-def arrays(draw, shape, dtype):
-    """Standard normal values, C-contiguous or not."""
-    values = np.random.default_rng(draw(st.integers(0, 2**32 - 1))).standard_normal(shape)
-    values = values.astype(dtype)
-    layout = draw(st.sampled_from(["C", "F", "strided"]))
-    if layout == "F":
-        return np.array(values, order="F")
-    if layout == "strided" and shape:
-        wide = np.empty((*shape[:-1], 2 * shape[-1]), dtype)
-        wide[..., ::2] = values
-        return wide[..., ::2]
-    return values
-
+from tests.kernels.agreement import arrays, assert_agree, dtypes, some
 
 def agree(name, *arguments, exact=False):
     """Run a kernel on both backends; the results must agree. Returns the reference's."""
@@ -39,15 +20,7 @@ def agree(name, *arguments, exact=False):
     for before, after in zip(kept, arguments, strict=True):
         if isinstance(before, np.ndarray):
             np.testing.assert_array_equal(before, after, err_msg=f"{name} changed its input")
-    pairs = zip(*((r if isinstance(r, tuple) else (r,)) for r in (expected, actual)), strict=True)
-    for a, b in pairs:
-        assert a.dtype == b.dtype and a.shape == b.shape, name
-        assert b.flags.c_contiguous, name
-        if exact or a.dtype.kind != "f":
-            np.testing.assert_array_equal(b, a)
-        else:
-            tolerance = TOLERANCE[a.dtype] * max(1.0, float(np.abs(a).max(initial=0)))
-            np.testing.assert_allclose(b, a, rtol=0, atol=tolerance, err_msg=name)
+    assert_agree(name, expected, actual, exact)
     return expected
 
 
