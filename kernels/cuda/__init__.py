@@ -12,6 +12,7 @@ from kernels.cuda.batchnorm import (
     batchnorm_train,
 )
 from kernels.cuda.dropout import dropout, dropout_mask
+from kernels.cuda.loss import softmax_cross_entropy, softmax_cross_entropy_backward
 from kernels.cuda.lrn import lrn, lrn_backward
 from kernels.cuda.optim import adam_step, sgd_step
 from kernels.cuda.pool import (
@@ -48,4 +49,6 @@ __all__ = [
     "relu",
     "relu_backward",
     "sgd_step",
+    "softmax_cross_entropy",
+    "softmax_cross_entropy_backward",
 ]

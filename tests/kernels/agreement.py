@@ -35,3 +35,26 @@ def assert_agree(name, expected, actual, exact=False):
         else:
             tolerance = TOLERANCE[a.dtype] * max(1.0, float(np.abs(a).max(initial=0)))
             np.testing.assert_allclose(b, a, rtol=0, atol=tolerance, err_msg=name)
+
+
+class_shapes = st.tuples(
+    st.integers(0, 5), st.integers(1, 12) | st.integers(31, 70), st.integers(0, 3)
+) | st.tuples(st.integers(0, 5), st.integers(1, 40))
+
+
+def cross_entropy_arrays(draw, shape, dtype):
+    """(logits, target, grad): weights of classes, some of them 0, and a gradient by the losses."""
+    logits, weights = draw(arrays(shape, dtype)), draw(arrays(shape, dtype))
+    return 3 * logits, np.maximum(weights, 0), draw(arrays((shape[0], *shape[2:]), dtype))
+
+
+def check_cross_entropy_of_extremes(forward, backward):
+    """Logits far apart, a class ruled out by -inf, and NaN, which must not vanish."""
+    logits = np.array([[1e4, -1e4], [-1e4, 1e4], [0, -np.inf], [0, np.nan], [np.nan, 0]])
+    target = np.array([[1.0, 0.0]] * 5)
+    for dtype in (np.float32, np.float64):
+        losses = forward(logits.astype(dtype), target.astype(dtype))
+        np.testing.assert_array_equal(losses, [0, 2e4, 0, np.nan, np.nan])
+        dlogits = backward(np.ones(5, dtype), logits.astype(dtype), target.astype(dtype))
+        np.testing.assert_array_equal(dlogits[:3], [[0, 0], [-1, 1], [0, 0]])
+        assert np.isnan(dlogits[3:]).all()

@@ -7,7 +7,13 @@ from hypothesis import strategies as st
 
 from kernels import cuda, reference
 from minidl.testing import pool2d_parameters
-from tests.kernels.agreement import arrays, dtypes
+from tests.kernels.agreement import (
+    arrays,
+    check_cross_entropy_of_extremes,
+    class_shapes,
+    cross_entropy_arrays,
+    dtypes,
+)
 
 few = settings(max_examples=12, deadline=None)
 shapes = st.lists(st.integers(0, 5), min_size=0, max_size=4).map(tuple)
@@ -224,6 +230,21 @@ def test_steps_write_to_strided_views(device):
     moments = device.put(zeros.copy()), device.put(zeros.copy())
     cuda.adam_step(wide[:, ::2], device.put(ones), *moments, 1, 0.25, (0.9, 0.99), 0.0)
     np.testing.assert_allclose(device.get(wide), [[0.5, 1] * 3] * 4, rtol=1e-6)
+
+
+@given(st.data(), class_shapes, dtypes)
+@few
+def test_softmax_cross_entropy(device, data, shape, dtype):
+    logits, target, grad = cross_entropy_arrays(data.draw, shape, dtype)
+    device.agree("softmax_cross_entropy", logits, target)
+    device.agree("softmax_cross_entropy_backward", grad, logits, target)
+
+
+def test_softmax_cross_entropy_of_extremes(device):
+    names = "softmax_cross_entropy", "softmax_cross_entropy_backward"
+    check_cross_entropy_of_extremes(
+        *(lambda *arrays, name=name: device.run(name, *arrays) for name in names)
+    )
 
 
 def test_arguments_are_checked(device):
