@@ -1,8 +1,9 @@
 // CUDA's words with a meaning on the CPU, so that g++ compiles the kernels' sources unchanged.
 //
 // The threads of a block are fibres: each runs until it must wait for others, at a barrier or in a
-// warp's exchange, and all take turns in an order of the caller's choice. A kernel whose result
-// depends on that order has a race. What hardware leaves undefined is an error here: a barrier that
+// warp's exchange. Who goes first is the caller's choice: one order lets the first warp run as far
+// as it can before the second starts, one the last warp, and one has all warps take turns. A kernel
+// whose result depends on that order has a race. What hardware leaves undefined is an error here: a barrier that
 // some living thread does not reach, an exchange with a lane that takes no part, an index outside
 // of an array in shared memory, integer overflow. Shared memory starts as NaN. The buffers a kernel
 // gets lie between pages that must not be touched (see `emulator_map`).
@@ -22,8 +23,6 @@
 #include <ucontext.h>
 #include <unistd.h>
 
-#include <algorithm>
-#include <random>
 #include <utility>
 #include <vector>
 
@@ -78,7 +77,8 @@ static std::vector<Thread> threads;
 static std::vector<int> order;
 static std::vector<Fibre> fibres;
 static std::vector<int> idle;
-static size_t next;            // how many of `order` have been started
+static size_t next, stop;      // how many of `order` have been started, and may be at present
+static bool in_turns;          // whether warps take turns, or run as far as they can
 static int current, current_fibre;
 static ucontext_t caller, scheduler;
 static char message[512];
@@ -138,11 +138,11 @@ static void wait(State state, const char *where, int line)
     threadIdx = place(number);
 }
 
-// A fibre runs one new thread after the other, until one has to wait; others take over then.
+// A fibre runs new threads of a warp one by one, until one has to wait; another takes over then.
 static void fibre_main()
 {
     int own = current_fibre;
-    while (next < order.size()) {
+    while (next < stop) {
         current = order[next++];
         Thread &thread = threads[current];
         thread.state = READY;
@@ -277,6 +277,25 @@ static void fail_divergence()
     fail();
 }
 
+// Run the threads [first, last) of `order`, a warp, until all wait or are done; false if none could.
+static bool run_warp(size_t first, size_t last)
+{
+    bool moved = false;
+    stop = last;
+    for (size_t i = first; i < last; ++i) {
+        State state = threads[order[i]].state;
+        moved |= state == NEW || state == READY;
+        if (state == NEW)
+            start_fibre();
+        else if (state == READY)
+            resume(threads[order[i]].fibre);
+    }
+    for (size_t i = first; i < last; ++i)
+        if (threads[order[i]].state == IN_WARP)
+            moved |= release_warp(order[i]);
+    return moved;
+}
+
 static void run_block()
 {
     for (Thread &thread : threads)
@@ -284,26 +303,20 @@ static void run_block()
     next = 0;
     for (;;) {
         bool moved = false, left = false;
-        for (int number : order) {
-            State state = threads[number].state;
-            if (state == NEW)
-                start_fibre();
-            else if (state == READY)
-                resume(threads[number].fibre);
-            else
-                continue;
-            moved = true;
+        for (size_t first = 0, last; first < order.size(); first = last) {
+            int warp = order[first] / LANES;
+            for (last = first; last < order.size() && order[last] / LANES == warp; ++last) {}
+            while (run_warp(first, last)) {
+                moved = true;
+                if (in_turns)
+                    break;
+            }
         }
-        for (size_t number = 0; number < threads.size(); ++number) {
-            left |= threads[number].state != DONE;
-            if (threads[number].state == IN_WARP)
-                moved |= release_warp(number);
-        }
+        for (const Thread &thread : threads)
+            left |= thread.state != DONE;
         if (!left)
             return;
-        if (release_block())
-            moved = true;
-        if (!moved)
+        if (!release_block() && !moved)
             fail_divergence();
     }
 }
@@ -360,22 +373,36 @@ static void check_shared(size_t asked)
 
 // ---- launches
 
+static void shuffle(std::vector<int> &values, int seed)
+{
+    uint64_t random = seed;
+    for (size_t i = values.size(); i > 1; --i) {
+        random = random * 6364136223846793005u + 1442695040888963407u;  // Knuth's MMIX
+        std::swap(values[i - 1], values[(random >> 33) % i]);
+    }
+}
+
 static std::vector<int> numbers(size_t count, int seed)
 {
     std::vector<int> result(count);
     for (size_t i = 0; i < count; ++i)
-        result[i] = i;
-    if (seed == 1)
-        std::reverse(result.begin(), result.end());
-    if (seed > 1) {
-        std::mt19937 draw(seed);
-        for (size_t i = count; i > 1; --i)
-            std::swap(result[i - 1], result[draw() % i]);
-    }
+        result[i] = seed == 1 ? count - 1 - i : i;
+    if (seed > 1)
+        shuffle(result, seed);
     return result;
 }
 
-static const unsigned *launch_sizes;
+// Threads in an order that leaves warps together: whole warps in their order, lanes in theirs.
+static std::vector<int> warp_order(size_t count, int seed)
+{
+    std::vector<int> result;
+    for (int warp : numbers((count + LANES - 1) / LANES, seed))
+        for (int lane : numbers(LANES, seed))
+            if ((size_t)(warp * LANES + lane) < count)
+                result.push_back(warp * LANES + lane);
+    return result;
+}
+
 static size_t launch_shared;
 static int launch_seed;
 
@@ -405,7 +432,8 @@ static const char *launch(void (*kernel)(void **), const unsigned *sizes, size_t
     launch_shared = shared;
     launch_seed = seed;
     threads.assign((size_t)blockDim.x * blockDim.y * blockDim.z, Thread());
-    order = numbers(threads.size(), seed);
+    order = warp_order(threads.size(), seed);
+    in_turns = seed > 1;
     idle.clear();
     for (size_t i = 0; i < fibres.size(); ++i)
         idle.push_back(i);
@@ -549,8 +577,8 @@ inline int __ffs(int bits) { return __builtin_ffs(bits); }
 inline unsigned __umulhi(unsigned a, unsigned b) { return (uint64_t)a * b >> 32; }
 inline float rsqrt(float x) { return 1 / sqrtf(x); }
 inline double rsqrt(double x) { return 1 / sqrt(x); }
-using std::max;
-using std::min;
+template <class T> T max(T a, T b) { return a > b ? a : b; }
+template <class T> T min(T a, T b) { return a < b ? a : b; }
 
 // Threads take turns and are never interrupted, so that plain operations are atomic.
 #define EMULATOR_ATOMIC(name, T, result) \
@@ -608,8 +636,8 @@ extern "C" void *emulator_fault_address() { return emulator::fault_address; }
 extern "C" int emulator_fault_writes() { return emulator::fault_writes; }
 
 // Defines `emulate_<kernel>(sizes, shared, seed, arguments)`: sizes of grid and block, (x, y, z)
-// each; seed 0 runs blocks and threads forward, 1 backward, others shuffled. Returns the error,
-// empty if there is none.
+// each; seed 0 runs blocks and warps forward, 1 backward, each warp as far as it can go, others
+// shuffled and in turns. Returns the error, empty if there is none.
 #define EMULATE(kernel) \
     extern "C" const char *emulate_##kernel( \
         const unsigned *sizes, size_t shared, int seed, void **arguments) \

@@ -182,11 +182,18 @@ def _array_module():
 
 
 @contextlib.contextmanager
-def emulated():
-    """Within, kernels.cuda runs on NumPy arrays."""
+def emulated(texts=None):
+    """Within, kernels.cuda runs on NumPy arrays.
+
+    texts: for some sources, by name, another text than that of kernels/cuda.
+    """
     module = _array_module()
+
+    def launch_text(source, *args, **options):
+        launch(source, *args, **options, text=(texts or {}).get(source))
+
     with mock.patch.multiple(
-        runtime, launch=launch, array_module=lambda: module,
+        runtime, launch=launch_text, array_module=lambda: module,
         is_device_array=lambda array: isinstance(array, np.ndarray),
     ):  # fmt: skip
         yield
