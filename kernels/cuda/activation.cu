@@ -22,11 +22,16 @@ extern "C" __global__ void relu_backward(const real *dy, const real *y, real *dx
 }
 
 extern "C" __global__ void bias_relu(
-    const real *x, const real *bias, real *y, int channels, int positions, long long size)
+    const real *x, const real *bias, real *y, int channels, int positions, long long planes)
 {
-    long long i = thread_number();
-    if (i < size)
-        y[i] = rectify(x[i] + bias[channel_of(i, channels, positions)]);
+    PlaneWalk here(positions, planes);
+    if (!here.inside())
+        return;
+    real shift = bias[here.channel(channels)];
+    for (; here.inside(); here.advance()) {
+        long long i = here.offset();
+        y[i] = rectify(x[i] + shift);
+    }
 }
 
 // Also the sums of dx over the parts of each channel, of which the bias's gradient is made.

@@ -32,9 +32,9 @@ def bias_relu(x, bias):
     check_shape("bias", bias.shape, x.shape[1:2])
     x, bias = runtime.contiguous(x), runtime.contiguous(bias)
     y = runtime.empty(x.shape, x.dtype)
-    numbers = runtime.ints(x.shape[1], math.prod(x.shape[2:]))
-    args = (x, bias, y, *numbers, x.size)
-    runtime.launch_elements("activation", "bias_relu", x.dtype, x.size, args)
+    planes, positions = x.shape[0] * x.shape[1], math.prod(x.shape[2:])
+    args = (x, bias, y, *runtime.ints(x.shape[1], positions), planes)
+    runtime.launch_planes("activation", "bias_relu", x.dtype, planes, positions, args)
     return y
 
 

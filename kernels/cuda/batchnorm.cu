@@ -68,16 +68,18 @@ extern "C" __global__ void inverse_deviation(
 // rest is null where the mean is exact.
 extern "C" __global__ void normalise(
     const real *x, const real *mean, const real *rest, const real *inv_std, const real *gamma,
-    const real *beta, real *y, int channels, int positions, long long size)
+    const real *beta, real *y, int channels, int positions, long long planes)
 {
-    long long i = thread_number();
-    if (i >= size)
+    PlaneWalk here(positions, planes);
+    if (!here.inside())
         return;
-    int c = channel_of(i, channels, positions);
-    real centred = x[i] - mean[c];
-    if (rest)
-        centred -= rest[c];
-    y[i] = centred * (inv_std[c] * gamma[c]) + beta[c];
+    int c = here.channel(channels);
+    real centre = mean[c], correction = rest ? rest[c] : (real)0;
+    real scale = inv_std[c] * gamma[c], shift = beta[c];
+    for (; here.inside(); here.advance()) {
+        long long i = here.offset();
+        y[i] = (x[i] - centre - correction) * scale + shift;
+    }
 }
 
 // sums (3, C, parts): of dy, of dy (x - mean), and of x - mean, which tells the mean's rest.
@@ -134,12 +136,17 @@ extern "C" __global__ void gradients(
 extern "C" __global__ void input_gradient(
     const real *dy, const real *x, const real *mean, const real *rest, const real *inv_std,
     const real *gamma, const real *mean_plain, const real *mean_weighted, real *dx,
-    int channels, int positions, long long size)
+    int channels, int positions, long long planes)
 {
-    long long i = thread_number();
-    if (i >= size)
+    PlaneWalk here(positions, planes);
+    if (!here.inside())
         return;
-    int c = channel_of(i, channels, positions);
-    real normal = (x[i] - mean[c] - rest[c]) * inv_std[c];
-    dx[i] = inv_std[c] * gamma[c] * (dy[i] - mean_plain[c] - normal * mean_weighted[c]);
+    int c = here.channel(channels);
+    real centre = mean[c], correction = rest[c], deviation = inv_std[c];
+    real scale = deviation * gamma[c], plain = mean_plain[c], weighted = mean_weighted[c];
+    for (; here.inside(); here.advance()) {
+        long long i = here.offset();
+        real normal = (x[i] - centre - correction) * deviation;
+        dx[i] = scale * (dy[i] - plain - normal * weighted);
+    }
 }

@@ -16,15 +16,16 @@ def _contiguous(*arrays):
     return [runtime.contiguous(array) for array in arrays]
 
 
-def _launch_elements(kernel, x, args):
-    """A thread an element of x (N, C, H, W); the kernel takes x's geometry after `args`."""
-    geometry = runtime.ints(x.shape[1], x.shape[2] * x.shape[3])
-    runtime.launch_elements("batchnorm", kernel, x.dtype, x.size, (*args, *geometry, x.size))
+def _launch_planes(kernel, x, args):
+    """On all elements of x (N, C, H, W); the kernel takes x's geometry after `args`."""
+    n, channels, h, w = x.shape
+    args = (*args, *runtime.ints(channels, h * w), n * channels)
+    runtime.launch_planes("batchnorm", kernel, x.dtype, n * channels, h * w, args)
 
 
 def _normalise(x, mean, rest, inv_std, gamma, beta):
     y = runtime.empty(x.shape, x.dtype)
-    _launch_elements("normalise", x, (x, mean, rest, inv_std, gamma, beta, y))
+    _launch_planes("normalise", x, (x, mean, rest, inv_std, gamma, beta, y))
     return y
 
 
@@ -68,7 +69,7 @@ def _backward(dy, x, gamma, mean, inv_std, training):
     runtime.launch_warps("batchnorm", "gradients", x.dtype, cut.channels, args)
     dx = runtime.empty(x.shape, x.dtype)
     args = (dy, x, mean, rest, inv_std, gamma, mean_plain, mean_weighted, dx)
-    _launch_elements("input_gradient", x, args)
+    _launch_planes("input_gradient", x, args)
     return dx, dgamma, dbeta
 
 

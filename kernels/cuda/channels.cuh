@@ -4,14 +4,6 @@
 
 #include "common.cuh"
 
-// The channel of element i of x (N, C, P).
-__device__ inline int channel_of(long long i, int channels, int positions)
-{
-    int position, channel;
-    divide(divide(i, positions, &position), channels, &channel);
-    return channel;
-}
-
 // How many values part k has: all `part`, but for the last.
 __device__ inline long long part_size(long long length, int part, int parts, int k)
 {

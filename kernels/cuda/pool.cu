@@ -195,10 +195,12 @@ extern "C" __global__ void global_avg_pool2d(
 }
 
 extern "C" __global__ void global_avg_pool2d_backward(
-    const real *dy, real *dx, int pixels, long long size)
+    const real *dy, real *dx, int pixels, long long planes)
 {
-    long long i = thread_number();
-    int p;
-    if (i < size)
-        dx[i] = dy[divide(i, pixels, &p)] / (real)pixels;
+    PlaneWalk here(pixels, planes);
+    if (!here.inside())
+        return;
+    real share = dy[here.plane] / (real)pixels;
+    for (; here.inside(); here.advance())
+        dx[here.offset()] = share;
 }

@@ -128,6 +128,6 @@ def global_avg_pool2d_backward(dy, x_shape):
     n, c, h, w = x_shape
     check_shape("dy", dy.shape, (n, c, 1, 1))
     dx = runtime.empty(x_shape, dy.dtype)
-    args = (runtime.contiguous(dy), dx, *runtime.ints(h * w), dx.size)
-    runtime.launch_elements("pool", "global_avg_pool2d_backward", dy.dtype, dx.size, args)
+    args = (runtime.contiguous(dy), dx, *runtime.ints(h * w), n * c)
+    runtime.launch_planes("pool", "global_avg_pool2d_backward", dy.dtype, n * c, h * w, args)
     return dx

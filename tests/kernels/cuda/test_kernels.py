@@ -54,6 +54,7 @@ def test_reductions_of_many_values(device, shape):
     x, dy = draw.standard_normal((2, *shape))
     gamma, beta = draw.standard_normal((2, shape[1]))
     device.agree("channel_sums", x)
+    device.agree("bias_relu", x, gamma, exact=True)
     device.agree("bias_relu_backward", dy, x)
     _, mean, _, inv_std = device.agree("batchnorm_train", x, gamma, beta, 1e-3)
     device.agree("batchnorm_backward", dy, x, gamma, mean, inv_std)
@@ -139,7 +140,8 @@ def test_avg_pool2d(device, data, p, dtype, count_include_pad):
 @pytest.mark.parametrize("size", [(7, 9), (30, 31)])
 def test_global_average_of_planes_around_a_warp(device, size):
     x = np.random.default_rng(0).standard_normal((3, 5, *size)).astype(np.float32)
-    device.agree("global_avg_pool2d", x)
+    y = device.agree("global_avg_pool2d", x)
+    device.agree("global_avg_pool2d_backward", y, x.shape, exact=True)
 
 
 @given(st.data(), images, dtypes, st.integers(1, 7), st.sampled_from([0.75, 0.4]), st.booleans())
