@@ -18,10 +18,10 @@ SOURCES = Path(__file__).parent
 THREADS, WARP = 256, 32
 C_TYPES = {"f": "float", "d": "double"}
 INSTALL = "pip install -e '.[cuda12]' (or '.[cuda13]' for CUDA 13)"
-# How many blocks a grid may have along y and z; along x it is 2^31 - 1.
-MAX_GRID_Y = 65535
 # What a kernel may take without asking; more has to be allowed first.
 _PLAIN_SHARED_BYTES = 48 << 10
+# How many blocks a grid may have along y; along x it may have 2^31 - 1.
+_MAX_GRID_Y = 65535
 
 
 def require() -> None:
@@ -146,7 +146,7 @@ def launch_planes(source: str, kernel: str, dtype, planes: int, positions: int, 
     """
     width = max(1, min(positions, THREADS))
     height = THREADS // width
-    stretches = min(MAX_GRID_Y, blocks(positions, 4 * width))
+    stretches = min(_MAX_GRID_Y, blocks(positions, 4 * width))
     launch(source, kernel, dtype, (blocks(planes, height), stretches), (width, height), args)
 
 
