@@ -68,9 +68,11 @@ struct Thread {
     size_t size;
 };
 
+// Contexts start fibres; from then on jumps lead in and out, which take no system calls.
 struct Fibre {
-    ucontext_t context;
+    jmp_buf inside;
     char *stack;
+    bool started;
 };
 
 static std::vector<Thread> threads;
@@ -80,7 +82,8 @@ static std::vector<int> idle;
 static size_t next, stop;      // how many of `order` have been started, and may be at present
 static bool in_turns;          // whether warps take turns, or run as far as they can
 static int current, current_fibre;
-static ucontext_t caller, scheduler;
+static ucontext_t caller;
+static jmp_buf scheduler;
 static char message[512];
 static void *fault_address;
 static int fault_writes;
@@ -93,9 +96,11 @@ static uint3 place(int number)
     return {n % blockDim.x, n / blockDim.x % blockDim.y, n / blockDim.x / blockDim.y};
 }
 
-// Give up this launch: the stacks of its fibres are left as they are and used afresh by the next.
+// Give up this launch; its fibres never go on, and the next launch starts them afresh.
 static void fail()
 {
+    for (Fibre &fibre : fibres)
+        fibre.started = false;
     setcontext(&caller);
 }
 
@@ -126,6 +131,12 @@ static void on_signal(int signal, siginfo_t *info, void *context)
     fail();
 }
 
+static void leave_fibre()
+{
+    if (!_setjmp(fibres[current_fibre].inside))
+        _longjmp(scheduler, 1);
+}
+
 static void wait(State state, const char *where, int line)
 {
     Thread &thread = threads[current];
@@ -133,50 +144,59 @@ static void wait(State state, const char *where, int line)
     thread.state = state;
     thread.where = where;
     thread.line = line;
-    swapcontext(&fibres[current_fibre].context, &scheduler);
+    leave_fibre();
     current = number;
     threadIdx = place(number);
 }
 
 // A fibre runs new threads of a warp one by one, until one has to wait; another takes over then.
+// When there are no more it is idle, and goes on here the next time.
 static void fibre_main()
 {
     int own = current_fibre;
-    while (next < stop) {
-        current = order[next++];
-        Thread &thread = threads[current];
-        thread.state = READY;
-        thread.fibre = own;
-        threadIdx = place(current);
-        body(body_arguments);
-        threads[current].state = DONE;
+    for (;;) {
+        while (next < stop) {
+            current = order[next++];
+            Thread &thread = threads[current];
+            thread.state = READY;
+            thread.fibre = own;
+            threadIdx = place(current);
+            body(body_arguments);
+            threads[current].state = DONE;
+        }
+        idle.push_back(own);
+        leave_fibre();
     }
-    idle.push_back(own);
-    setcontext(&scheduler);
 }
 
-static void resume(int fibre)
+static void resume(int number)
 {
-    current_fibre = fibre;
-    swapcontext(&scheduler, &fibres[fibre].context);
+    current_fibre = number;
+    Fibre &fibre = fibres[number];
+    if (_setjmp(scheduler))
+        return;
+    if (fibre.started)
+        _longjmp(fibre.inside, 1);
+    fibre.started = true;
+    ucontext_t context;
+    getcontext(&context);
+    context.uc_stack.ss_sp = fibre.stack;
+    context.uc_stack.ss_size = STACK;
+    context.uc_link = nullptr;
+    makecontext(&context, fibre_main, 0);
+    setcontext(&context);
 }
 
-static void start_fibre()
+static void start_threads()
 {
     if (idle.empty()) {
         void *stack = mmap(nullptr, STACK, PROT_READ | PROT_WRITE,
                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        fibres.push_back({{}, (char *)stack});
-        idle.push_back(fibres.size() - 1);
+        idle.push_back(fibres.size());
+        fibres.push_back({{}, (char *)stack, false});
     }
     int number = idle.back();
     idle.pop_back();
-    Fibre &fibre = fibres[number];
-    getcontext(&fibre.context);
-    fibre.context.uc_stack.ss_sp = fibre.stack;
-    fibre.context.uc_stack.ss_size = STACK;
-    fibre.context.uc_link = nullptr;
-    makecontext(&fibre.context, fibre_main, 0);
     resume(number);
 }
 
@@ -286,7 +306,7 @@ static bool run_warp(size_t first, size_t last)
         State state = threads[order[i]].state;
         moved |= state == NEW || state == READY;
         if (state == NEW)
-            start_fibre();
+            start_threads();
         else if (state == READY)
             resume(threads[order[i]].fibre);
     }
