@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from dataclasses import dataclass
 from functools import cache
@@ -17,8 +18,8 @@ from kernels.cuda import runtime
 
 HERE = Path(__file__).parent
 COMPILER = shutil.which("g++")
-HAS_COMPILER = COMPILER is not None
-NO_COMPILER = "needs g++, which compiles the CUDA kernels for the CPU"
+HAS_COMPILER = COMPILER is not None and sys.platform == "linux"
+NO_COMPILER = "needs Linux and g++, which compiles the CUDA kernels for the CPU"
 # What a block may have of dynamic shared memory on every GPU from sm_70 on.
 SHARED_BYTES = 96 << 10
 FLAGS = (
@@ -119,6 +120,7 @@ def _compile(text, dtype, kernels) -> Path:
     key = hashlib.sha256("\n".join([unit, (HERE / "cuda.h").read_text(), *command]).encode())
     folder = Path(tempfile.gettempdir()) / f"minidl-emulator-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
+    assert folder.stat().st_uid == os.getuid(), f"{folder} belongs to someone else"
     path = folder / f"{key.hexdigest()[:32]}.so"
     if path.exists():
         return path

@@ -51,7 +51,7 @@ static const int warpSize = 32;
 namespace emulator {
 
 const int LANES = 32, STACK = 64 << 10;
-const size_t PAGE = 4096;
+const size_t PAGE = sysconf(_SC_PAGESIZE);
 
 enum State { NEW, READY, AT_BARRIER, IN_WARP, DONE };
 enum Operation { SYNC, SHUFFLE, MATCH, BALLOT };
@@ -115,7 +115,7 @@ static void on_signal(int signal, siginfo_t *info, void *context)
 {
     char who[96];
     describe_thread(who, sizeof who, current);
-    if (signal == SIGILL) {
+    if (signal == SIGILL || signal == SIGTRAP) {  // where a check of the compiler traps
         snprintf(message, sizeof message,
                  "%s: an index outside of a shared or local array, or integer overflow", who);
     } else {
@@ -458,12 +458,12 @@ static const char *launch(void (*kernel)(void **), const unsigned *sizes, size_t
     for (size_t i = 0; i < fibres.size(); ++i)
         idle.push_back(i);
     fault_address = nullptr;
-    struct sigaction action = {}, old_segv, old_bus, old_ill;
+    const int signals[] = {SIGSEGV, SIGBUS, SIGILL, SIGTRAP};
+    struct sigaction action = {}, before[4];
     action.sa_sigaction = on_signal;
     action.sa_flags = SA_SIGINFO | SA_NODEFER;
-    sigaction(SIGSEGV, &action, &old_segv);
-    sigaction(SIGBUS, &action, &old_bus);
-    sigaction(SIGILL, &action, &old_ill);
+    for (int i = 0; i < 4; ++i)
+        sigaction(signals[i], &action, &before[i]);
     static ucontext_t main_context;
     getcontext(&main_context);
     main_context.uc_stack.ss_sp = stack;
@@ -471,9 +471,8 @@ static const char *launch(void (*kernel)(void **), const unsigned *sizes, size_t
     main_context.uc_link = nullptr;
     makecontext(&main_context, run_blocks, 0);
     swapcontext(&caller, &main_context);
-    sigaction(SIGSEGV, &old_segv, nullptr);
-    sigaction(SIGBUS, &old_bus, nullptr);
-    sigaction(SIGILL, &old_ill, nullptr);
+    for (int i = 0; i < 4; ++i)
+        sigaction(signals[i], &before[i], nullptr);
     return message;
 }
 
