@@ -10,7 +10,8 @@ from kernels.geometry import check_dtypes, check_shape
 
 
 def relu(x):
-    """See kernels.reference.relu."""
+    """See kernels.reference.relu. TypeError for other dtypes than float32 and float64."""
+    check_dtypes(x=x)
     x = runtime.contiguous(x)
     y = runtime.empty(x.shape, x.dtype)
     runtime.launch_elements("activation", "relu", x.dtype, x.size, (x, y, x.size))
@@ -18,7 +19,8 @@ def relu(x):
 
 
 def relu_backward(dy, y):
-    """See kernels.reference.relu_backward."""
+    """See kernels.reference.relu_backward. TypeError for other dtypes than float32 and float64."""
+    check_dtypes(dy=dy, y=y)
     check_shape("dy", dy.shape, y.shape)
     dy, y = runtime.contiguous(dy), runtime.contiguous(y)
     dx = runtime.empty(dy.shape, dy.dtype)
@@ -40,6 +42,7 @@ def bias_relu(x, bias):
 
 def bias_relu_backward(dy, y):
     """See kernels.reference.bias_relu_backward."""
+    check_dtypes(dy=dy, y=y)
     check_shape("dy", dy.shape, y.shape)
     dy, y = runtime.contiguous(dy), runtime.contiguous(y)
     dx = runtime.empty(dy.shape, dy.dtype)

@@ -117,8 +117,12 @@ def launch(source: str, kernel: str, dtype, grid, block, args, shared: int = 0) 
     """Run `kernel` of <source>.cu, compiled for `dtype`, on grid x block threads.
 
     grid, block: an int or up to three (x, y, z); a grid without blocks runs nothing. args: as
-    `arguments` takes them. shared: bytes of dynamic shared memory a block.
+    `arguments` takes them. shared: bytes of dynamic shared memory a block. Raises TypeError for a
+    NumPy array among the arguments.
     """
+    if any([isinstance(arg, np.ndarray) for arg in args]):
+        # CuPy would pass an array of one element by value, and the kernel take it as an address.
+        raise TypeError(f"{source}.{kernel} takes arrays on the device, got one of NumPy")
     grid, block = three(grid), three(block)
     if not math.prod(grid):
         return

@@ -24,7 +24,8 @@ NO_COMPILER = "needs Linux and g++, which compiles the CUDA kernels for the CPU"
 SHARED_BYTES = 96 << 10
 FLAGS = (
     # Fortified longjmp takes a jump to another stack for an accident.
-    "-U_FORTIFY_SOURCE", "-std=c++17", "-O1", "-w", "-fPIC", "-shared", "-fno-gnu-unique", "-fno-strict-aliasing",
+    "-U_FORTIFY_SOURCE",
+    "-std=c++17", "-O1", "-w", "-fPIC", "-shared", "-fno-gnu-unique", "-fno-strict-aliasing",
     "-fsanitize=bounds,signed-integer-overflow,integer-divide-by-zero",
     "-fsanitize-undefined-trap-on-error",
 )  # fmt: skip

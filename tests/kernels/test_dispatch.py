@@ -58,3 +58,8 @@ def test_the_launchers_need_no_cupy():
         "assert 'numba' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_launch_takes_no_numpy_arrays():
+    with pytest.raises(TypeError, match="activation.relu takes arrays on the device"):
+        runtime.launch("activation", "relu", np.float32, 1, 1, (np.zeros(1), np.zeros(1), 1))

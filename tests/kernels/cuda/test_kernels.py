@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from kernels import cuda, reference
 from minidl.testing import pool2d_parameters
+from tests.emulator import launch
 from tests.kernels.agreement import (
     arrays,
     check_cross_entropy_of_extremes,
@@ -249,6 +250,36 @@ def test_softmax_cross_entropy_of_extremes(device):
     )
 
 
+def test_shapes_of_networks(device):
+    """As large as in networks on a GPU, twice with the same bits; small in the emulator."""
+    images, share = (16, 1) if device.name == "gpu" else (1, 16)
+    draw = np.random.default_rng(0)
+
+    def values(*shape):
+        return draw.standard_normal(shape).astype(np.float32)
+
+    x, dy = values(images, 96 // share, 55, 55), values(images, 96 // share, 27, 27)
+    gamma, beta = values(2, 96 // share)
+    _, scale = device.agree("lrn", x, 5, 1e-4, 0.75, 2.0)
+    _, mean, _, inv_std = device.agree("batchnorm_train", x, gamma, beta, 1e-5)
+    _, switches = device.agree("max_pool2d", x, (3, 3), (2, 2), exact=True)
+    logits, target = values(8 * images, 1000), np.abs(values(8 * images, 1000))
+    calls = [
+        ("lrn_backward", x, x, scale, 5, 1e-4, 0.75, 2.0),
+        ("batchnorm_backward", x, x, gamma, mean, inv_std),
+        ("max_unpool2d", dy, switches, x.shape[2:]),
+        ("avg_pool2d_backward", dy, x.shape, (3, 3), (2, 2)),
+        ("bias_relu", x, beta),
+        ("bias_relu_backward", x, x),
+        ("dropout", x, 0.5, 1, 2),
+        ("softmax_cross_entropy", logits, target),
+        ("softmax_cross_entropy_backward", logits[:, 0], logits, target),
+    ]
+    for call in calls:
+        device.agree(*call)
+        np.testing.assert_equal(device.run(*call), device.run(*call), err_msg=call[0])
+
+
 def test_arguments_are_checked(device):
     a, b = device.put(np.zeros((1, 2, 3, 3), np.float32)), device.put(np.zeros(3, np.float32))
     cases = [
@@ -261,7 +292,33 @@ def test_arguments_are_checked(device):
         (ValueError, "p must be", lambda: cuda.dropout(a, 1.0, 0, 0)),
         (ValueError, "kernel_size", lambda: cuda.max_pool2d(a, (5, 5), (1, 1))),
         (TypeError, "float32 or float64", lambda: cuda.avg_pool2d(a > 0, (1, 1), (1, 1))),
+        (TypeError, "float32 or float64", lambda: cuda.relu(a > 0)),
+        (TypeError, "one dtype", lambda: cuda.relu_backward(a, a.astype(np.float64))),
+        (TypeError, "one dtype", lambda: cuda.bias_relu_backward(a, a.astype(np.float64))),
     ]
     for error, words, call in cases:
         with pytest.raises(error, match=words):
             call()
+
+
+def test_division_beyond_32_bits(device):
+    """Sizes may pass 2^31; indices beyond it are divided exactly, too."""
+    if device.name != "emulator":
+        pytest.skip("runs a source of its own, which only the emulator takes")
+    text = """
+    #include "common.cuh"
+    extern "C" __global__ void halves(const long long *a, const int *b, long long *y, int *rest)
+    {
+        y[threadIdx.x] = divide(a[threadIdx.x], b[threadIdx.x], rest + threadIdx.x);
+    }
+    """
+    draw = np.random.default_rng(0)
+    a = draw.integers(0, [[2**31], [2**32], [2**33], [2**62]], (4, 8)).reshape(-1)
+    a[:4] = 2**32 - 1, 2**32, 2**31, 0
+    b = draw.integers(1, 2**31, 32).astype(np.int32)
+    b[1::2] %= 100
+    b[1::2] += 1
+    y, rest = np.zeros(32, np.int64), np.zeros(32, np.int32)
+    launch("planted", "halves", np.float32, 1, 32, (a, b, y, rest), text=text)
+    np.testing.assert_array_equal(y, a // b)
+    np.testing.assert_array_equal(rest, a % b)
