@@ -26,6 +26,7 @@ FLAGS = (
     # Fortified longjmp takes a jump to another stack for an accident.
     "-U_FORTIFY_SOURCE",
     "-std=c++17", "-O1", "-w", "-fPIC", "-shared", "-fno-gnu-unique", "-fno-strict-aliasing",
+    "-fstack-clash-protection",
     "-fsanitize=bounds,signed-integer-overflow,integer-divide-by-zero",
     "-fsanitize-undefined-trap-on-error",
 )  # fmt: skip

@@ -3,10 +3,10 @@
 // The threads of a block are fibres: each runs until it must wait for others, at a barrier or in a
 // warp's exchange. Who goes first is the caller's choice: one order lets the first warp run as far
 // as it can before the second starts, one the last warp, and one has all warps take turns. A kernel
-// whose result depends on that order has a race. What hardware leaves undefined is an error here: a barrier that
-// some living thread does not reach, an exchange with a lane that takes no part, an index outside
-// of an array in shared memory, integer overflow. Shared memory starts as NaN. The buffers a kernel
-// gets lie between pages that must not be touched (see `emulator_map`).
+// whose result depends on that order has a race. What hardware leaves undefined is an error here: a
+// barrier that some living thread does not reach, an exchange with a lane that takes no part, an
+// index outside of an array in shared memory, integer overflow. Shared memory starts as NaN. The
+// buffers a kernel gets lie between pages that must not be touched (see `emulator_map`).
 //
 // One launch at a time, in one thread of the process.
 
@@ -192,6 +192,7 @@ static void start_threads()
     if (idle.empty()) {
         void *stack = mmap(nullptr, STACK, PROT_READ | PROT_WRITE,
                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        mprotect(stack, PAGE, PROT_NONE);  // below its end lies another stack
         idle.push_back(fibres.size());
         fibres.push_back({{}, (char *)stack, false});
     }
@@ -440,6 +441,32 @@ static void run_blocks()
     setcontext(&caller);
 }
 
+// While one lives, faults go to `on_signal`; afterwards, to whom they went before.
+struct Signals {
+    static constexpr int numbers[] = {SIGSEGV, SIGBUS, SIGILL, SIGTRAP};
+    struct sigaction before[4];
+    stack_t stack_before;
+
+    Signals()
+    {
+        static char own_stack[64 << 10];  // a thread's may be what has run over
+        stack_t stack = {own_stack, 0, sizeof own_stack};
+        sigaltstack(&stack, &stack_before);
+        struct sigaction action = {};
+        action.sa_sigaction = on_signal;
+        action.sa_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK;
+        for (int i = 0; i < 4; ++i)
+            sigaction(numbers[i], &action, &before[i]);
+    }
+
+    ~Signals()
+    {
+        for (int i = 0; i < 4; ++i)
+            sigaction(numbers[i], &before[i], nullptr);
+        sigaltstack(&stack_before, nullptr);
+    }
+};
+
 static const char *launch(void (*kernel)(void **), const unsigned *sizes, size_t shared, int seed,
                           void **arguments)
 {
@@ -458,12 +485,7 @@ static const char *launch(void (*kernel)(void **), const unsigned *sizes, size_t
     for (size_t i = 0; i < fibres.size(); ++i)
         idle.push_back(i);
     fault_address = nullptr;
-    const int signals[] = {SIGSEGV, SIGBUS, SIGILL, SIGTRAP};
-    struct sigaction action = {}, before[4];
-    action.sa_sigaction = on_signal;
-    action.sa_flags = SA_SIGINFO | SA_NODEFER;
-    for (int i = 0; i < 4; ++i)
-        sigaction(signals[i], &action, &before[i]);
+    Signals signals;
     static ucontext_t main_context;
     getcontext(&main_context);
     main_context.uc_stack.ss_sp = stack;
@@ -471,8 +493,6 @@ static const char *launch(void (*kernel)(void **), const unsigned *sizes, size_t
     main_context.uc_link = nullptr;
     makecontext(&main_context, run_blocks, 0);
     swapcontext(&caller, &main_context);
-    for (int i = 0; i < 4; ++i)
-        sigaction(signals[i], &before[i], nullptr);
     return message;
 }
 

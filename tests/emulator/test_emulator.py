@@ -172,6 +172,20 @@ def test_dynamic_shared_memory():
         run(text, "reversed", 40, x, y, np.int32(1), shared=160)
 
 
+def test_local_arrays_beyond_a_threads_stack():
+    text = """
+    extern "C" __global__ void local(int *y, int count)
+    {
+        volatile int values[50000];
+        for (int i = 0; i < count; ++i)
+            values[i] = i;
+        y[threadIdx.x] = values[count - 1];
+    }
+    """
+    with pytest.raises(EmulationError, match="writes memory at .* none of its arrays"):
+        run(text, "local", 2, np.zeros(2, np.int32), np.int32(50000))
+
+
 def test_atomics():
     text = """
     extern "C" __global__ void count(const int *x, int *counts, int *largest)
