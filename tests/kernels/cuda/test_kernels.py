@@ -1,5 +1,7 @@
 """Every CUDA kernel but convolutions against its reference: emulated, and on a GPU."""
 
+import inspect
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -322,3 +324,9 @@ def test_division_beyond_32_bits(device):
     launch("planted", "halves", np.float32, 1, 32, (a, b, y, rest), text=text)
     np.testing.assert_array_equal(y, a // b)
     np.testing.assert_array_equal(rest, a % b)
+
+
+def test_names_and_signatures():
+    for name in cuda.__all__:
+        slow, fast = (inspect.signature(getattr(m, name)) for m in (reference, cuda))
+        assert str(slow) == str(fast), name
