@@ -50,10 +50,10 @@ def fully_connected(
     """fc6 to fc8, with which AlexNet, ZFNet and VGG end: two hidden layers, dropped out behind."""
     return {
         "fc6": nn.Linear(in_features, hidden),
-        "relu6": nn.ReLU(),
+        "relu6": nn.ReLU(inplace=True),
         "drop6": nn.Dropout(dropout),
         "fc7": nn.Linear(hidden, hidden),
-        "relu7": nn.ReLU(),
+        "relu7": nn.ReLU(inplace=True),
         "drop7": nn.Dropout(dropout),
         "fc8": nn.Linear(hidden, num_classes),
     }

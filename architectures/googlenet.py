@@ -63,7 +63,7 @@ class ConvReLU(nn.Module):
 
     def forward(self, x):
         x = self.conv(x)
-        return ops.relu(x if self.bn is None else self.bn(x))
+        return ops.relu(x if self.bn is None else self.bn(x), inplace=True)
 
 
 class Inception(nn.Module):

@@ -283,16 +283,16 @@ def lenet_modern(num_classes: int = 10) -> nn.Sequential:
     model = nn.Sequential(
         {
             "c1": nn.Conv2d(1, 6, 5),
-            "relu1": nn.ReLU(),
+            "relu1": nn.ReLU(inplace=True),
             "s2": nn.MaxPool2d(2),
             "c3": nn.Conv2d(6, 16, 5),
-            "relu3": nn.ReLU(),
+            "relu3": nn.ReLU(inplace=True),
             "s4": nn.MaxPool2d(2),
             "c5": nn.Conv2d(16, 120, 5),
-            "relu5": nn.ReLU(),
+            "relu5": nn.ReLU(inplace=True),
             "flatten": nn.Flatten(),
             "f6": nn.Linear(120, 84),
-            "relu6": nn.ReLU(),
+            "relu6": nn.ReLU(inplace=True),
             "output": nn.Linear(84, num_classes),
         }
     )

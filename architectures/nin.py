@@ -38,11 +38,11 @@ def mlpconv(in_channels: int, maps: tuple[int, int, int], kernel_size: int) -> n
     return nn.Sequential(
         {
             "conv": nn.Conv2d(in_channels, first, kernel_size, padding=kernel_size // 2),
-            "relu1": nn.ReLU(),
+            "relu1": nn.ReLU(inplace=True),
             "mlp1": nn.Conv2d(first, second, 1),
-            "relu2": nn.ReLU(),
+            "relu2": nn.ReLU(inplace=True),
             "mlp2": nn.Conv2d(second, third, 1),
-            "relu3": nn.ReLU(),
+            "relu3": nn.ReLU(inplace=True),
         }
     )
 

@@ -118,8 +118,8 @@ class Block(nn.Module):
         for i in range(1, self.depth + 1):
             y = getattr(self, f"bn{i}")(getattr(self, f"conv{i}")(y))
             if i < self.depth:
-                y = ops.relu(y)
-        return ops.relu(y + (x if self.downsample is None else self.downsample(x)))
+                y = ops.relu(y, inplace=True)
+        return ops.relu(y + (x if self.downsample is None else self.downsample(x)), inplace=True)
 
 
 class PreActBlock(nn.Module):
@@ -143,11 +143,11 @@ class PreActBlock(nn.Module):
         )
 
     def forward(self, x):
-        y = x if self.first else ops.relu(self.bn1(x))
+        y = x if self.first else ops.relu(self.bn1(x), inplace=True)
         around = x if self.downsample is None else self.downsample(y)
         for i in range(1, self.depth + 1):
             if i > 1:
-                y = ops.relu(getattr(self, f"bn{i}")(y))
+                y = ops.relu(getattr(self, f"bn{i}")(y), inplace=True)
             y = getattr(self, f"conv{i}")(y)
         return y + around
 
@@ -215,11 +215,11 @@ class ResNet(nn.Module):
                     init.zeros_(getattr(module, f"bn{module.depth}").weight)
 
     def forward(self, x):
-        x = self.maxpool(ops.relu(self.bn1(self.conv1(x))))
+        x = self.maxpool(ops.relu(self.bn1(self.conv1(x)), inplace=True))
         for stage in range(1, self.stages + 1):
             x = getattr(self, f"layer{stage}")(x)
         if self.bn_last is not None:
-            x = ops.relu(self.bn_last(x))
+            x = ops.relu(self.bn_last(x), inplace=True)
         return self.fc(self.avgpool(x).flatten(1))
 
 

@@ -96,7 +96,7 @@ def conv_layers(config: str, batch_norm: bool, width: float = 1.0) -> dict[str, 
             layers[f"conv{place}"] = nn.Conv2d(channels, maps, kernel, padding=kernel // 2)
             if batch_norm:
                 layers[f"bn{place}"] = nn.BatchNorm2d(maps)
-            layers[f"relu{place}"] = nn.ReLU()
+            layers[f"relu{place}"] = nn.ReLU(inplace=True)
             channels, number = maps, number + 1
     return layers
 

@@ -268,6 +268,17 @@ class Tensor:
         self._storage.version += 1
         yield self._array
 
+    def _take_memory(self) -> bool:
+        """True where an operation may write its result over these values; then they count as gone.
+
+        Not over a leaf, nor where a graph, the holder of an array or a listener needs them.
+        """
+        storage, leaf = self._storage, self._requires_grad and self._node is None
+        if leaf or storage.locks or storage.exposed or _mode.listener is not None:
+            return False
+        storage.version += 1
+        return True
+
     def copy_(self, source) -> "Tensor":
         """Overwrite the values with `source` (tensor, array or scalar; broadcast) in place."""
         array = source._array if isinstance(source, Tensor) else source

@@ -62,9 +62,11 @@ def _planes(array):
     return np.ascontiguousarray(array).reshape(*array.shape[:2], int(np.prod(array.shape[2:])))
 
 
-def relu(x):
+def relu(x, out=None):
     """See kernels.reference.relu."""
-    y = empty(x.shape, x.dtype)
+    y = empty(x.shape, x.dtype) if out is None else out
+    if not y.flags.c_contiguous:
+        return np.maximum(x, x.dtype.type(0), out=y)
     _relu(np.ascontiguousarray(x).reshape(-1), y.reshape(-1))
     return y
 

@@ -1,182 +1,334 @@
 """Winograd convolution with 3x3 kernels at stride 1: a quarter of the multiplications.
 
-The definition and the algebra stand in kernels.reference.winograd, the transforms in
-kernels.cpu.winograd_tiles. Here the work is cut:
+The definition and the algebra stand in kernels.reference.winograd. Here all channels of a pixel lie
+side by side (kernels.cpu.pixels), and so do those of each transformed tile: the transforms run over
+vectors of channels, of whatever tiles, and the products are
 
-* **by blocks**, where there are many tiles: a task takes a block of them from pixels to result, in
-  scratch memory of its thread, so that what is transformed stays near its core: V of all channels,
-  36 (or 16) products M = U V, and the results;
-* **by steps**, where there are few (deep layers of small images): all threads transform the
-  channels, then share out the products, then the channels of the result.
+    M[k] (tiles, O) = V[k] (tiles, C) U[k] (C, O)    for the 36 (or 16) positions k,
 
-The gradient by the input is the same convolution of dy. How the work is cut depends on the shapes
-alone, never on the number of threads, and so do the results, to the last bit.
+computed in tiles of registers from where the transforms put their operands. The work is cut
+
+* **by blocks**, where the channels are so few that a block of tiles stays in a core's cache: a task
+  takes it from pixels to result;
+* **by steps** otherwise: all threads transform the rows of tiles, then share out the products, then
+  the rows of the result.
+
+The gradient by the input is the same convolution of dy. That by the weight is the transpose of the
+algorithm: with U = G g G^T, Y = A^T (U V) A summed over the tiles,
+
+    dU[k] (O, C) = sum over tiles of (A dy A^T)[k]^T (B^T d B)[k]        dg = G^T dU G.
+
+How the work is cut depends on the shapes alone, never on the number of threads, and so do the
+results, to the last bit.
 
 Errors in float32, the largest over the largest result, on the 3x3 layers of VGG and ResNet: F(4x4)
-6e-6 to 1.4e-5, F(2x2) 3e-7 to 7e-7, by columns 2e-7 to 5e-7. `kernels.dispatch.winograd` chooses.
+6e-6 to 1.4e-5, F(2x2) 3e-7 to 7e-7, plain sums 2e-7 to 5e-7. `kernels.dispatch.winograd` chooses.
 A NaN spreads over the results of its whole tile, and an infinity becomes NaN there.
-
-Processor time of F(4x4, 3x3), and that of the columns of kernels.cpu.conv, over that of PyTorch
-2.13.0 (one thread, AVX-512, float32, the filters' transform included):
-
-    N, C, H, O          forward          gradient by the input
-    4, 64, 224, 64      0.54 (1.24)      0.55 (1.27)
-    4, 128, 112, 128    0.58 (1.34)      0.59 (1.27)
-    4, 256, 56, 256     0.62 (1.42)      0.64 (1.30)
-    4, 512, 28, 512     0.56 (1.52)      0.56 (1.36)
-    4, 512, 14, 512     0.99 (1.61)      1.02 (1.64)
-    16, 64, 56, 64      0.87 (2.02)      0.84 (1.86)
-    16, 128, 28, 128    0.82 (1.93)      0.81 (1.58)
-    16, 256, 14, 256    0.92 (1.81)      0.90 (1.44)
-    16, 512, 7, 512     1.06 (1.91)      1.16 (1.76)
-
-In the last rows a quarter of the time goes into the filters, which have as many values as the
-tiles.
 """
 
 import numpy as np
 from numba import get_thread_id, njit, prange
 
-from kernels.cpu.blas import gemm
-from kernels.cpu.tasks import chunk_bounds
+from kernels.cpu.emitter import ROWS, VECTORS, lanes
+from kernels.cpu.pixels import turn_back, turn_image
+from kernels.cpu.simd import row_tiles, transform_tile
+from kernels.cpu.tasks import chunk_bounds, split
 from kernels.cpu.threads import num_threads
-from kernels.cpu.winograd_tiles import (
-    LANES,
-    transform_filters,
-    transform_input,
-    transform_output,
-)
 from kernels.cpu.workspace import workspace
 from kernels.dispatch import winograd_size
+from kernels.reference.winograd import MATRICES
 
-# Tiles of a block, down to half as many to make this many blocks, enough for several cores; with
-# fewer BLAS spends its time on packing the filters.
-BLOCK_TILES, MIN_BLOCKS = 128, 8
-STEP_TILES = 256
-# Channels that a task of a step transforms.
-_CHANNELS = 8
+_pixels_2, _pixels_4 = (transform_tile(MATRICES[size].pixels) for size in (2, 4))
+_filters_2, _filters_4 = (transform_tile(MATRICES[size].filters) for size in (2, 4))
+_outputs_2, _outputs_4 = (transform_tile(MATRICES[size].outputs) for size in (2, 4))
+
+# A block's transformed tiles fill at most this much cache, and are at least so many.
+_BLOCK_BYTES, _MIN_BLOCK = 1536 << 10, 48
+# Tiles that go through the steps together.
+_STEP_TILES = 512
+_MIN_TASKS = 8
+_FILTER_CHANNELS = 64  # whose filters a task transforms
+# Terms of a sum that are added in one go: their vectors stay in a first cache.
+_DEPTH = 128
 # Values between one matrix and the next. Without them all 36 would begin at multiples of the page
 # size, where they displace each other from the cache.
 _SKEW = 32
-# The columns of the products are rounded up to whole vectors, for which BLAS is faster.
-_VECTOR = 16
 # Fewer channels, tiles or multiplications a product position are left to the other kernels.
 _MIN_CHANNELS, _MIN_TILES, _MIN_MACS = 16, 16, 1 << 16
 
 
 def is_winograd(y_shape, weight_shape, stride, dilation, groups: int, dtype) -> bool:
-    """True where these kernels are allowed and the faster ones, as measured on one core.
+    """True where these kernels are allowed and the faster ones, as measured.
 
     `y_shape` is that of the result: of the outputs, or of the gradient by the input.
     """
     size = winograd_size()
-    if size is None or dtype != np.float32 or groups > 1:
+    if size is None or dtype != np.float32:
         return False
     if weight_shape[2:] != (3, 3) or stride != (1, 1) or dilation != (1, 1):
         return False
-    outputs, channels = weight_shape[:2]
+    outputs, channels = weight_shape[0] // groups, weight_shape[1]
     tiles = y_shape[0] * -(-y_shape[2] // size) * -(-y_shape[3] // size)
     thick = outputs >= _MIN_CHANNELS and channels >= _MIN_CHANNELS
     return thick and tiles >= _MIN_TILES and outputs * channels * tiles >= _MIN_MACS
 
 
 @njit(parallel=True, cache=True)
-def _filters(weight, u, size, turned):
-    """u (36 or 16, O C + _SKEW), the transforms of weight (O, C, 9)."""
-    outputs = weight.shape[0]
-    for task in prange(-(-outputs // _CHANNELS)):
-        o0, o1 = chunk_bounds(task, _CHANNELS, outputs)
-        transform_filters(weight, u, o0, o1, size, turned)
+def _transform_filters(weight, u, scratch, size, turned, strips, width):
+    """u (G, products, strips C strip + _SKEW), the transforms of weight (G, O, C, 9).
+
+    If `turned`, the filters are turned round, and O and C change places. A strip holds as many
+    outputs as a tile of the product.
+    """
+    groups, products, k_step = u.shape
+    outputs, channels = weight.shape[1:3]
+    if turned:
+        outputs, channels = channels, outputs
+    strip = VECTORS * width
+    flat, filters = u.reshape(u.size), weight.reshape(weight.size)
+    o_step, c_step = (9, outputs * 9) if turned else (channels * 9, 9)
+    parts = -(-channels // _FILTER_CHANNELS)
+    for task in prange(groups * strips * parts):
+        rest, part = split(task, parts)
+        g, s = split(rest, strips)
+        o0, o1 = chunk_bounds(s, strip, outputs)
+        c0, c1 = chunk_bounds(part, _FILTER_CHANNELS, channels)
+        taps = scratch[get_thread_id()]
+        for c in range(c0, c1):
+            first = (g * channels * outputs * 9) + c * c_step
+            for o in range(o0, o1):
+                source, lane = first + o * o_step, o - o0
+                for k in range(9):
+                    taps[(8 - k if turned else k) * strip + lane] = filters[source + k]
+            target = g * products * k_step + (s * channels + c) * strip
+            for o in range(0, strip, width):
+                at = target + o
+                if size == 4:
+                    _filters_4(taps, o, 3 * strip, strip, flat, at, 6 * k_step, k_step)
+                else:
+                    _filters_2(taps, o, 3 * strip, strip, flat, at, 4 * k_step, k_step)
 
 
 @njit(inline="always")
-def _product(u, v, m, k, sizes, count, turned):
-    """Matrix k of m = matrix k of u, or its transpose, times that of v; of `count` tiles."""
-    outputs, channels, tiles = sizes
-    width = -(-count // _VECTOR) * _VECTOR
-    filters = u[k, : outputs * channels]
-    pixels = v[k, : channels * tiles].reshape(channels, tiles)[:, :width]
-    result = m[k, : outputs * tiles].reshape(outputs, tiles)[:, :width]
-    if turned:
-        gemm(filters.reshape(channels, outputs).T, pixels, result, False)
-    else:
-        gemm(filters.reshape(outputs, channels), pixels, result, False)
+def _segments(row, stop, down):
+    """The rows of tiles from `row` on that lie in one image: (image, first row, how many)."""
+    image = row // down
+    first = row - image * down
+    return image, first, min(down - first, stop - row)
+
+
+@njit(inline="always")
+def _transform_pixels(x, g, v, v_step, tile0, row0, row1, pixels, geometry, place, width):
+    """V of the rows of tiles row0:row1, counted through all images, from tile `tile0` of v on.
+
+    x (N, G, C, H, W); `pixels`: scratch memory; `place`: elements of a pixel.
+    """
+    size, down, across, top, left = geometry
+    groups, channels, h, w = x.shape[1:]
+    pitch = across * size + 2
+    flat = x.reshape(x.size)
+    row = row0
+    while row < row1:
+        image, first, count = _segments(row, row1, down)
+        turn_image(
+            flat, (image * groups + g) * channels * h * w, h * w, (h, w), channels,
+            top - first * size, left, pixels, 0, (count * size + 2, pitch, place), width,
+        )  # fmt: skip
+        for r in range(count):
+            for t in range(across):
+                source = (r * pitch + t) * size * place
+                target = (tile0 + (row - row0 + r) * across + t) * place
+                for c in range(0, place, width):
+                    if size == 4:
+                        _pixels_4(
+                            pixels, source + c, pitch * place, place, v, target + c, 6 * v_step,
+                            v_step,
+                        )  # fmt: skip
+                    else:
+                        _pixels_2(
+                            pixels, source + c, pitch * place, place, v, target + c, 4 * v_step,
+                            v_step,
+                        )  # fmt: skip
+        row += count
+
+
+@njit(inline="always")
+def _transform_results(
+    m, m_step, tile0, y, g, bias, row0, row1, pixels, geometry, place, floor, width
+):
+    """y (N, G, O, OH, OW) + bias (G, whole vectors) at the rows of tiles row0:row1, from m."""
+    size, down, across = geometry[:3]
+    groups, outputs, oh, ow = y.shape[1:]
+    flat, flat_bias = y.reshape(y.size), bias.reshape(bias.size)
+    pitch = across * size
+    for row in range(row0, row1):
+        image, v = row // down, row % down * size
+        for t in range(across):
+            source = (tile0 + (row - row0) * across + t) * place
+            for o in range(0, place, width):
+                target = t * size * place + o
+                if size == 4:
+                    _outputs_4(
+                        m, source + o, 6 * m_step, m_step, pixels, target, pitch * place, place
+                    )
+                else:
+                    _outputs_2(
+                        m, source + o, 4 * m_step, m_step, pixels, target, pitch * place, place
+                    )
+        for i in range(min(size, oh - v)):
+            turn_back(
+                pixels, i * pitch * place, place, ow, outputs, flat,
+                (image * groups + g) * outputs * oh * ow + (v + i) * ow, oh * ow,
+                flat_bias, g * bias.shape[1], floor, width,
+            )  # fmt: skip
+
+
+@njit(inline="always")
+def _product(v, v0, channels, u, m, m0, outputs, offsets, tiles, strip0, strip1, width):
+    """m (tiles, `outputs`) = v (tiles, `channels`) times u (strips, C, strip), some strips."""
+    strip = VECTORS * width
+    for s in range(strip0, strip1):
+        vectors = min(VECTORS, (outputs - s * strip) // width)
+        for c in range(0, offsets.size, _DEPTH):
+            depth = min(_DEPTH, offsets.size - c)
+            for t in range(0, tiles, ROWS):
+                row_tiles(
+                    v, v0 + t * channels, channels, u, s * offsets.size * strip, offsets, c, depth,
+                    m, m0 + t * outputs + s * strip, outputs, vectors,
+                )  # fmt: skip
 
 
 @njit(parallel=True, cache=True)
-def _by_blocks(x, u, bias, y, scratch, block, turned, grid):
-    """A task takes `block` tiles from pixels to result, in its thread's scratch memory."""
-    products = u.shape[0]
-    channels, outputs = x.shape[1], y.shape[1]
-    tiles = x.shape[0] * grid[1] * grid[2]
-    sizes = (outputs, channels, block)
-    inner = channels * block + _SKEW
-    for task in prange(-(-tiles // block)):
-        start, stop = chunk_bounds(task, block, tiles)
+def _by_blocks(x, u, bias, y, scratch, offsets, block, geometry, places, floor, width):
+    """A task takes `block` rows of tiles of a group from pixels to result."""
+    n, groups = x.shape[:2]
+    products = u.shape[1]
+    size, down, across = geometry[:3]
+    v_place, m_place, strips = places
+    most = -(-block * across // ROWS) * ROWS
+    v_step, m_step = most * v_place + _SKEW, most * m_place + _SKEW
+    for task in prange(-(-n * down // block) * groups):
+        piece, g = split(task, groups)
+        row0, row1 = chunk_bounds(piece, block, n * down)
         memory = scratch[get_thread_id()]
-        v = memory[: products * inner].reshape(products, inner)
-        m = memory[products * inner :].reshape(products, outputs * block + _SKEW)
-        transform_input(x, v, block, 0, channels, start, stop, grid)
+        v, rest = memory[: products * v_step], memory[products * v_step :]
+        m, pixels = rest[: products * m_step], rest[products * m_step :]
+        _transform_pixels(x, g, v, v_step, 0, row0, row1, pixels, geometry, v_place, width)
+        tiles = (row1 - row0) * across
         for k in range(products):
-            _product(u, v, m, k, sizes, stop - start, turned)
-        transform_output(m, block, bias, y, 0, outputs, start, stop, grid)
+            _product(
+                v, k * v_step, v_place, u[g, k], m, k * m_step, m_place, offsets, tiles, 0, strips,
+                width,
+            )  # fmt: skip
+        _transform_results(
+            m, m_step, 0, y, g, bias, row0, row1, pixels, geometry, m_place, floor, width
+        )
 
 
 @njit(parallel=True, cache=True)
-def _by_steps(x, u, bias, y, v, m, block, turned, start, stop, grid):
-    """All threads take the tiles start:stop through each step together."""
-    channels, outputs = x.shape[1], y.shape[1]
-    sizes = (outputs, channels, block)
-    for task in prange(-(-channels // _CHANNELS)):
-        c0, c1 = chunk_bounds(task, _CHANNELS, channels)
-        transform_input(x, v, block, c0, c1, start, stop, grid)
-    for k in prange(u.shape[0]):
-        _product(u, v, m, k, sizes, stop - start, turned)
-    for task in prange(-(-outputs // _CHANNELS)):
-        o0, o1 = chunk_bounds(task, _CHANNELS, outputs)
-        transform_output(m, block, bias, y, o0, o1, start, stop, grid)
+def _step_pixels(x, g, v, v_step, scratch, row0, row1, piece, geometry, place, width):
+    """V of the rows of tiles row0:row1; a task takes `piece` of them."""
+    across = geometry[2]
+    for task in prange(-(-(row1 - row0) // piece)):
+        first, last = chunk_bounds(task, piece, row1 - row0)
+        _transform_pixels(
+            x, g, v, v_step, first * across, row0 + first, row0 + last, scratch[get_thread_id()],
+            geometry, place, width,
+        )  # fmt: skip
 
 
-def conv2d_winograd(x, weight, bias, y, padding, size):
-    """Write conv(x, weight) + bias of stride 1, by F(size x size, 3x3), into y, C-contiguous."""
-    _convolve(x, weight, bias, y, padding, size, False)
+@njit(parallel=True, cache=True)
+def _step_products(v, v_step, v_place, u, strips, m, m_step, m_place, offsets, tiles, width):
+    for task in prange(u.shape[0] * strips):
+        k, s = split(task, strips)
+        _product(
+            v, k * v_step, v_place, u[k], m, k * m_step, m_place, offsets, tiles, s, s + 1, width
+        )
 
 
-def input_grad_winograd(dy, weight, dx, padding, size):
+@njit(parallel=True, cache=True)
+def _step_results(
+    m, m_step, y, g, bias, scratch, row0, row1, piece, geometry, place, floor, width
+):
+    across = geometry[2]
+    for task in prange(-(-(row1 - row0) // piece)):
+        first, last = chunk_bounds(task, piece, row1 - row0)
+        _transform_results(
+            m, m_step, first * across, y, g, bias, row0 + first, row0 + last,
+            scratch[get_thread_id()], geometry, place, floor, width,
+        )  # fmt: skip
+
+
+def conv2d_winograd(x, weight, bias, y, padding, size, groups=1, floor=-np.inf):
+    """Write max(conv(x, weight) + bias, floor) of stride 1, by F(size x size, 3x3), into y."""
+    _convolve(x, weight, bias, y, padding, size, groups, False, floor)
+
+
+def input_grad_winograd(dy, weight, dx, padding, size, groups=1):
     """Write the gradient by the input into dx, C-contiguous.
 
     It is the convolution of dy, padded by 2 - p (less than nothing, where p > 2: pixels are left
     out), with the filters turned round and their channels exchanged.
     """
     bias = np.zeros(dx.shape[1], dx.dtype)
-    _convolve(dy, weight, bias, dx, tuple(2 - p for p in padding), size, True)
+    _convolve(dy, weight, bias, dx, tuple(2 - p for p in padding), size, groups, True, -np.inf)
 
 
-def _convolve(x, weight, bias, y, padding, size, turned):
-    """y = conv(x, weight) + bias, or, if `turned`, the convolution of `input_grad_winograd`.
-
-    The channels are exchanged by multiplying with the transposes of the transformed filters.
-    """
+def _convolve(x, weight, bias, y, padding, size, groups, turned, floor):
+    """y = conv(x, weight) + bias, or, if `turned`, the convolution of `input_grad_winograd`."""
     n, outputs, oh, ow = y.shape
-    if not y.size:
-        return
-    x, bias = np.ascontiguousarray(x), np.ascontiguousarray(bias)
-    channels = x.shape[1]
-    products = (size + 2) ** 2
-    u = workspace("filters", (products, outputs * channels + _SKEW), x.dtype)
-    taps = np.ascontiguousarray(weight).reshape(*weight.shape[:2], 9)
-    _filters(taps, u, size, turned)
-    grid = (size, -(-oh // size), -(-ow // size), padding[0], padding[2])
-    tiles = n * grid[1] * grid[2]
-    block = min(BLOCK_TILES, max(BLOCK_TILES // 2, tiles // MIN_BLOCKS // LANES * LANES))
-    if tiles >= MIN_BLOCKS * block:
-        length = products * ((channels + outputs) * block + 2 * _SKEW)
+    channels, outputs = x.shape[1] // groups, outputs // groups
+    width, products = lanes(x.dtype), (size + 2) ** 2
+    strip = VECTORS * width
+    x = np.ascontiguousarray(x).reshape(n, groups, channels, *x.shape[2:])
+    v_place, m_place = _round_up(channels, width), _round_up(outputs, width)
+    biases = np.zeros((groups, m_place), x.dtype)
+    biases[:, :outputs] = bias.reshape(groups, outputs)
+    strips = -(-outputs // strip)
+    u = workspace("filters", (groups, products, strips * channels * strip + _SKEW), x.dtype)
+    taps = np.ascontiguousarray(weight).reshape(groups, -1, weight.shape[1], 9)
+    scratch = workspace("conv", (num_threads(), 9 * strip), x.dtype)
+    _transform_filters(taps, u, scratch, size, turned, strips, width)
+    y = y.reshape(n, groups, outputs, oh, ow)
+    geometry = (size, -(-oh // size), -(-ow // size), padding[0], padding[2])
+    down, across = geometry[1:3]
+    offsets = np.arange(channels) * strip
+    pitch = across * size + 2
+    floor = x.dtype.type(floor)
+    # Pixels of a row of tiles, and what squares of elements reach beyond them.
+    row_pixels = size * pitch * max(v_place, m_place)
+    spare = (2 * pitch + width) * max(v_place, m_place)
+    block = _BLOCK_BYTES // (products * (v_place + m_place) * x.itemsize * across)
+    if block * across >= _MIN_BLOCK:
+        block = min(block, -(-n * down * groups // _MIN_TASKS))
+        most = _round_up(block * across, ROWS)
+        length = products * (most * (v_place + m_place) + 2 * _SKEW) + block * row_pixels + spare
         scratch = workspace("conv", (num_threads(), length), x.dtype)
-        _by_blocks(x, u, bias, y, scratch, block, turned, grid)
+        _by_blocks(
+            x, u, biases, y, scratch, offsets, block, geometry, (v_place, m_place, strips), floor,
+            width,
+        )  # fmt: skip
         return
-    block = min(STEP_TILES, -(-tiles // LANES) * LANES)
-    v = workspace("tiles", (products, channels * block + _SKEW), x.dtype)
-    m = workspace("products", (products, outputs * block + _SKEW), x.dtype)
-    for start in range(0, tiles, block):
-        stop = min(tiles, start + block)
-        _by_steps(x, u, bias, y, v, m, block, turned, start, stop, grid)
+    rows = min(n * down, max(1, _STEP_TILES // across))
+    piece = -(-rows // _MIN_TASKS)
+    most = _round_up(rows * across, ROWS)
+    v_step, m_step = most * v_place + _SKEW, most * m_place + _SKEW
+    v = workspace("tiles", (products * v_step,), x.dtype)
+    m = workspace("products", (products * m_step,), x.dtype)
+    scratch = workspace("conv", (num_threads(), piece * row_pixels + spare), x.dtype)
+    for g in range(groups):
+        for row0 in range(0, n * down, rows):
+            row1 = min(n * down, row0 + rows)
+            tiles = (row1 - row0) * across
+            _step_pixels(x, g, v, v_step, scratch, row0, row1, piece, geometry, v_place, width)
+            _step_products(
+                v, v_step, v_place, u[g], strips, m, m_step, m_place, offsets, tiles, width
+            )
+            _step_results(
+                m, m_step, y, g, biases, scratch, row0, row1, piece, geometry, m_place, floor,
+                width,
+            )  # fmt: skip
+
+
+def _round_up(size, step):
+    return -(-size // step) * step

@@ -12,11 +12,10 @@ from threading import local
 
 import numpy as np
 
-# Smaller results come from NumPy's own cache or the C heap; for larger ones NumPy asks for huge
-# pages, which are cheap to touch, and keeping them would bind too much memory.
-_SMALLEST, _LARGEST = 64 << 10, 32 << 20
-# Free buffers are given up when a new one would make all buffers together exceed this.
-_POOL_BYTES = 256 << 20
+# Smaller results come from NumPy's own cache or the C heap; larger ones would bind too much memory.
+_SMALLEST, _LARGEST = 64 << 10, 128 << 20
+# Free buffers are given up when a new one is needed and they take more than this together.
+_FREE_BYTES = 256 << 20
 
 
 class _Memory(local):
@@ -25,7 +24,6 @@ class _Memory(local):
     def __init__(self):
         self.by_name = {}
         self.by_size = {}
-        self.pooled = 0
 
 
 _memory = _Memory()
@@ -56,11 +54,10 @@ def empty(shape: tuple[int, ...], dtype) -> np.ndarray:
         if _references(buffers, i) == _UNSHARED:
             break
     else:
-        if _memory.pooled + size > _POOL_BYTES:
+        if _free_bytes() > _FREE_BYTES:
             _drop_free_buffers()
         i = len(buffers)
         buffers.append(np.empty(size, np.uint8))
-        _memory.pooled += size
     return np.ndarray(shape, dtype, buffers[i])
 
 
@@ -71,9 +68,17 @@ def _references(buffers, i):
 _UNSHARED = _references([np.empty(0, np.uint8)], 0)
 
 
+def _free_bytes():
+    return sum(
+        size
+        for size, buffers in _memory.by_size.items()
+        for i in range(len(buffers))
+        if _references(buffers, i) == _UNSHARED
+    )
+
+
 def _drop_free_buffers():
     for buffers in _memory.by_size.values():
         buffers[:] = [
             buffers[i] for i in range(len(buffers)) if _references(buffers, i) > _UNSHARED
         ]
-    _memory.pooled = sum(size * len(b) for size, b in _memory.by_size.items())

@@ -5,9 +5,9 @@ import numpy as np
 from kernels.geometry import check_dtypes, check_shape
 
 
-def relu(x):
-    """max(x, 0) elementwise; NaN stays NaN."""
-    return np.maximum(x, x.dtype.type(0))
+def relu(x, out=None):
+    """max(x, 0), NaN staying NaN; written to `out`, which may be x itself, if one is given."""
+    return np.maximum(x, x.dtype.type(0), out=out)
 
 
 def relu_backward(dy, y):

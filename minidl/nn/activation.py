@@ -5,10 +5,17 @@ from minidl.nn.module import Module
 
 
 class ReLU(Module):
-    """max(x, 0)."""
+    """max(x, 0), with `inplace` in the memory of x where nobody else needs that: see ops.relu."""
+
+    def __init__(self, inplace: bool = False):
+        super().__init__()
+        self.inplace = inplace
 
     def forward(self, x):
-        return ops.relu(x)
+        return ops.relu(x, self.inplace)
+
+    def extra_repr(self):
+        return "inplace" if self.inplace else ""
 
 
 class Tanh(Module):

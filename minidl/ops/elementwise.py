@@ -168,8 +168,11 @@ class ReLU(Function):
     keep_inputs = False
     keep_outputs = True
 
+    def __init__(self, inplace=False):
+        self.inplace = inplace
+
     def forward(self, x):
-        return kernels_for(x).relu(x)
+        return kernels_for(x).relu(x, x if self.inplace else None)
 
     def backward(self, grad):
         (y,) = self.outputs
@@ -308,9 +311,14 @@ def sigmoid(x) -> Tensor:
     return Sigmoid()(_floating(x))
 
 
-def relu(x) -> Tensor:
-    """max(x, 0); the derivative at 0 is 0, NaN stays NaN."""
-    return ReLU()(x)
+def relu(x, inplace: bool = False) -> Tensor:
+    """max(x, 0); the derivative at 0 is 0, NaN stays NaN.
+
+    `inplace` allows the result to take the memory of x, which the caller must not read afterwards.
+    That is done where nobody else needs it: no graph, no array handed out to the user.
+    """
+    inplace = inplace and isinstance(x, Tensor) and x._take_memory()
+    return ReLU(inplace)(x)
 
 
 def absolute(x) -> Tensor:

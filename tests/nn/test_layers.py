@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import minidl
-from minidl import Tensor, nn
+from minidl import Tensor, nn, ops
 from minidl.gradcheck import gradcheck_module
 
 LAYERS = {
@@ -114,3 +114,55 @@ def test_against_torch(name):
 def test_bad_settings_are_named(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+def test_relu_in_place_takes_the_memory_of_what_nobody_else_needs():
+    draw = np.random.default_rng(0)
+    weight = Tensor(draw.standard_normal((3, 2, 3, 3)), requires_grad=True)
+    x = Tensor(draw.standard_normal((2, 2, 6, 6)))
+    y = ops.conv2d(x, weight)
+    before = y._array.copy()
+    z = nn.ReLU(inplace=True)(y)
+    assert z._array is y._array
+    np.testing.assert_array_equal(z._array, np.maximum(before, 0))
+    (z * z).sum().backward()
+    expected = weight.grad
+    weight.grad = None
+    z = ops.relu(ops.conv2d(x, weight))
+    (z * z).sum().backward()
+    np.testing.assert_array_equal(weight.grad._array, expected._array)
+
+
+def test_relu_in_place_leaves_alone_what_others_need():
+    relu = nn.ReLU(inplace=True)
+    leaf = Tensor(np.array([-1.0, 2.0]), requires_grad=True)
+    relu(leaf)
+    assert leaf._array[0] == -1
+    kept = leaf.exp() * -1.0  # the product keeps the factor, exp its result
+    product = kept * leaf
+    relu(kept)
+    product.sum().backward()  # would raise had `kept` been written on
+    given = np.array([-1.0, 2.0])
+    relu(Tensor(given))
+    assert given[0] == -1
+    made = Tensor([-1.0, 2.0]) * 1.0
+    held = made.data
+    relu(made)
+    assert held[0] == -1
+
+
+def test_relu_in_place_keeps_what_a_hook_has_seen():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(inplace=True))
+    seen = []
+    model[0].register_forward_hook(lambda module, inputs, outputs: seen.append(outputs))
+    x = Tensor(np.random.default_rng(0).standard_normal((1, 1, 5, 5)).astype(np.float32))
+    y = model(x)
+    assert (seen[0]._array < 0).any() and (y._array >= 0).all()
+
+
+def test_what_was_rectified_in_place_counts_as_modified():
+    x = Tensor([-1.0, 2.0], requires_grad=True)
+    y = x * 2.0
+    view = y.reshape(2, 1)
+    ops.relu(y, inplace=True)
+    assert view._storage.version == y._storage.version == 1

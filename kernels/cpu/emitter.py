@@ -1,0 +1,149 @@
+"""Writing vector instructions: the tool with which kernels.cpu.simd writes its tiles."""
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+from numba.core import cgutils
+
+_FEATURES = llvm.get_host_cpu_features()
+_WIDE = _FEATURES.get("avx512f", False)
+# Bytes of a vector register; and 32 of those (AVX-512, 64-bit ARM) or 16.
+VECTOR_BYTES = 64 if _WIDE else 32 if _FEATURES.get("avx2", False) else 16
+_MANY = _WIDE or "aarch64" in llvm.get_default_triple()
+# A product tile has ROWS x (VECTORS vectors) sums.
+ROWS, VECTORS = 8 if _MANY else 4, 3
+
+INT = ir.IntType(64)
+
+
+def lanes(dtype) -> int:
+    """Elements of a vector."""
+    return VECTOR_BYTES // dtype.itemsize
+
+
+class Emitter:
+    """Writes the instructions of a tile for arguments that are arrays or ints."""
+
+    def __init__(self, context, builder, signature, args):
+        self.builder = builder
+        self._context = context
+        self._types = signature.args
+        self._args = args
+        self.real = context.get_value_type(signature.args[0].dtype)
+        self.lanes = VECTOR_BYTES // (4 if self.real == ir.FloatType() else 8)
+        self.vector = ir.VectorType(self.real, self.lanes)
+
+    def pointer(self, array, start=None):
+        """The address of element number `start` of argument number `array`."""
+        struct = cgutils.create_struct_proxy(self._types[array])
+        data = struct(self._context, self.builder, value=self._args[array]).data
+        return data if start is None else self.builder.gep(data, [start])
+
+    def load(self, pointer, index):
+        """One element."""
+        return self.builder.load(self.builder.gep(pointer, [index]))
+
+    def load_vector(self, pointer, index, element=None):
+        """A vector of elements from number `index` on, which need not be aligned."""
+        vector = self.vector if element is None else ir.VectorType(element, self.lanes)
+        address = self.builder.bitcast(self.builder.gep(pointer, [index]), vector.as_pointer())
+        return self.builder.load(address, align=self.size(vector.element))
+
+    def store_vector(self, value, pointer, index):
+        address = self.builder.gep(pointer, [index])
+        address = self.builder.bitcast(address, value.type.as_pointer())
+        self.builder.store(value, address, align=self.size(value.type.element))
+
+    def splat(self, value):
+        """A vector whose elements are all `value`."""
+        nothing = ir.Constant(ir.VectorType(value.type, self.lanes), ir.Undefined)
+        vector = self.builder.insert_element(nothing, value, ir.IntType(32)(0))
+        mask = ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), [0] * self.lanes)
+        return self.builder.shuffle_vector(vector, nothing, mask)
+
+    def constant(self, value):
+        """A vector of one number."""
+        return ir.Constant(self.vector, [value] * self.lanes)
+
+    def fma(self, a, b, c):
+        """a b + c, rounded once."""
+        function = cgutils.get_or_insert_function(
+            self.builder.module,
+            ir.FunctionType(self.vector, [self.vector] * 3),
+            f"llvm.fma.v{self.lanes}f{8 * self.size(self.real)}",
+        )
+        return self.builder.call(function, [a, b, c])
+
+    def store_some(self, value, pointer, index, inside):
+        """Store the elements of a vector whose flags (a vector of bits) are set."""
+        bits = 8 * self.size(self.real)
+        flags = ir.VectorType(ir.IntType(1), self.lanes)
+        store = cgutils.get_or_insert_function(
+            self.builder.module,
+            ir.FunctionType(
+                ir.VoidType(), [self.vector, self.vector.as_pointer(), ir.IntType(32), flags]
+            ),
+            f"llvm.masked.store.v{self.lanes}f{bits}.p0v{self.lanes}f{bits}",
+        )
+        address = self.builder.bitcast(
+            self.builder.gep(pointer, [index]), self.vector.as_pointer()
+        )
+        self.builder.call(store, [value, address, ir.IntType(32)(bits // 8), inside])
+
+    def below(self, count, start=0):
+        """Flags of the lanes whose number, counted from `start`, is below `count` (64 bits)."""
+        integer = ir.IntType(32)
+        numbers = ir.VectorType(integer, self.lanes)
+        lane = ir.Constant(numbers, list(range(start, start + self.lanes)))
+        return self.builder.icmp_signed("<", lane, self.splat(self.builder.trunc(count, integer)))
+
+    def turned_over(self, rows):
+        """The columns of a square of vectors, by exchanging halves of pairs of rows."""
+        half, rows = self.lanes // 2, list(rows)
+        while half:
+            keep = [i if i & half == 0 else self.lanes + i - half for i in range(self.lanes)]
+            move = [i + half if i & half == 0 else self.lanes + i for i in range(self.lanes)]
+            masks = [
+                ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), mask)
+                for mask in (keep, move)
+            ]
+            for r in range(self.lanes):
+                if r & half == 0:
+                    pair = rows[r], rows[r + half]
+                    rows[r], rows[r + half] = (
+                        self.builder.shuffle_vector(*pair, mask) for mask in masks
+                    )
+            half //= 2
+        return rows
+
+    def at_least(self, value, floor):
+        """max(value, floor); NaN stays NaN."""
+        return self.builder.select(self.builder.fcmp_ordered("<", value, floor), floor, value)
+
+    def loop(self, stop, step, values, body):
+        """values = body(index, values) for index in range(0, stop, step); the final values."""
+        builder = self.builder
+        before = builder.block
+        head = builder.append_basic_block("head")
+        inside = builder.append_basic_block("inside")
+        after = builder.append_basic_block("after")
+        builder.branch(head)
+        builder.position_at_end(head)
+        index = builder.phi(INT)
+        running = [builder.phi(value.type) for value in values]
+        builder.cbranch(builder.icmp_signed("<", index, stop), inside, after)
+        builder.position_at_end(inside)
+        results = body(index, running)
+        following = builder.add(index, INT(step))
+        last = builder.block
+        builder.branch(head)
+        index.add_incoming(INT(0), before)
+        index.add_incoming(following, last)
+        for phi, value, result in zip(running, values, results, strict=True):
+            phi.add_incoming(value, before)
+            phi.add_incoming(result, last)
+        builder.position_at_end(after)
+        return running
+
+    @staticmethod
+    def size(element):
+        return 8 if element == ir.DoubleType() else 4

@@ -1,0 +1,66 @@
+"""Images turned over: pixel after pixel, each with all its channels side by side.
+
+Where the channels fill vectors, they run over lanes, however small and however padded the images.
+"""
+
+from numba import njit
+
+from kernels.cpu.simd import transpose_some, transpose_tile
+
+
+@njit(inline="always")
+def turn(source, first, pitch, channels, run, target, start, step, width):
+    """target[start + p step + c] = source[first + c pitch + p] for p < run and c < channels.
+
+    Where the channels fill vectors, what follows may be overwritten up to a square of elements.
+    """
+    if channels < width:
+        for c in range(channels):
+            for p in range(run):
+                target[start + p * step + c] = source[first + c * pitch + p]
+        return
+    for p in range(0, run, width):
+        for c in range(0, channels, width):
+            corner = first + c * pitch + p
+            if corner + (width - 1) * pitch + width <= source.size:
+                transpose_tile(source, corner, pitch, target, start + p * step + c, step)
+            else:
+                for d in range(c, min(channels, c + width)):
+                    for q in range(p, min(run, p + width)):
+                        target[start + q * step + d] = source[first + d * pitch + q]
+
+
+@njit(inline="always")
+def turn_image(x, first, area, shape, channels, top, left, target, start, place, width):
+    """The rows from -top on of one image's planes (C, H, W), padded, as rows of pixels.
+
+    `place`: (rows, pixels of a row, elements of a pixel). Less than no padding leaves pixels out.
+    """
+    h, w = shape
+    rows, pitch, step = place
+    lead, skip = max(0, left), max(0, -left)
+    run = max(0, min(w - skip, pitch - lead))
+    for r in range(rows):
+        line = start + r * pitch * step
+        y = r - top
+        if y < 0 or y >= h or run == 0:
+            target[line : line + pitch * step] = 0
+            continue
+        target[line : line + lead * step] = 0
+        source = first + y * w + skip
+        turn(x, source, area, channels, run, target, line + lead * step, step, width)
+        target[line + (lead + run) * step : line + pitch * step] = 0
+
+
+@njit(inline="always")
+def turn_back(pixels, start, step, run, channels, y, first, area, bias, bias0, floor, width):
+    """y[first + c area + p] = max(pixels[start + p step + c] + bias[bias0 + c], floor).
+
+    For p < run and c < channels. The pixels and the bias are read up to whole vectors.
+    """
+    for c in range(0, channels, width):
+        for p in range(0, run, width):
+            transpose_some(
+                pixels, start + p * step + c, step, y, first + c * area + p, area,
+                channels - c, run - p, bias, bias0 + c, floor,
+            )  # fmt: skip

@@ -1,0 +1,281 @@
+"""Inner loops in vector registers, which no compiler finds by itself.
+
+A **tile** is a block of results that stay in registers while their sums run: all of them are
+advanced by one step from few loads, so that the arithmetic, not the memory, sets the pace. Numba's
+loops cannot be told to keep them there, so the tiles are written out as LLVM instructions, once for
+each kind, by `intrinsic`s whose size follows the processor's registers. They take flat arrays with
+the index of the first element: no bounds are checked, the callers' arithmetic answers for them.
+
+    product_tiles   y[r, :] += sum_k a[k, r] x[offset[k] : ]
+    transpose_tile  a square of elements turned over
+    transform_tile  a constant matrix on both axes of many small squares
+    max_tile        the largest element of each window, and where it lies
+    store_run       a run of results, rectified
+"""
+
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from kernels.cpu.emitter import INT, ROWS, VECTORS, Emitter
+
+
+def _product_tile(vectors, fresh, apart):
+    """y = or += a^T x, with the rows of a tile side by side in a, or `apart`: turned over."""
+
+    @intrinsic
+    def tile(_, a, a0, a_pitch, x, x0, offsets, first, depth, y, y0, y_pitch):
+        """See `product_tiles`."""
+
+        def emit(context, builder, signature, args):
+            e = Emitter(context, builder, signature, args)
+            weights, pixels, steps, result = (
+                e.pointer(array, args[start]) for array, start in ((0, 1), (3, 4), (5, 6), (8, 9))
+            )
+            starts = [INT(v * e.lanes) for v in range(vectors)]
+            lines = [builder.gep(result, [builder.mul(args[10], INT(r))]) for r in range(ROWS)]
+
+            def body(k, sums):
+                source = builder.gep(pixels, [e.load(steps, k)])
+                loaded = [e.load_vector(source, start) for start in starts]
+                column = builder.gep(weights, [k if apart else builder.mul(k, args[2])])
+                results = []
+                for r in range(ROWS):
+                    place = builder.mul(args[2], INT(r)) if apart else INT(r)
+                    weight = e.splat(e.load(column, place))
+                    for v in range(vectors):
+                        results.append(e.fma(weight, loaded[v], sums[r * vectors + v]))
+                return results
+
+            if fresh:
+                before = [ir.Constant(e.vector, [0.0] * e.lanes)] * (ROWS * vectors)
+            else:
+                before = [e.load_vector(line, start) for line in lines for start in starts]
+            sums = e.loop(args[7], 1, before, body)
+            for r, line in enumerate(lines):
+                for v, start in enumerate(starts):
+                    e.store_vector(sums[r * vectors + v], line, start)
+            return context.get_dummy_value()
+
+        integer = types.int64
+        return types.void(a, integer, integer, x, integer, offsets, integer, integer, y, integer,
+                          integer), emit  # fmt: skip
+
+    return tile
+
+
+_ADD, _SET, _ADD_APART, _SET_APART = (
+    tuple(_product_tile(vectors, fresh, apart) for vectors in (1, 2, VECTORS))
+    for apart in (False, True)
+    for fresh in (False, True)
+)
+_add_1, _add_2, _add_3 = _ADD
+_add_apart_1, _add_apart_2, _add_apart_3 = _ADD_APART
+_set_apart_1, _set_apart_2, _set_apart_3 = _SET_APART
+
+
+@njit(inline="always")
+def product_tiles(a, a0, a_pitch, x, x0, offsets, first, depth, y, y0, y_pitch, vectors):
+    """y[y0 + r y_pitch + p] += sum_k a[a0 + k a_pitch + r] x[x0 + offsets[first + k] + p].
+
+    For r < ROWS, k < depth, and p in `vectors` vectors, at most VECTORS.
+    """
+    if vectors == 1:
+        _add_1(a, a0, a_pitch, x, x0, offsets, first, depth, y, y0, y_pitch)
+    elif vectors == 2:
+        _add_2(a, a0, a_pitch, x, x0, offsets, first, depth, y, y0, y_pitch)
+    else:
+        _add_3(a, a0, a_pitch, x, x0, offsets, first, depth, y, y0, y_pitch)
+
+
+@njit(inline="always")
+def row_tiles(a, a0, a_pitch, x, x0, offsets, first, depth, y, y0, y_pitch, vectors):
+    """As `product_tiles`, of a[a0 + r a_pitch + first + k]; = instead of += where `first` is 0."""
+    if first == 0:
+        if vectors == 1:
+            _set_apart_1(a, a0, a_pitch, x, x0, offsets, 0, depth, y, y0, y_pitch)
+        elif vectors == 2:
+            _set_apart_2(a, a0, a_pitch, x, x0, offsets, 0, depth, y, y0, y_pitch)
+        else:
+            _set_apart_3(a, a0, a_pitch, x, x0, offsets, 0, depth, y, y0, y_pitch)
+    elif vectors == 1:
+        _add_apart_1(a, a0 + first, a_pitch, x, x0, offsets, first, depth, y, y0, y_pitch)
+    elif vectors == 2:
+        _add_apart_2(a, a0 + first, a_pitch, x, x0, offsets, first, depth, y, y0, y_pitch)
+    else:
+        _add_apart_3(a, a0 + first, a_pitch, x, x0, offsets, first, depth, y, y0, y_pitch)
+
+
+@intrinsic
+def store_run(_, source, source0, length, target, target0, floor):
+    """target[target0 + p] = max(source[source0 + p], floor) for p < length <= VECTORS vectors.
+
+    NaN stays NaN. The source may be read beyond the length, the target is not written there.
+    """
+
+    def emit(context, builder, signature, args):
+        e = Emitter(context, builder, signature, args)
+        values, result = e.pointer(0, args[1]), e.pointer(3, args[4])
+        floor = e.splat(args[5])
+        for v in range(VECTORS):
+            start = v * e.lanes
+            value = e.at_least(e.load_vector(values, INT(start)), floor)
+            e.store_some(value, result, INT(start), e.below(args[2], start))
+        return context.get_dummy_value()
+
+    return types.void(source, types.int64, types.int64, target, types.int64, source.dtype), emit
+
+
+@intrinsic
+def transpose_tile(_, source, source0, source_pitch, target, target0, target_pitch):
+    """target[target0 + c target_pitch + r] = source[source0 + r source_pitch + c].
+
+    For r and c below the lanes.
+    """
+
+    def emit(context, builder, signature, args):
+        e = Emitter(context, builder, signature, args)
+        source, target = e.pointer(0, args[1]), e.pointer(3, args[4])
+        rows = [e.load_vector(source, builder.mul(args[2], INT(r))) for r in range(e.lanes)]
+        for r, row in enumerate(e.turned_over(rows)):
+            e.store_vector(row, target, builder.mul(args[5], INT(r)))
+        return context.get_dummy_value()
+
+    integer = types.int64
+    return types.void(source, integer, integer, target, integer, integer), emit
+
+
+@intrinsic
+def transpose_some(
+    _, source, source0, source_pitch, target, target0, target_pitch, rows, columns, bias, bias0,
+    floor,
+):  # fmt: skip
+    """target[target0 + r target_pitch + c] = max(source[source0 + c source_pitch + r] + b, floor).
+
+    With b = bias[bias0 + r], for r < rows and c < columns. The source and the bias may be read
+    beyond those, up to the lanes; NaN stays NaN.
+    """
+
+    def emit(context, builder, signature, args):
+        e = Emitter(context, builder, signature, args)
+        source, target, bias = (e.pointer(i, args[j]) for i, j in ((0, 1), (3, 4), (8, 9)))
+        square = [e.load_vector(source, builder.mul(args[2], INT(c))) for c in range(e.lanes)]
+        inside, floor = e.below(args[7]), e.splat(args[10])
+        nowhere = ir.Constant(inside.type, None)
+        for r, row in enumerate(e.turned_over(square)):
+            row = e.at_least(builder.fadd(row, e.splat(e.load(bias, INT(r)))), floor)
+            flags = builder.select(builder.icmp_signed("<", INT(r), args[6]), inside, nowhere)
+            e.store_some(row, target, builder.mul(args[5], INT(r)), flags)
+        return context.get_dummy_value()
+
+    integer = types.int64
+    return types.void(
+        source, integer, integer, target, integer, integer, integer, integer, bias, integer,
+        source.dtype,
+    ), emit  # fmt: skip
+
+
+def transform_tile(matrix):
+    """The intrinsic that applies a constant matrix (m, n) to both axes of squares of vectors.
+
+    transform(source, source0, row, column, target, target0, target_row, target_column) sets
+    target[target0 + i target_row + j target_column + p] to (matrix d matrix^T)[i, j] where
+    d[i, j] = source[source0 + i row + j column + p], for every lane p.
+    """
+    matrix = [[float(factor) for factor in row] for row in matrix]
+
+    def combine(e, values):
+        """matrix times the vectors: sums of the plain terms first, multiples fused onto them."""
+        results = []
+        for factors in matrix:
+            total = None
+            terms = [(f, v) for f, v in zip(factors, values, strict=True) if f]
+            for factor, value in sorted(terms, key=lambda term: (abs(term[0]) != 1, -term[0])):
+                if total is None:
+                    total = value if factor == 1 else e.builder.fmul(e.constant(factor), value)
+                elif abs(factor) == 1:
+                    add = e.builder.fadd if factor == 1 else e.builder.fsub
+                    total = add(total, value)
+                else:
+                    total = e.fma(e.constant(factor), value, total)
+            results.append(total)
+        return results
+
+    @intrinsic
+    def tile(_, source, source0, row, column, target, target0, target_row, target_column):
+        def emit(context, builder, signature, args):
+            e = Emitter(context, builder, signature, args)
+            source, target = e.pointer(0, args[1]), e.pointer(4, args[5])
+            size = range(len(matrix[0]))
+
+            def place(i, j, row, column):
+                return builder.add(builder.mul(row, INT(i)), builder.mul(column, INT(j)))
+
+            columns = [
+                combine(e, [e.load_vector(source, place(i, j, args[2], args[3])) for i in size])
+                for j in size
+            ]
+            for i in range(len(matrix)):
+                for j, value in enumerate(combine(e, [column[i] for column in columns])):
+                    e.store_vector(value, target, place(i, j, args[6], args[7]))
+            return context.get_dummy_value()
+
+        integer = types.int64
+        return types.void(
+            source, integer, integer, integer, target, integer, integer, integer
+        ), emit
+
+    return tile
+
+
+@intrinsic
+def max_tile(_, x, x0, offsets, steps, taps, corners, first, start, y, winners):
+    """For p in the vectors from `start` on: y[p] = max over t of x[x0 + offsets[t] + p].
+
+    winners[p] = corners[p] + steps[t] of the first t that has it, or first[p] where all are
+    -infinity. NaN is larger than any number, and the first NaN wins.
+    """
+
+    def emit(context, builder, signature, args):
+        e = Emitter(context, builder, signature, args)
+        at = args[7]
+        pixels = e.pointer(0, builder.add(args[1], at))
+        moves, numbers = e.pointer(2), e.pointer(3)
+        integer = ir.IntType(32)
+        corner = e.load_vector(e.pointer(5), at, integer)
+
+        def body(t, values):
+            best, winner = values
+            value = e.load_vector(builder.gep(pixels, [e.load(moves, t)]), INT(0))
+            # Unordered or greater lets a NaN win; an ordered best keeps the first NaN.
+            wins = builder.and_(
+                builder.fcmp_unordered(">", value, best), builder.fcmp_ordered("==", best, best)
+            )
+            number = builder.add(corner, e.splat(e.load(numbers, t)))
+            return builder.select(wins, value, best), builder.select(wins, number, winner)
+
+        lowest = ir.Constant(e.vector, [float("-inf")] * e.lanes)
+        initial = [lowest, e.load_vector(e.pointer(6), at, integer)]
+        best, winner = e.loop(args[4], 1, initial, body)
+        e.store_vector(best, e.pointer(8), at)
+        e.store_vector(winner, e.pointer(9), at)
+        return context.get_dummy_value()
+
+    return types.void(x, types.int64, offsets, steps, types.int64, corners, first, types.int64, y,
+                      winners), emit  # fmt: skip
+
+
+@intrinsic
+def copy(_, target, target0, source, source0, length):
+    """target[target0 : target0 + length] = source[source0 : source0 + length], of one dtype."""
+
+    def emit(context, builder, signature, args):
+        e = Emitter(context, builder, signature, args)
+        size = builder.mul(args[4], INT(e.size(e.real)))
+        cgutils.raw_memcpy(
+            builder, e.pointer(0, args[1]), e.pointer(2, args[3]), size, 1, align=1
+        )
+        return context.get_dummy_value()
+
+    return types.void(target, types.int64, source, types.int64, types.int64), emit
