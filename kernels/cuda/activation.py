@@ -9,11 +9,16 @@ from kernels.cuda.reduce import ChannelParts, sum_parts
 from kernels.geometry import check_dtypes, check_shape
 
 
-def relu(x):
+def relu(x, out=None):
     """See kernels.reference.relu. TypeError for other dtypes than float32 and float64."""
-    check_dtypes(x=x)
+    check_dtypes(x=x, out=out)
+    if out is not None:
+        check_shape("out", out.shape, x.shape)
+        if not out.flags.c_contiguous:
+            out[...] = relu(x)
+            return out
     x = runtime.contiguous(x)
-    y = runtime.empty(x.shape, x.dtype)
+    y = runtime.empty(x.shape, x.dtype) if out is None else out
     runtime.launch_elements("activation", "relu", x.dtype, x.size, (x, y, x.size))
     return y
 

@@ -36,6 +36,23 @@ def test_relu(device, data, shape, dtype):
     device.agree("relu_backward", dy, y, exact=True)
 
 
+@pytest.mark.parametrize("columns", [slice(None), slice(None, None, 2)])
+def test_relu_into_a_given_array(device, columns):
+    """Another array or x itself, whether it lies in one piece or not."""
+    x = np.random.default_rng(0).standard_normal((5, 6))[:, columns]
+    expected = reference.relu(x)
+    placed = device.put(x.copy())
+    other = device.put(np.zeros((5, 6)))[:, columns]
+    assert cuda.relu(placed, other) is other
+    np.testing.assert_array_equal(device.get(placed), x)
+    np.testing.assert_array_equal(device.get(other), expected)
+    other[...] = placed
+    assert cuda.relu(other, other) is other
+    np.testing.assert_array_equal(device.get(other), expected)
+    with pytest.raises(ValueError, match="out must have shape"):
+        cuda.relu(placed, other[1:])
+
+
 @given(st.data(), images, dtypes)
 @few
 def test_bias_relu(device, data, shape, dtype):
