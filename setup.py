@@ -14,7 +14,7 @@ setup(
     packages=find_packages(
         include=["minidl", "minidl.*", "kernels", "kernels.*", "architectures", "architectures.*"]
     ),
-    package_data={"minidl.data": ["digits/*"]},
+    package_data={"minidl.data": ["digits/*"], "kernels.cuda": ["*.cu", "*.cuh"]},
     install_requires=[
         "numpy>=2.0",
         "numba>=0.60",
@@ -33,5 +33,7 @@ setup(
         "oracle": ["torch>=2.2"],
         "cuda12": ["cupy-cuda12x>=13"],
         "cuda13": ["cupy-cuda13x>=13"],
+        # Compiles the CUDA kernels where there is no GPU, for the tests.
+        "nvrtc": ["cupy-cuda12x>=13", "nvidia-cuda-nvrtc-cu12"],
     },
 )

@@ -16,8 +16,9 @@ _winograd_size = 4
 class use(AbstractContextManager):
     """Choose the backend from here on, or, as a context manager, for the enclosed block.
 
-    "auto" takes the fastest for the array's type. Raises ValueError for an unknown name and
-    RuntimeError where the backend's requirements are missing.
+    "auto" takes the fastest for the array's type. CuPy arrays always go to the GPU, whatever the
+    choice, and "cuda" leaves NumPy arrays to the CPU: it makes sure that there is a GPU. Raises
+    ValueError for an unknown name and RuntimeError where the backend's requirements are missing.
     """
 
     def __init__(self, name: str):
@@ -25,7 +26,9 @@ class use(AbstractContextManager):
         if name not in BACKENDS:
             raise ValueError(f"backend must be one of {BACKENDS}, got {name!r}")
         if name == "cuda":
-            raise RuntimeError("this version has no cuda kernels yet: use auto, cpu or reference")
+            from kernels.cuda import runtime
+
+            runtime.require()
         self._previous, _current = _current, name
 
     def __exit__(self, *exc):
@@ -40,13 +43,22 @@ def backend() -> str:
 
 def kernels_for(array) -> ModuleType:
     """The module of kernels for `array`; imported on first use, so that Numba loads only then."""
-    if not isinstance(array, np.ndarray):
-        raise TypeError(f"array must be a NumPy array, got {type(array).__name__}")
-    name = "kernels.reference" if _current == "reference" else "kernels.cpu"
+    if isinstance(array, np.ndarray):
+        name = "kernels.reference" if _current == "reference" else "kernels.cpu"
+    else:
+        name = _device_kernels(array)
     module = _modules.get(name)
     if module is None:
         module = _modules[name] = import_module(name)
     return module
+
+
+def _device_kernels(array) -> str:
+    from kernels.cuda import runtime
+
+    if not runtime.is_device_array(array):
+        raise TypeError(f"array must be a NumPy or CuPy array, got {type(array).__name__}")
+    return "kernels.cuda"
 
 
 class winograd(AbstractContextManager):

@@ -16,6 +16,7 @@ from kernels.cpu.conv import (
     im2col,
 )
 from kernels.cpu.dropout import dropout, dropout_mask
+from kernels.cpu.loss import softmax_cross_entropy, softmax_cross_entropy_backward
 from kernels.cpu.lrn import lrn, lrn_backward
 from kernels.cpu.matmul import matmul
 from kernels.cpu.optim import adam_step, sgd_step
@@ -60,4 +61,6 @@ __all__ = [
     "relu",
     "relu_backward",
     "sgd_step",
+    "softmax_cross_entropy",
+    "softmax_cross_entropy_backward",
 ]

@@ -16,6 +16,7 @@ from kernels.reference.conv import (
     im2col,
 )
 from kernels.reference.dropout import dropout, dropout_mask
+from kernels.reference.loss import softmax_cross_entropy, softmax_cross_entropy_backward
 from kernels.reference.lrn import lrn, lrn_backward
 from kernels.reference.matmul import matmul
 from kernels.reference.optim import adam_step, sgd_step
@@ -60,4 +61,6 @@ __all__ = [
     "relu",
     "relu_backward",
     "sgd_step",
+    "softmax_cross_entropy",
+    "softmax_cross_entropy_backward",
 ]

@@ -2,11 +2,12 @@
 
 import numpy as np
 
+from kernels.dispatch import kernels_for
 from minidl.array_module import get_array_module
 from minidl.function import Function
 from minidl.ops.elementwise import _floating
 from minidl.ops.shape import normalize_axes
-from minidl.tensor import Tensor
+from minidl.tensor import Tensor, is_grad_enabled
 
 _REDUCTIONS = ("mean", "sum", "none")
 
@@ -50,7 +51,8 @@ class Softmax(Function):
 class CrossEntropy(Function):
     """sum_c of -t_c log softmax(z)_c along axis 1, with a gradient of (sum t) softmax(z) - t.
 
-    `target` holds the weight of every class (N, C, ...), smoothing and reduction included.
+    `target` holds the weight of every class (N, C, ...), smoothing and reduction included. Where
+    the backward itself is to be differentiated, it runs as a composition of ops.
     """
 
     buffers = ("target",)
@@ -59,15 +61,18 @@ class CrossEntropy(Function):
         self.target = target
 
     def forward(self, logits):
-        xp = get_array_module(logits)
-        shifted = logits - logits.max(axis=1, keepdims=True)
-        log_total = xp.log(xp.exp(shifted).sum(axis=1, keepdims=True))
-        # 0 times -inf is 0 here: a class without weight may have any logit.
-        terms = xp.where(self.target == 0, 0, log_total - shifted) * self.target
-        return terms.sum(axis=1)
+        return kernels_for(logits).softmax_cross_entropy(logits, self.target)
 
     def backward(self, grad):
         (logits,) = self.inputs
+        if is_grad_enabled():
+            return self._composed(grad, logits)
+        kernels = kernels_for(grad._array)
+        return Tensor._wrap(
+            kernels.softmax_cross_entropy_backward(grad._array, logits._array, self.target)
+        )
+
+    def _composed(self, grad, logits):
         target = Tensor._wrap(self.target)
         total = Tensor._wrap(self.target.sum(axis=1, keepdims=True))
         grad = grad.reshape(grad.shape[0], 1, *grad.shape[1:])

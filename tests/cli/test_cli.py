@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -184,7 +185,6 @@ def test_mistakes(trained, capsys, tmp_path):
         (("fly",), "fly"),
         (("train", "--speed", 3), "--speed"),
         (("train", "--backend", "tpu"), "tpu"),
-        (("train", "--backend", "cuda"), "no cuda kernels"),
         (("train", "--epochs", 0), "epochs"),
         (("train", "--lr", "nan"), "--lr"),
         (("train", "--lr", "inf"), "--lr"),
@@ -208,6 +208,11 @@ def test_mistakes(trained, capsys, tmp_path):
         if arguments[0] == "train":
             arguments = (*arguments, "--out", tmp_path / "out")
         assert words in fails(capsys, *arguments), arguments
+
+
+def test_the_gpu_is_asked_for_without_cupy(capsys):
+    with mock.patch.dict(sys.modules, {"cupy": None}):
+        assert "pip install -e '.[cuda12]'" in fails(capsys, "train", "--backend", "cuda")
 
 
 def test_divergence_is_one_line(trained, capsys, tmp_path):

@@ -11,25 +11,15 @@ from hypothesis import strategies as st
 
 from kernels import cpu, reference
 from minidl.testing import conv2d_parameters, pool2d_parameters
-
-some = settings(max_examples=40, deadline=None)
-dtypes = st.sampled_from([np.float32, np.float64])
-TOLERANCE = {np.dtype(np.float32): 2e-5, np.dtype(np.float64): 1e-12}
-
-
-@st.composite
-def arrays(draw, shape, dtype):
-    """Standard normal values, C-contiguous or not."""
-    values = np.random.default_rng(draw(st.integers(0, 2**32 - 1))).standard_normal(shape)
-    values = values.astype(dtype)
-    layout = draw(st.sampled_from(["C", "F", "strided"]))
-    if layout == "F":
-        return np.array(values, order="F")
-    if layout == "strided" and shape:
-        wide = np.empty((*shape[:-1], 2 * shape[-1]), dtype)
-        wide[..., ::2] = values
-        return wide[..., ::2]
-    return values
+from tests.kernels.agreement import (
+    arrays,
+    assert_agree,
+    check_cross_entropy_of_extremes,
+    class_shapes,
+    cross_entropy_arrays,
+    dtypes,
+    some,
+)
 
 
 def agree(name, *arguments, exact=False):
@@ -39,15 +29,7 @@ def agree(name, *arguments, exact=False):
     for before, after in zip(kept, arguments, strict=True):
         if isinstance(before, np.ndarray):
             np.testing.assert_array_equal(before, after, err_msg=f"{name} changed its input")
-    pairs = zip(*((r if isinstance(r, tuple) else (r,)) for r in (expected, actual)), strict=True)
-    for a, b in pairs:
-        assert a.dtype == b.dtype and a.shape == b.shape, name
-        assert b.flags.c_contiguous, name
-        if exact or a.dtype.kind != "f":
-            np.testing.assert_array_equal(b, a)
-        else:
-            tolerance = TOLERANCE[a.dtype] * max(1.0, float(np.abs(a).max(initial=0)))
-            np.testing.assert_allclose(b, a, rtol=0, atol=tolerance, err_msg=name)
+    assert_agree(name, expected, actual, exact)
     return expected
 
 
@@ -288,6 +270,35 @@ def test_channel_sums_keeps_digits_of_a_large_plane():
     np.testing.assert_allclose(cpu.channel_sums(x), 0.1 * 2.25e6, rtol=1e-6)
 
 
+@given(st.data(), class_shapes, dtypes)
+@some
+def test_softmax_cross_entropy(data, shape, dtype):
+    logits, target, grad = cross_entropy_arrays(data.draw, shape, dtype)
+    agree("softmax_cross_entropy", logits, target)
+    agree("softmax_cross_entropy_backward", grad, logits, target)
+
+
+def test_softmax_cross_entropy_of_extremes():
+    """Logits far apart, a class ruled out by -inf, and NaN, which must not vanish."""
+    for kernels in (reference, cpu):
+        check_cross_entropy_of_extremes(
+            kernels.softmax_cross_entropy, kernels.softmax_cross_entropy_backward
+        )
+
+
+def test_softmax_cross_entropy_checks_its_arrays():
+    logits, grad = np.zeros((2, 3, 4)), np.zeros((2, 4))
+    for kernels in (reference, cpu):
+        with pytest.raises(ValueError, match="target"):
+            kernels.softmax_cross_entropy(logits, logits[:1])
+        with pytest.raises(ValueError, match="grad"):
+            kernels.softmax_cross_entropy_backward(grad[:, :3], logits, logits)
+        with pytest.raises(ValueError, match="a class"):
+            kernels.softmax_cross_entropy(logits[:, :0], logits[:, :0])
+        with pytest.raises(TypeError, match="one dtype"):
+            kernels.softmax_cross_entropy(logits, logits.astype(np.float32))
+
+
 @st.composite
 def step_arrays(draw, dtype, count):
     """`count` arrays of one shape; the first, which a step updates, may be a strided view too."""
@@ -413,6 +424,8 @@ def test_results_do_not_depend_on_the_number_of_threads():
         results += [*cpu.max_pool2d(x, (3, 3), (2, 2)), *cpu.lrn(x, 5, 0.1, 0.75, 2.0)]
         results += cpu.batchnorm_train(x, gamma, gamma, 1e-5)
         results += cpu.batchnorm_backward(x, x, gamma, gamma, gamma)
+        results += [cpu.softmax_cross_entropy(x, x)]
+        results += [cpu.softmax_cross_entropy_backward(x[:, 0], x, x)]
         small = x[:, :, :9, :9]  # the kernels for small images, and for one channel
         for image, kernel in ((small, weight), (x[:, :1], weight[:, :1])):
             y = cpu.conv2d(image, kernel)
@@ -454,4 +467,4 @@ def test_every_parallel_function_is_parallel():
                 if overload.metadata:  # none where the on-disk cache supplied the code
                     notes = overload.metadata["parfor_diagnostics"]
                     assert notes.initial_parfors, f"{info.name}.{name}"
-    assert found >= 28
+    assert found >= 30

@@ -1,0 +1,85 @@
+"""Batch normalisation on the GPU; the definitions stand in kernels.reference.batchnorm."""
+
+import numpy as np
+
+from kernels.cuda import runtime
+from kernels.cuda.reduce import PART, ChannelParts
+from kernels.reference.batchnorm import check_batchnorm
+
+
+def _per_channel(x, count):
+    """`count` arrays (C,) in x's dtype."""
+    return [runtime.empty(x.shape[1:2], x.dtype) for _ in range(count)]
+
+
+def _contiguous(*arrays):
+    return [runtime.contiguous(array) for array in arrays]
+
+
+def _launch_planes(kernel, x, args):
+    """On all elements of x (N, C, H, W); the kernel takes x's geometry after `args`."""
+    n, channels, h, w = x.shape
+    args = (*args, *runtime.ints(channels, h * w), n * channels)
+    runtime.launch_planes("batchnorm", kernel, x.dtype, n * channels, h * w, args)
+
+
+def _normalise(x, mean, rest, inv_std, gamma, beta):
+    y = runtime.empty(x.shape, x.dtype)
+    _launch_planes("normalise", x, (x, mean, rest, inv_std, gamma, beta, y))
+    return y
+
+
+def batchnorm_train(x, gamma, beta, eps):
+    """See kernels.reference.batchnorm_train."""
+    check_batchnorm(x, training=True, gamma=gamma, beta=beta)
+    x, gamma, beta = _contiguous(x, gamma, beta)
+    cut = ChannelParts.of(x)
+    means, squares = runtime.empty((2, cut.channels, cut.parts), np.float64)
+    cut.launch("batchnorm", "part_moments", x.dtype, (x, means, squares))
+    mean, rest, var, inv_std = _per_channel(x, 4)
+    channels, part, parts = runtime.ints(cut.channels, PART, cut.parts)
+    args = (
+        means, squares, mean, rest, var, inv_std, np.float64(eps), channels, cut.length, part, parts
+    )
+    runtime.launch_warps("batchnorm", "moments", x.dtype, cut.channels, args)
+    return _normalise(x, mean, rest, inv_std, gamma, beta), mean, var, inv_std
+
+
+def batchnorm_eval(x, gamma, beta, mean, var, eps):
+    """See kernels.reference.batchnorm_eval."""
+    check_batchnorm(x, gamma=gamma, beta=beta, mean=mean, var=var)
+    x, gamma, beta, mean, var = _contiguous(x, gamma, beta, mean, var)
+    (inv_std,) = _per_channel(x, 1)
+    args = (var, inv_std, np.float64(eps), *runtime.ints(var.size))
+    runtime.launch_elements("batchnorm", "inverse_deviation", x.dtype, var.size, args)
+    return _normalise(x, mean, None, inv_std, gamma, beta)
+
+
+def _backward(dy, x, gamma, mean, inv_std, training):
+    dy, x, gamma, mean, inv_std = _contiguous(dy, x, gamma, mean, inv_std)
+    cut = ChannelParts.of(x)
+    sums = runtime.empty((3, cut.channels, cut.parts), np.float64)
+    cut.launch("batchnorm", "part_gradients", x.dtype, (dy, x, mean, sums))
+    dgamma, dbeta, mean_plain, mean_weighted, rest = _per_channel(x, 5)
+    channels, parts = runtime.ints(cut.channels, cut.parts)
+    args = (
+        sums, inv_std, dgamma, dbeta, mean_plain, mean_weighted, rest, training, channels,
+        cut.length, parts,
+    )  # fmt: skip
+    runtime.launch_warps("batchnorm", "gradients", x.dtype, cut.channels, args)
+    dx = runtime.empty(x.shape, x.dtype)
+    args = (dy, x, mean, rest, inv_std, gamma, mean_plain, mean_weighted, dx)
+    _launch_planes("input_gradient", x, args)
+    return dx, dgamma, dbeta
+
+
+def batchnorm_backward(dy, x, gamma, mean, inv_std):
+    """See kernels.reference.batchnorm_backward."""
+    check_batchnorm(x, dy, training=True, gamma=gamma, mean=mean, inv_std=inv_std)
+    return _backward(dy, x, gamma, mean, inv_std, True)
+
+
+def batchnorm_eval_backward(dy, x, gamma, mean, inv_std):
+    """See kernels.reference.batchnorm_eval_backward."""
+    check_batchnorm(x, dy, gamma=gamma, mean=mean, inv_std=inv_std)
+    return _backward(dy, x, gamma, mean, inv_std, False)

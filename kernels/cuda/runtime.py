@@ -1,0 +1,165 @@
+"""The one door to the GPU: sources are compiled and kernels launched here, by CuPy.
+
+Launchers ask this module for arrays and launches and name no array library themselves. So the
+tests can put NumPy and an emulator behind the same door, and run the same launchers and the same
+sources where there is no GPU.
+"""
+
+import hashlib
+import math
+import sys
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+SOURCES = Path(__file__).parent
+THREADS, WARP = 256, 32
+C_TYPES = {"f": "float", "d": "double"}
+INSTALL = "pip install -e '.[cuda12]' (or '.[cuda13]' for CUDA 13)"
+# What a kernel may take without asking; more has to be allowed first.
+_PLAIN_SHARED_BYTES = 48 << 10
+# How many blocks a grid may have along y; along x it may have 2^31 - 1.
+_MAX_GRID_Y = 65535
+
+
+def require() -> None:
+    """RuntimeError, with the command that helps, unless there are CuPy and a CUDA device."""
+    try:
+        import cupy
+    except ImportError as error:
+        raise RuntimeError(f"the cuda kernels need CuPy: {INSTALL}") from error
+    if not cupy.is_available():
+        raise RuntimeError(
+            "the cuda kernels need a CUDA device and its driver, and CuPy finds none; for a CuPy "
+            f"that fits the driver: {INSTALL}"
+        )
+
+
+def is_device_array(array) -> bool:
+    """True for a CuPy array; does not import CuPy."""
+    cupy = sys.modules.get("cupy")
+    return cupy is not None and isinstance(array, cupy.ndarray)
+
+
+def array_module() -> ModuleType:
+    """The array library of the device: cupy."""
+    import cupy
+
+    return cupy
+
+
+def empty(shape, dtype):
+    """An uninitialised array on the device, C-contiguous."""
+    return array_module().empty(shape, dtype)
+
+
+def zeros(shape, dtype):
+    """An array of zeros on the device, C-contiguous."""
+    return array_module().zeros(shape, dtype)
+
+
+def contiguous(array):
+    """`array` in C order; itself where it is so already."""
+    return array if array.flags.c_contiguous else array_module().ascontiguousarray(array)
+
+
+def compiler_options(dtype) -> tuple[str, ...]:
+    """What a compiler is told of these sources: the meaning of `real`, and where headers lie.
+
+    The digest of the headers is there for CuPy, which keeps compiled code under a key that knows
+    the options but not what a source includes.
+    """
+    headers = b"".join(path.read_bytes() for path in sorted(SOURCES.glob("*.cuh")))
+    digest = hashlib.sha256(headers).hexdigest()[:16]
+    return f"-DREAL={C_TYPES[np.dtype(dtype).char]}", f"-I{SOURCES}", f"-DHEADERS=0x{digest}"
+
+
+def blocks(count: int, threads: int = THREADS) -> int:
+    """How many blocks hold `count` threads."""
+    return -(-count // threads)
+
+
+def ints(*numbers: int) -> tuple[np.int32, ...]:
+    """The arguments of parameters that are `int`. OverflowError for what needs more bits."""
+    return tuple([np.int32(number) for number in numbers])
+
+
+def three(size) -> tuple[int, int, int]:
+    """A grid or block of an int, or one to three ints, with its missing axes: (x, y, z)."""
+    sizes = (size,) if isinstance(size, int) else tuple(size)
+    return (*sizes, *(1,) * (3 - len(sizes)))
+
+
+def arguments(dtype, args) -> tuple:
+    """What a kernel compiled for `dtype` gets for `args`, each an array or a NumPy scalar.
+
+    Arrays must be C-contiguous and are passed as pointers. None is a null pointer, a bool an
+    `int`, an int a `long long`, a float a `real`. NumPy scalars stay what they are.
+    """
+    return tuple([_argument(np.dtype(dtype).type, arg) for arg in args])
+
+
+def _argument(real, arg):
+    if arg is None:
+        return np.uint64(0)
+    if isinstance(arg, bool):
+        return np.int32(arg)
+    if isinstance(arg, int):
+        return np.int64(arg)
+    if isinstance(arg, float) and not isinstance(arg, np.generic):
+        return real(arg)
+    return arg
+
+
+def launch(source: str, kernel: str, dtype, grid, block, args, shared: int = 0) -> None:
+    """Run `kernel` of <source>.cu, compiled for `dtype`, on grid x block threads.
+
+    grid, block: an int or up to three (x, y, z); a grid without blocks runs nothing. args: as
+    `arguments` takes them. shared: bytes of dynamic shared memory a block. Raises TypeError for a
+    NumPy array among the arguments.
+    """
+    if any([isinstance(arg, np.ndarray) for arg in args]):
+        # CuPy would pass an array of one element by value, and the kernel take it as an address.
+        raise TypeError(f"{source}.{kernel} takes arrays on the device, got one of NumPy")
+    grid, block = three(grid), three(block)
+    if not math.prod(grid):
+        return
+    function = _function(source, kernel, np.dtype(dtype).char)
+    if shared > _PLAIN_SHARED_BYTES:
+        function.max_dynamic_shared_size_bytes = shared
+    function(grid, block, arguments(dtype, args), shared_mem=shared)
+
+
+def launch_elements(source: str, kernel: str, dtype, count: int, args) -> None:
+    """Run `kernel` on one thread an element: `count` of them, and up to THREADS - 1 idle ones."""
+    launch(source, kernel, dtype, blocks(count), THREADS, args)
+
+
+def launch_warps(source: str, kernel: str, dtype, count: int, args) -> None:
+    """Run `kernel` on `count` warps, and a few idle ones."""
+    launch_elements(source, kernel, dtype, WARP * count, args)
+
+
+def launch_planes(source: str, kernel: str, dtype, planes: int, positions: int, args) -> None:
+    """Run `kernel` on all elements of `planes` rows of `positions` elements, by PlaneWalk's shares.
+
+    A block has threads for several short planes, or for a stretch of one long plane, in which
+    every thread takes about four elements.
+    """
+    width = max(1, min(positions, THREADS))
+    height = THREADS // width
+    stretches = min(_MAX_GRID_Y, blocks(positions, 4 * width))
+    launch(source, kernel, dtype, (blocks(planes, height), stretches), (width, height), args)
+
+
+@cache
+def _function(source, kernel, dtype_char):
+    return _module(source, dtype_char).get_function(kernel)
+
+
+@cache
+def _module(source, dtype_char):
+    code = (SOURCES / f"{source}.cu").read_text(encoding="utf-8")
+    return array_module().RawModule(code=code, options=compiler_options(dtype_char))

@@ -1,0 +1,42 @@
+"""Every CUDA source through NVIDIA's compiler, for three generations of GPUs; needs no GPU."""
+
+import numpy as np
+import pytest
+
+from kernels.cuda import runtime
+
+pytest.importorskip("cupy_backends", reason="needs CuPy: pip install -e '.[nvrtc]'")
+nvrtc = pytest.importorskip("cupy_backends.cuda.libs.nvrtc")
+
+SOURCES = sorted(path.stem for path in runtime.SOURCES.glob("*.cu"))
+
+
+def compile_source(code, dtype, architecture):
+    """The machine code; AssertionError with the compiler's messages where it refuses."""
+    try:
+        supported = nvrtc.getSupportedArchs()
+    except RuntimeError as error:  # CuPy without the compiler's library
+        pytest.skip(f"needs NVRTC: pip install -e '.[nvrtc]' ({error})")
+    if int(architecture.removeprefix("sm_")) not in supported:
+        pytest.skip(f"this NVRTC no longer compiles for {architecture}")
+    program = nvrtc.createProgram(code, "kernel.cu", (), ())
+    try:
+        nvrtc.compileProgram(program, (f"-arch={architecture}", *runtime.compiler_options(dtype)))
+        return nvrtc.getCUBIN(program)
+    except nvrtc.NVRTCError:
+        raise AssertionError(nvrtc.getProgramLog(program)) from None
+    finally:
+        nvrtc.destroyProgram(program)
+
+
+@pytest.mark.parametrize("architecture", ["sm_70", "sm_80", "sm_90"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("source", SOURCES)
+def test_source_compiles(source, dtype, architecture):
+    code = (runtime.SOURCES / f"{source}.cu").read_text(encoding="utf-8")
+    assert compile_source(code, dtype, architecture)
+
+
+def test_an_error_is_reported_with_its_line():
+    with pytest.raises(AssertionError, match=r"kernel.cu\(2\).*\"nothing\" is undefined"):
+        compile_source("\n__global__ void broken() { nothing; }", np.float32, "sm_80")

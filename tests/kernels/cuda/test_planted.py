@@ -1,0 +1,97 @@
+"""Errors planted in copies of the kernels: the emulator, or the reference beside it, sees each."""
+
+import re
+
+import numpy as np
+import pytest
+
+from kernels import cuda, reference
+from kernels.cuda import runtime
+from tests.emulator import HAS_COMPILER, NO_COMPILER, EmulationError, emulated
+from tests.emulator.compiler import read_source
+from tests.kernels.agreement import assert_agree
+
+pytestmark = pytest.mark.skipif(not HAS_COMPILER, reason=NO_COMPILER)
+
+draw = np.random.default_rng(0)
+X, DY = draw.standard_normal((2, 2, 3, 70, 63)).astype(np.float32)
+GAMMA = draw.standard_normal(3).astype(np.float32)
+LOGITS, TARGET = draw.standard_normal((2, 5, 40)).astype(np.float32)
+
+
+def complete(source):
+    """A source with its headers written in, so that these can be edited too."""
+    text = read_source(source)
+    while match := re.search(r'#include "(\w+\.cuh)"\n', text):
+        header = (runtime.SOURCES / match[1]).read_text(encoding="utf-8")
+        header = header.replace("#pragma once\n", "")
+        text = text[: match.start()] + header + text[match.end() :]
+    return text
+
+
+def pooled():
+    settings = (3, 3), (2, 2), (1, 1, 1, 1)
+    y, switches = cuda.max_pool2d(X, *settings)
+    back = cuda.max_unpool2d(y, switches, X.shape[2:])
+    assert_agree("max_pool2d", reference.max_pool2d(X, *settings), (y, switches), True)
+    assert_agree("max_unpool2d", reference.max_unpool2d(y, switches, X.shape[2:]), back, True)
+
+
+def agrees(name, *arguments):
+    assert_agree(name, getattr(reference, name)(*arguments), getattr(cuda, name)(*arguments))
+
+
+RUNS = {
+    "pool": pooled,
+    "average": lambda: agrees("avg_pool2d_backward", DY[:, :, :35, :31], X.shape, (2, 3), (2, 2)),
+    "reduce": lambda: agrees("channel_sums", X),
+    "batchnorm": lambda: agrees("batchnorm_train", X, GAMMA, GAMMA, 1e-3),
+    "short planes": lambda: agrees("batchnorm_train", X[:, :, :7, :9], GAMMA, GAMMA, 1e-3),
+    "bias": lambda: agrees("bias_relu_backward", DY, X),
+    "lrn": lambda: agrees("lrn", X, 3, 0.1, 0.75, 1.0),
+    "dropout": lambda: agrees("dropout", X[0, 0, :, :61], 0.5, 1, 2),
+    "loss": lambda: agrees("softmax_cross_entropy", LOGITS, TARGET),
+}
+# run, source, what is there, what is planted (everywhere), and the message that tells of it
+READ, WRITE = r"thread .* of block .* reads `{}\[", r"thread .* of block .* writes `{}\["
+PLANTED = [
+    ("pool", "pool", "best = x[winner]", "best = x[winner + h * w]", READ.format("x")),
+    ("pool", "pool", "value = x[r * w + c]", "value = x[r * w + c - 1]", READ.format("x")),
+    ("pool", "pool", "switches[i] = winner", "switches[i + 1] = winner", WRITE.format("switches")),
+    ("pool", "pool", "stop > extent", "false", READ.format("x")),
+    ("pool", "pool", "p < pixels; p += WARP", "p <= pixels; p += WARP", "`x`|" + WRITE.format("x")),
+    ("pool", "pool", "if (leads)", "if (pixel >= 0)", "depends on|equal"),
+    ("average", "pool", "outputs - 1)", "outputs)", READ.format("dy")),
+    ("reduce", "reduce", "left > 0", "left >= 0", READ.format("x") + "|equal"),
+    ("reduce", "reduce", "__syncthreads();\n    return", "return", "depends on the order"),
+    ("reduce", "reduce", "sums[blockIdx.x] = total", "sums[blockIdx.x + 1] = total",
+     WRITE.format("sums")),
+    ("reduce", "reduce", "channel >= channels", "channel > channels", "`sums|`y"),
+    ("batchnorm", "batchnorm", "__syncthreads();  // an earlier", "// an earlier",
+     "depends on the order"),
+    ("short planes", "batchnorm", "plane < planes", "plane <= planes", READ.format("x")),
+    ("batchnorm", "batchnorm", "? position + step", "? position + step + 1", "equal"),
+    ("bias", "activation", "dx[i] = value", "dx[i + 1] = value", "`dx`|" + WRITE.format("dx")),
+    ("lrn", "lrn", "channel + after + 1", "channel + after + 2", "equal|" + READ.format("x")),
+    ("dropout", "dropout", "&& first + k < size", "", READ.format("x")),
+    ("dropout", "dropout", "0xD2511F53ull", "0xD2511F55ull", "equal"),
+    ("loss", "loss", "step > 0; step /= 2) {", "step > 1; step /= 2) {", "equal"),
+    ("loss", "loss", "c < sample.classes", "c <= sample.classes", READ.format("logits") + "|equal"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_nothing_is_seen_in_the_kernels_as_they_are(run):
+    with emulated({source: complete(source) for source in {p[1] for p in PLANTED if p[0] == run}}):
+        RUNS[run]()
+
+
+@pytest.mark.parametrize("run, source, old, new, message", PLANTED)
+def test_planted_errors_are_seen(run, source, old, new, message):
+    text = complete(source)
+    assert old in text
+    with emulated({source: text.replace(old, new)}):
+        with pytest.raises(AssertionError, match=message) as raised:
+            RUNS[run]()
+    if isinstance(raised.value, EmulationError):
+        assert f"{source}.cu" in str(raised.value)

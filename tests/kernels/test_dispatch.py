@@ -1,0 +1,65 @@
+"""Which kernels an array gets, and what is said where the GPU's cannot run."""
+
+import subprocess
+import sys
+from unittest import mock
+
+import numpy as np
+import pytest
+
+from kernels import cpu, dispatch, reference
+from kernels.cuda import runtime
+
+
+def test_numpy_arrays_get_the_chosen_kernels():
+    array = np.zeros(2)
+    for name, module in (("auto", cpu), ("cpu", cpu), ("reference", reference)):
+        with dispatch.use(name):
+            assert dispatch.kernels_for(array) is module
+    with pytest.raises(TypeError, match="NumPy or CuPy array, got list"):
+        dispatch.kernels_for([1.0])
+
+
+def test_cupy_arrays_get_the_cuda_kernels():
+    cupy = mock.Mock(ndarray=type("ndarray", (), {}))
+    with mock.patch.dict(sys.modules, {"cupy": cupy}):
+        for name in ("auto", "cpu", "reference"):
+            with dispatch.use(name):
+                assert dispatch.kernels_for(cupy.ndarray()).__name__ == "kernels.cuda"
+
+
+def test_without_cupy():
+    before = dispatch.backend()
+    with mock.patch.dict(sys.modules, {"cupy": None}):
+        with pytest.raises(RuntimeError, match=r"CuPy: pip install -e '\.\[cuda12\]' .*cuda13"):
+            dispatch.use("cuda")
+    assert dispatch.backend() == before
+
+
+def test_without_a_device():
+    cupy = mock.Mock(is_available=lambda: False)
+    with mock.patch.dict(sys.modules, {"cupy": cupy}):
+        with pytest.raises(RuntimeError, match="CUDA device.*pip install") as raised:
+            runtime.require()
+        assert "\n" not in str(raised.value)
+
+
+def test_with_a_device():
+    cupy = mock.Mock(is_available=lambda: True)
+    with mock.patch.dict(sys.modules, {"cupy": cupy}):
+        with dispatch.use("cuda"):
+            assert dispatch.backend() == "cuda"
+            assert dispatch.kernels_for(np.zeros(2)) is cpu
+
+
+def test_the_launchers_need_no_cupy():
+    code = (
+        "import sys; sys.modules['cupy'] = None; import kernels.cuda; "
+        "assert 'numba' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_launch_takes_no_numpy_arrays():
+    with pytest.raises(TypeError, match="activation.relu takes arrays on the device"):
+        runtime.launch("activation", "relu", np.float32, 1, 1, (np.zeros(1), np.zeros(1), 1))
