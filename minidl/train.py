@@ -62,6 +62,10 @@ class Alone:
     def share_buffers(self, model) -> None:
         """Let all ranks evaluate the same network."""
 
+    def collect(self, model, optimizer) -> tuple[dict, dict]:
+        """The states of the whole network and its optimiser; every rank must call it."""
+        return model.state_dict(), optimizer.state_dict()
+
 
 class Trainer:
     """Trains `model` and keeps what is needed to go on in `directory`.
@@ -230,6 +234,7 @@ class Trainer:
 
     def save(self, name: str) -> None:
         """Write the whole state of the run to `name` in the directory, on rank 0 of the team."""
+        model, optimizer = self.team.collect(self.model, self.optimizer)
         if not self.team.is_chief:
             return
         progress = {
@@ -243,9 +248,7 @@ class Trainer:
             "loader_seed": self.train_loader.seed,
             "train_images": len(self.train_loader.dataset),
         }
-        state = checkpoints.Checkpoint(
-            self.model.state_dict(), self.optimizer.state_dict(), self.about, progress
-        )
+        state = checkpoints.Checkpoint(model, optimizer, self.about, progress)
         checkpoints.save(self.directory / name, state)
 
     def restore(self, state: checkpoints.Checkpoint) -> None:

@@ -49,7 +49,7 @@ def train_command(architecture) -> click.Command:
                 architecture.warm_start(
                     trainer.model, common.load_checkpoint(architecture, warm_start).model
                 )
-        return _run(architecture, trainer, out)
+        return run_trainer(architecture, trainer, out)
 
     return click.Command(
         "train", callback=command, params=_options(architecture), help="Train the network."
@@ -187,14 +187,15 @@ def _synchronize(model, team):
 
 def _part(dataset, shard):
     """The part of a dataset that a rank tests."""
-    from minidl.data.loader import shard_slice
+    from minidl.data import shard_slice
 
     if shard == (0, 1):
         return dataset
     return dataset.subset(np.arange(len(dataset))[shard_slice(len(dataset), *shard)])
 
 
-def _run(architecture, trainer, out):
+def run_trainer(architecture, trainer, out) -> int:
+    """Train to the end, drawing curves at last; returns the command's exit status."""
     from minidl.progress import TrainingDisplay
     from minidl.train import BEST, LAST, TrainingDiverged
     from minidl.visualize.curves import save_curves
