@@ -9,7 +9,10 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+
+from minidl import data
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PROGRAM = Path(__file__).with_name("program.py")
@@ -87,3 +90,17 @@ def check(launch):
         return done
 
     return run
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory):
+    """A directory with 71 of the bundled digits in IDX files, for training and testing alike."""
+    train, _ = data.bundled_digits()
+    folder = tmp_path_factory.mktemp("digits")
+    for stem in ("train", "t10k"):
+        arrays = {"images-idx3": train.images[::57, 0], "labels-idx1": train.labels[::57]}
+        for kind, array in arrays.items():
+            header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
+            content = header + array.astype(np.uint8).tobytes()
+            (folder / f"{stem}-{kind}-ubyte").write_bytes(content)
+    return folder
