@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import click
 
 from kernels import dispatch
-from minidl import random
+from minidl import distributed, random
 from minidl.cli.common import INTERRUPTED, UserError, user_errors
 
 _PATIENCE = 2.0  # seconds in which ranks that make the same mistake make it
@@ -26,26 +26,27 @@ OPTIONS = (
         help="With --distributed: batch-norm statistics of the whole batch, not of a rank's part.",
     ),
     click.Option(
-        ["--bucket-mb"], type=click.FloatRange(min=0, min_open=True), default=25,
-        show_default=True,
+        ["--bucket-mb"], type=click.FloatRange(min=0, min_open=True), show_default=True,
+        default=distributed.DEFAULT_BUCKET_BYTES / 2**20,
         help="With --distributed: MiB of gradients that are sent together, while the others are "
         "still computed.",
     ),
     click.Option(
-        ["--timeout"], type=click.FloatRange(min=0, min_open=True), default=600, show_default=True,
+        ["--timeout"], type=click.FloatRange(min=0, min_open=True), show_default=True,
+        default=distributed.DEFAULT_TIMEOUT,
         help="With --distributed: seconds to wait for another rank before giving up.",
     ),
 )  # fmt: skip
 
 
 @contextmanager
-def joined(distributed: bool, timeout: float):
+def joined(asked: bool, timeout: float):
     """The World of a command's ranks, which end together; None without --distributed.
 
     One-line errors without mpi4py, and where mpiexec started several ranks that know nothing of
     each other.
     """
-    if not distributed:
+    if not asked:
         context = click.get_current_context()
         for name in ("sync_batch_norm", "bucket_mb", "timeout"):
             if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
@@ -61,8 +62,6 @@ def joined(distributed: bool, timeout: float):
 
 def join(timeout: float):
     """`minidl.distributed.join`, with one-line errors, and dropout masks of this rank's own."""
-    from minidl import distributed
-
     with user_errors(RuntimeError):
         world = distributed.join(timeout)
     random.set_stream(world.rank)
@@ -81,6 +80,13 @@ def placed(world, backend: str, threads: int | None) -> int | None:
     return threads or min(world.threads(), dispatch.get_num_threads())
 
 
+def team_of(world, bucket_mb: float):
+    """The team that shares batches; None for the one process that there is without a world."""
+    if world is None:
+        return None
+    return distributed.DataParallel(world, max(1, round(bucket_mb * 2**20)))
+
+
 @contextmanager
 def ended_together(world):
     """What is raised inside ends every rank of `world`, not this one alone.
@@ -89,8 +95,6 @@ def ended_together(world):
     rank that fails otherwise names itself on stderr, with a traceback unless the mistake is the
     user's, and aborts the job with status 1: the others would wait for it in vain.
     """
-    from minidl.distributed import CollectiveTimeout
-
     try:
         yield
     except BaseException as error:
@@ -102,7 +106,8 @@ def ended_together(world):
             if world.is_chief:
                 raise
             raise click.exceptions.Exit(_status(error)) from error
-        if not isinstance(error, (click.ClickException, CollectiveTimeout, KeyboardInterrupt)):
+        plain = click.ClickException, distributed.CollectiveTimeout, KeyboardInterrupt
+        if not isinstance(error, plain):
             traceback.print_exc()
         print(f"Error on {world.name}: {message}", file=sys.stderr, flush=True)
         world.abort(1)

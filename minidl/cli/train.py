@@ -40,7 +40,7 @@ def train_command(architecture) -> click.Command:
                     "sync_batch_norm": sync_batch_norm}  # fmt: skip
         trainer = _trainer(
             architecture, options, settings, train_set, test_set, out, seed, workers, state,
-            _team(world, bucket_mb),
+            ranks.team_of(world, bucket_mb),
         )  # fmt: skip
         if weights is not None:
             common.load_weights(architecture, trainer.model, weights, options)
@@ -118,18 +118,11 @@ def _finite(context, option, value):
     return value
 
 
-def _team(world, bucket_mb):
-    if world is None:
-        return None
-    from minidl.distributed import DataParallel
-
-    return DataParallel(world, max(1, round(bucket_mb * 2**20)))
-
-
 def _trainer(
     architecture, options, settings, train_set, test_set, out, seed, workers, state, team
 ):  # fmt: skip
     from minidl.data import DataLoader
+    from minidl.distributed import synchronize_batch_norm
     from minidl.train import Trainer
 
     recipe = architecture.recipe(**options)
@@ -147,7 +140,7 @@ def _trainer(
         model = architecture.build(num_classes=train_set.num_classes, **options)
     shard = (0, 1) if team is None else (team.rank, team.size)
     if team is not None and settings["sync_batch_norm"]:
-        _synchronize(model, team)
+        synchronize_batch_norm(model, team)
     with user_errors(ValueError):
         train_loader = DataLoader(
             train_set, settings["batch_size"], shuffle=True, seed=seed, workers=workers,
@@ -177,12 +170,6 @@ def _trainer(
         with user_errors(ValueError, KeyError, TypeError, prefix="the checkpoint does not fit: "):
             trainer.restore(state)
     return trainer
-
-
-def _synchronize(model, team):
-    from minidl.distributed import synchronize_batch_norm
-
-    synchronize_batch_norm(model, team)
 
 
 def _part(dataset, shard):

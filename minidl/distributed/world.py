@@ -42,7 +42,7 @@ class World:
 
     `rank` of `size`; `local_rank` of `local_size` on this machine. Arrays are contiguous, NumPy's
     or CuPy's, of equal shape and dtype on all ranks. `what` names a collective in the message of
-    CollectiveTimeout, which all of them raise.
+    CollectiveTimeout, which all of them raise. A world itself is made without a time limit.
     """
 
     def __init__(self, comm, timeout: float):
