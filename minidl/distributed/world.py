@@ -7,6 +7,7 @@ the collectives of a world in the same order.
 
 import os
 import time
+from typing import NamedTuple
 
 import numpy as np
 
@@ -34,7 +35,21 @@ def join(timeout: float = DEFAULT_TIMEOUT) -> "World":
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:  # the latter: no MPI library is found
         raise RuntimeError(MPI_HINT) from error
-    return World(MPI.COMM_WORLD, timeout)
+    local = MPI.COMM_WORLD.Split_type(MPI.COMM_TYPE_SHARED)
+    own = _cores()
+    cores = len(own), len(set().union(*local.allgather(own)))
+    place = _Place(local.rank, local.size, *cores)
+    local.Free()
+    return World(MPI.COMM_WORLD, MPI.COMM_WORLD.Dup(), timeout, place)
+
+
+class _Place(NamedTuple):
+    """Where a rank stands on its machine, and the cores that it, and all ranks there, may use."""
+
+    local_rank: int
+    local_size: int
+    own_cores: int
+    all_cores: int
 
 
 class World:
@@ -42,22 +57,19 @@ class World:
 
     `rank` of `size`; `local_rank` of `local_size` on this machine. Arrays are contiguous, NumPy's
     or CuPy's, of equal shape and dtype on all ranks. `what` names a collective in the message of
-    CollectiveTimeout, which all of them raise. A world itself is made without a time limit.
+    CollectiveTimeout, which all of them raise. Made by `join`.
     """
 
-    def __init__(self, comm, timeout: float):
-        from mpi4py import MPI
-
-        self._comm = comm.Dup()
-        self._failures = comm.Dup()
-        self._nccl = None
+    def __init__(self, comm, failures, timeout: float, place: _Place):
         self.timeout = timeout
         self.rank, self.size = comm.rank, comm.size
-        local = comm.Split_type(MPI.COMM_TYPE_SHARED)
-        self.local_rank, self.local_size = local.rank, local.size
-        own = _cores()
-        self._cores = len(own), len(set().union(*local.allgather(own)))
-        local.Free()
+        self.local_rank, self.local_size = place.local_rank, place.local_size
+        self._place = place
+        self._parent = comm
+        self._failures = failures  # where the ranks tell each other that they have failed
+        self._comm, request = comm.Idup()
+        _MpiPending(self, request, "a channel of their own").wait()
+        self._nccl = None
 
     @property
     def is_chief(self) -> bool:
@@ -71,7 +83,7 @@ class World:
 
     def duplicate(self) -> "World":
         """The same ranks with another channel; every rank must call it."""
-        return World(self._comm, self.timeout)
+        return World(self._parent, self._failures, self.timeout, self._place)
 
     def threads(self) -> int:
         """This rank's part of its machine's cores, at least 1.
@@ -79,8 +91,8 @@ class World:
         Cores are those that the ranks may run on together: a launcher that binds each rank to some
         of them has divided them already.
         """
-        own, together = self._cores
-        return max(1, min(own, together // self.local_size))
+        place = self._place
+        return max(1, min(place.own_cores, place.all_cores // place.local_size))
 
     # -- collectives -----------------------------------------------------------------------------
 

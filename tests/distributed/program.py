@@ -13,6 +13,7 @@ from architectures import alexnet, lenet
 from architectures.alexnet_two_gpus import Tower, half
 from architectures.resnet import ResNet
 from minidl import Tensor, cli, data, distributed, nn, ops, optim
+from minidl.evaluation import evaluate
 from minidl.train import Trainer
 
 IMAGES = 35  # batches of 16, 16 and 3: uneven parts, and on four ranks one that is empty
@@ -70,6 +71,26 @@ def equal(name, dtype, directory):
     team = distributed.DataParallel(world, bucket_bytes=20_000)
     state, rows = train(name, dtype, Path(directory) / "run", team)
     np.savez(Path(directory) / f"rank{world.rank}.npz", rows=np.array(repr(rows)), **state)
+
+
+def unsynchronised(directory):
+    """Without --sync-batch-norm all ranks test, and keep, the running statistics of rank 0."""
+    world = distributed.join()
+    model, images = subjects("resnet", np.dtype("float32"))
+    shard = (world.rank, world.size)
+    loader = data.DataLoader(images, BATCH, shuffle=True, seed=2, shard=shard)
+    part = np.arange(IMAGES)[data.shard_slice(IMAGES, *shard)]
+    trainer = Trainer(
+        model, optim.SGD(model.parameters(), 0.02), loader, data.DataLoader(images.subset(part), 7),
+        lambda m, y, t: ops.cross_entropy(y, t), directory, 1, team=distributed.DataParallel(world),
+    )  # fmt: skip
+    (row,) = trainer.run()
+    for name, array in model.state_dict().items():
+        everyones = world.all_gather(array.copy(), name)
+        assert (everyones == everyones[0]).all(), name
+    tested = evaluate(model, data.DataLoader(images, 35), trainer.loss_function)
+    np.testing.assert_allclose(row["test_loss"], tested.loss, rtol=1e-5)
+    assert row["test_accuracy"] == tested.accuracy
 
 
 # -- parts -----------------------------------------------------------------------------------------

@@ -39,6 +39,10 @@ def test_equal_to_one_process(program, alone, check, tmp_path, name, dtype, rank
     assert written == {"last.safetensors", "best.safetensors", "history.csv", "history.json"}
 
 
+def test_running_statistics_without_synchronisation(check, tmp_path):
+    check(2, "unsynchronised", tmp_path)
+
+
 def test_collectives(check):
     check(3, "collectives")
 
