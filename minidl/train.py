@@ -138,6 +138,7 @@ class Trainer:
             return
         with _interrupts_held() as self._held:
             yield
+            self._held.pending = None  # the run is over on all ranks: there is nothing to stop
 
     def _total(self, running):
         return self.team.total(running, self._held is not None and self._held.pending is not None)

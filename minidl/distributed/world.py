@@ -105,7 +105,7 @@ class World:
         return _MpiPending(self, self._comm.Iallreduce(MPI.IN_PLACE, array), what)
 
     def sum(self, array, what: str) -> None:
-        """Replace `array` by its sum over the ranks, equal to the bit on all of them."""
+        """Replace `array` by its sum over the ranks."""
         self.start_sum(array, what).wait()
 
     def broadcast(self, array, what: str) -> None:

@@ -3,7 +3,10 @@
 Each function checks its own rank; a failed assertion ends the job.
 """
 
+import os
+import signal
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,7 @@ from architectures import alexnet, lenet
 from architectures.alexnet_two_gpus import Tower, half
 from architectures.resnet import ResNet
 from minidl import Tensor, cli, data, distributed, nn, ops, optim
+from minidl.cli.distributed import ended_together
 from minidl.evaluation import evaluate
 from minidl.train import Trainer
 
@@ -300,10 +304,6 @@ def agree(actual, expected, close, name="outputs"):
 
 def command(wish, *arguments):
     """The command line of LeNet, on which `wish` is played in step 3 of rank 1."""
-    import os
-    import signal
-    import time
-
     step, steps = Trainer._step, []
 
     def spoiled(self, images, labels):
@@ -313,20 +313,19 @@ def command(wish, *arguments):
                 raise ValueError("planted")
             if wish == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
+            if wish == "interrupt":
+                os.kill(os.getpid(), signal.SIGINT)
             if wish == "hang":
                 time.sleep(3600)
         step(self, images, labels)
 
     Trainer._step = spoiled
-    sys.exit(cli.run(lenet.ARCHITECTURE, list(arguments)))
+    return cli.run(lenet.ARCHITECTURE, list(arguments))
 
 
 if __name__ == "__main__":
-    try:
-        globals()[sys.argv[1]](*sys.argv[2:])
-    except Exception:
-        import traceback
-
-        traceback.print_exc()
-        sys.stderr.flush()
-        distributed.join().abort(1) if sys.argv[1] != "command" else sys.exit(1)
+    name, *arguments = sys.argv[1:]
+    if name == "command":
+        sys.exit(command(*arguments))
+    with ended_together(distributed.join()):
+        globals()[name](*arguments)
