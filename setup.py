@@ -31,6 +31,8 @@ setup(
         "onnx": ["onnx>=1.16"],
         # Independent oracles for tests and benchmarks; never imported by the product.
         "oracle": ["torch>=2.2"],
+        # mpich: the MPI library and mpiexec, for machines that bring none.
+        "distributed": ["mpi4py>=4", "mpich>=4"],
         "cuda12": ["cupy-cuda12x>=13"],
         "cuda13": ["cupy-cuda13x>=13"],
         # Compiles the CUDA kernels where there is no GPU, for the tests.

@@ -77,11 +77,30 @@ class _LeafGrads:
 
     def __init__(self, seed):
         self._taken = {id(seed._array)}
+        self._open = {}  # leaf with hooks -> how many uses of it have not been visited yet
+        self._reached = set()
 
     def wants(self, edge_target) -> bool:
         return isinstance(edge_target, Tensor)
 
+    def expect(self, targets):
+        for target in targets:
+            if getattr(target, "_gradient_hooks", None):
+                self._open[target] = self._open.get(target, 0) + 1
+
+    def passed(self, targets):
+        if not self._open:
+            return
+        for target in targets:
+            if target in self._open:
+                self._open[target] -= 1
+                if not self._open[target] and target in self._reached:
+                    for hook in tuple(target._gradient_hooks.values()):
+                        hook(target)
+
     def leaf(self, leaf: Tensor, grad: Tensor):
+        if self._open:
+            self._reached.add(leaf)
         if leaf.grad is not None:
             leaf.grad = leaf.grad + grad
             return
@@ -119,6 +138,11 @@ class _Capture:
     def wants(self, edge_target) -> bool:
         return edge_target in self._leaves or edge_target in self._outputs
 
+    def expect(self, targets):
+        """Hooks belong to `.grad`, which stays as it is here."""
+
+    passed = expect
+
     def leaf(self, leaf, grad):
         if leaf in self._leaves:
             self.grads[leaf] = self.grads[leaf] + grad if leaf in self.grads else grad
@@ -134,14 +158,17 @@ def _walk(outputs, seeds, retain_graph, create_graph, sink, rules):
     # Only nodes from which a wanted tensor can be reached are worth visiting.
     useful = set()
     for node in order:
-        targets = [edge[0] for edge in node.edges if edge is not None]
+        targets = _targets(node)
+        sink.expect(targets)
         if sink.wants(node) or any(sink.wants(t) or t in useful for t in targets):
             useful.add(node)
     pending = {}
     with enable_grad() if create_graph else no_grad():
         for output, seed in zip(outputs, seeds, strict=True):
             if output._node is None:
+                sink.expect([output])
                 sink.leaf(output, seed)
+                sink.passed([output])
             else:
                 _add(pending, output._node, output._index, seed)
         while order:
@@ -150,8 +177,14 @@ def _walk(outputs, seeds, retain_graph, create_graph, sink, rules):
             if grads is not None and node in useful:
                 sink.node(node, grads)
                 _visit(node, grads, pending, useful, sink, rules)
+            sink.passed(_targets(node))
             if not retain_graph:
                 node.release()
+
+
+def _targets(node) -> list:
+    """Where the node's edges lead: other nodes, and leaves."""
+    return [edge[0] for edge in node.edges if edge is not None]
 
 
 def _topological_order(roots) -> list:

@@ -8,15 +8,6 @@ from minidl.array_module import to_device
 from minidl.tensor import Tensor
 
 
-class Parameter(Tensor):
-    """A tensor that a Module trains: it requires grad, and assigning it registers it."""
-
-    __slots__ = ()
-
-    def __init__(self, data, requires_grad: bool = True):
-        super().__init__(data, requires_grad=requires_grad)
-
-
 class RemovableHook:
     """Handle of a registered hook; `remove()` or leaving a ``with`` block takes the hook away."""
 
@@ -32,6 +23,25 @@ class RemovableHook:
 
     def __exit__(self, *exc):
         self.remove()
+
+
+class Parameter(Tensor):
+    """A tensor that a Module trains: it requires grad, and assigning it registers it."""
+
+    __slots__ = ("_gradient_hooks",)
+
+    def __init__(self, data, requires_grad: bool = True):
+        super().__init__(data, requires_grad=requires_grad)
+
+    def register_post_accumulate_grad_hook(self, hook) -> RemovableHook:
+        """Call ``hook(parameter)`` once in every `backward`, as soon as its `grad` is complete.
+
+        That is when all operations that use the parameter have passed their gradients back, which
+        for the last layers is long before backward ends. Not called where no gradient arrives.
+        """
+        if not hasattr(self, "_gradient_hooks"):
+            self._gradient_hooks = {}
+        return RemovableHook(self._gradient_hooks, hook)
 
 
 class Module:
