@@ -101,7 +101,7 @@ def _section(number: int, step: Step) -> str:
 
 def _paragraph(paragraph: str) -> str:
     if paragraph.startswith("    "):
-        lines = "\n".join(line.strip() for line in paragraph.split("\n"))
+        lines = "\n".join(line[4:] for line in paragraph.split("\n"))
         return f'<div class="formula">{escape(lines)}</div>'
     return f"<p>{escape(paragraph)}</p>"
 

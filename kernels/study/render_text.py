@@ -50,7 +50,7 @@ def _step(step: Step, width: int):
 def _paragraph(paragraph: str, width: int):
     for line in paragraph.split("\n"):
         if line.startswith("    "):
-            yield from _wrapped(line.strip(), width, "cyan", indent=4)
+            yield from _wrapped(line[4:], width, "cyan", indent=4)
         else:
             yield from _wrapped(line, width)
 

@@ -1,5 +1,6 @@
 """Tools that the explanations share: grids from arrays, and who reads what, found by asking."""
 
+import math
 from collections.abc import Callable
 from fractions import Fraction
 
@@ -28,11 +29,22 @@ def check_cells(**counts: int) -> None:
 def number(value) -> str:
     """A number as short as it can be read: integers without a point, others to four digits."""
     value = float(value)
-    if np.isnan(value):
-        return "NaN"
+    if not np.isfinite(value):
+        return str(value)
     if abs(value - round(value)) < 1e-9 and abs(value) < 1e9:
         return str(round(value))
     return f"{value:.4g}"
+
+
+def signed(value) -> str:
+    """A number that can stand behind an operator: negative ones in brackets."""
+    text = number(value)
+    return f"({text})" if text.startswith("-") else text
+
+
+def counted(count: int, noun: str) -> str:
+    """ "1 window", "2 windows"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def fraction(value) -> str:
@@ -115,6 +127,12 @@ def reads(run: Callable, x: np.ndarray) -> np.ndarray:
             result = np.zeros((found.size, flat.size), bool)
         result[:, element] = found
     return result
+
+
+def coefficients(run: Callable, shape) -> np.ndarray:
+    """The matrix (y.size, x.size) of a linear run(x), x of this shape, column by column."""
+    units = np.eye(math.prod(shape)).reshape(-1, *shape)
+    return np.stack([run(unit).reshape(-1) for unit in units], axis=1)
 
 
 Place = Callable[[int], tuple[str, Position]]

@@ -3,7 +3,8 @@
 import numpy as np
 
 from kernels.reference import col2im, im2col
-from kernels.study.explanations import build, im2col as forward
+from kernels.study.explanations import build
+from kernels.study.explanations import im2col as forward
 from kernels.study.explanations.model import Explanation, Frame, Step
 from kernels.study.explanations.windows import Windows
 
@@ -14,7 +15,12 @@ def explain(size, kernel, stride, padding, dilation, channels, batch) -> Explana
     """The steps of col2im, column by column, and why it is the transpose of im2col."""
     windows = Windows.of(size, kernel, stride, padding, dilation, channels, batch)
     cols = build.whole_numbers(windows.columns_shape, 1, 9)
-    steps = _adding(windows, cols), forward.lands(windows), _twice(windows), _transpose(windows, cols)
+    steps = (
+        _adding(windows, cols),
+        forward.lands(windows),
+        _twice(windows),
+        _transpose(windows, cols),
+    )
     return Explanation(
         "col2im", "col2im: every column is added back to its patch", windows.shown, steps
     )

@@ -41,18 +41,21 @@ def explain(size, kernel, stride, padding, dilation, channels, outputs, groups) 
 
 
 def _filters(filters, x) -> Step:
-    windows, (o, c, *_) = filters.windows, filters.weight.shape
+    windows = filters.windows
     y = conv2d(x, filters.weight, None, *filters.settings)
     dependence = build.reads(
         lambda image: conv2d(image, filters.weight, None, *filters.settings), x
     )
 
+    taps = filters.weight[0].size
+
     def frame(element):
         n, output, v, u = (int(i) for i in np.unravel_index(element, y.shape))
         pixels = np.flatnonzero(dependence[element])
         return Frame(
-            f"y[{output}] at ({v}, {u}) = {build.number(y[n, output, v, u])} reads {len(pixels)} "
-            f"pixels, and {math.prod(windows.kernel_size) * c - len(pixels)} zeros of the padding",
+            f"y[{output}] at ({v}, {u}) = {build.number(y[n, output, v, u])} reads "
+            f"{build.counted(len(pixels), 'pixel')} and "
+            f"{build.counted(taps - len(pixels), 'zero')} of the padding",
             {
                 **build.places(pixels, windows.pixel()),
                 **filters.filter_marks(output),
@@ -63,8 +66,8 @@ def _filters(filters, x) -> Step:
     return Step(
         "An output is a filter laid on the image",
         (
-            f"x {x.shape} and weight {filters.weight.shape}: each of {o} filters is laid on the "
-            f"image at {math.prod(windows.output_size)} places; the products of what lies on each "
+            f"x {x.shape} and weight {filters.weight.shape}: each of {filters.outputs} filters is "
+            f"laid on the image at {math.prod(windows.output_size)} places; the products of what lies on each "
             "other are summed. The filter is not turned over: strictly, it is a correlation.",
         ),
         (
@@ -85,7 +88,7 @@ def _product(filters, x) -> Step:
     def frame(o, k):
         rows = np.flatnonzero(filters.stored[o])
         terms = " + ".join(
-            f"{_signed(w[o, r])}·{build.number(cols[r, k])}" for r in rows if cols[r, k]
+            f"{build.signed(w[o, r])}·{build.number(cols[r, k])}" for r in rows if cols[r, k]
         )
         return Frame(
             f"y[{o}, {k}] = {terms or '0'} = {build.number(y[o, k])}",
@@ -118,11 +121,6 @@ def _product(filters, x) -> Step:
     )
 
 
-def _signed(value) -> str:
-    text = build.number(value)
-    return f"({text})" if value < 0 else text
-
-
 def _input_grad(filters, dy) -> Step:
     windows = filters.windows
 
@@ -142,7 +140,7 @@ def _input_grad(filters, dy) -> Step:
         where = windows.where(v * windows.output_size[1] + u)
         return Frame(
             f"dy[{o}] at ({v}, {u}) = {build.number(dy[n, o, v, u])}, times filter {o}, is added "
-            f"at {where}: {len(pixels)} pixels",
+            f"at {where}: {build.counted(len(pixels), 'pixel')}",
             {
                 **build.places(pixels, windows.pixel("dx")),
                 **build.places(pixels, windows.pixel("often")),
@@ -186,8 +184,9 @@ def _weight_grad(filters, x, dy) -> Step:
         gradients = np.flatnonzero(from_dy[element])
         name = f"dW[{o}, {c}]" if weight.shape[1] > 1 else f"dW[{o}]"
         return Frame(
-            f"{name} at ({i}, {j}) = {build.number(dw[o, c, i, j])}: each of {len(gradients)} "
-            f"gradients times the pixel under this tap; {len(pixels)} lie in the image",
+            f"{name} at ({i}, {j}) = {build.number(dw[o, c, i, j])}: "
+            f"{build.counted(len(gradients), 'gradient')} times the pixels under this tap, of "
+            f"which {len(pixels)} in the image",
             {
                 **build.places(pixels, windows.pixel()),
                 **build.places(gradients, filters.output("dy")),
