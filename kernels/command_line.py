@@ -28,7 +28,9 @@ def run_group(group: click.Group, arguments: list[str], name: str) -> int:
         status = group.main(arguments, prog_name=name, standalone_mode=False)
         return status if isinstance(status, int) else 0
     except click.ClickException as error:
-        click.echo(f"Error: {error.format_message()}", err=True)
+        message = error.format_message()
+        # Where the command is missing, click 8.2 raises the help text that 8.1 prints.
+        click.echo(message if message.startswith("Usage:") else f"Error: {message}", err=True)
         return 2
     except (click.Abort, KeyboardInterrupt):
         click.echo("Interrupted.", err=True)

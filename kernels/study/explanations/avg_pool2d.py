@@ -43,8 +43,8 @@ def _means(pool, x, include) -> Step:
         taken = x.reshape(-1)[real]
         return Frame(
             f"{pool.window(output)}: {build.counted(len(real), 'real tap')} with sum "
-            f"{build.number(taken.sum())}, divided by {build.number(counts.reshape(-1)[output])}, is "
-            f"{build.number(y.reshape(-1)[output])}",
+            f"{build.number(taken.sum())}, divided by "
+            f"{build.number(counts.reshape(-1)[output])}, is {build.number(y.reshape(-1)[output])}",
             pool.taps(output),
             {
                 **build.places([output], pool.output("counts")),

@@ -126,8 +126,8 @@ def _normalise(n) -> Step:
         c = int(np.unravel_index(element, n.shape)[1])
         return Frame(
             f"{n.where(element)}: xh = ({build.number(n.x.flat[element])} - "
-            f"{build.signed(n.mean[c])}) · {build.number(n.inv_std[c])} = {build.number(n.normal.flat[element])}; y = "
-            f"{build.number(n.gamma[c])} · xh + {build.signed(n.beta[c])} = "
+            f"{build.signed(n.mean[c])}) · {build.number(n.inv_std[c])} = "
+            f"{build.number(n.normal.flat[element])}; y = {build.number(n.gamma[c])} · xh + {build.signed(n.beta[c])} = "
             f"{build.number(n.y.flat[element])}",
             {
                 **build.places([element], n.place("x")),

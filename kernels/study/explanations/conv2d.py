@@ -67,8 +67,8 @@ def _filters(filters, x) -> Step:
         "An output is a filter laid on the image",
         (
             f"x {x.shape} and weight {filters.weight.shape}: each of {filters.outputs} filters is "
-            f"laid on the image at {math.prod(windows.output_size)} places; the products of what lies on each "
-            "other are summed. The filter is not turned over: strictly, it is a correlation.",
+            f"laid on the image at {math.prod(windows.output_size)} places; the products of what "
+            "lies on each other are summed. The filter is not turned over: strictly, it is a correlation.",
         ),
         (
             *windows.images(x, "x"),
