@@ -2,7 +2,8 @@
 // Steps through the frames of an explanation. The grids are in the page; the model says which of
 // their cells each frame marks and changes, and which cells belong to which.
 
-const MAX_CURVES = 60;
+// More arrows than these, for a frame and for a cell pointed at, would hide what they connect.
+const FRAME_CURVES = 16, CELL_CURVES = 48;
 const PACE = 1300; // milliseconds a frame while playing
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -111,7 +112,8 @@ function drawCurves(shown) {
   const pairs = hot
     ? (partners.get(hot) ?? []).map(([to, forward]) => forward ? [hot, to] : [to, hot])
     : markedPairs(shown);
-  if (pairs.length > MAX_CURVES) return;
+  if (pairs.length > (hot ? CELL_CURVES : FRAME_CURVES)) return;
+  curves.style.setProperty("--strength", Math.min(0.7, Math.max(0.25, 4 / pairs.length)));
   const frame = section.querySelector(".figure").getBoundingClientRect();
   const arrow = `url(#${section.querySelector("marker").id})`;
   for (const [from, to] of pairs) {

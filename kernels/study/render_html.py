@@ -88,7 +88,7 @@ def _section(number: int, step: Step) -> str:
         caption = escape(step.frames[step.shown].caption)
         parts.append(f'<p class="caption" aria-live="polite">{caption}</p>')
     if step.grids:
-        grids = "".join(map(_grid, step.grids))
+        grids = "".join(_grid(grid, f"g{number}-{n}") for n, grid in enumerate(step.grids))
         parts.append(f'<div class="figure">{_ARROW.format(number=number)}{grids}</div>')
     if step.links:
         parts.append(
@@ -106,13 +106,14 @@ def _paragraph(paragraph: str) -> str:
     return f"<p>{escape(paragraph)}</p>"
 
 
-def _grid(grid: Grid) -> str:
+def _grid(grid: Grid, name: str) -> str:
     labels = "".join(f'<th scope="col">{escape(label)}</th>' for label in grid.column_labels)
     rows = "".join(_row(grid, number) for number in range(grid.shape[0]))
     dense = " dense" if grid.shape[1] > _DENSE else ""
     return (
-        f'<div class="grid {grid.kind}{dense}"><table role="grid" data-grid="{escape(grid.name)}">'
-        f"<caption>{escape(grid.title)}</caption><thead><tr><td></td>{labels}</tr></thead>"
+        f'<div class="grid {grid.kind}{dense}"><p class="name" id="{name}">{escape(grid.title)}</p>'
+        f'<table role="grid" aria-labelledby="{name}" data-grid="{escape(grid.name)}">'
+        f"<thead><tr><td></td>{labels}</tr></thead>"
         f"<tbody>{rows}</tbody></table></div>"
     )
 

@@ -127,8 +127,8 @@ def _normalise(n) -> Step:
         return Frame(
             f"{n.where(element)}: xh = ({build.number(n.x.flat[element])} - "
             f"{build.signed(n.mean[c])}) · {build.number(n.inv_std[c])} = "
-            f"{build.number(n.normal.flat[element])}; y = {build.number(n.gamma[c])} · xh + {build.signed(n.beta[c])} = "
-            f"{build.number(n.y.flat[element])}",
+            f"{build.number(n.normal.flat[element])}; y = {build.number(n.gamma[c])} · xh + "
+            f"{build.signed(n.beta[c])} = {build.number(n.y.flat[element])}",
             {
                 **build.places([element], n.place("x")),
                 **build.places([element], n.place("xh")),

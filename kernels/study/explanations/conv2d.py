@@ -68,12 +68,13 @@ def _filters(filters, x) -> Step:
         (
             f"x {x.shape} and weight {filters.weight.shape}: each of {filters.outputs} filters is "
             f"laid on the image at {math.prod(windows.output_size)} places; the products of what "
-            "lies on each other are summed. The filter is not turned over: strictly, it is a correlation.",
+            "lies on each other are summed. The filter is not turned over: strictly, it is a "
+            "correlation.",
         ),
         (
             *windows.images(x, "x"),
             *filters.filter_grids(),
-            *windows.outputs(y, "y = conv2d(x, weight)"),
+            *windows.outputs(y, "y"),
         ),
         build.link(dependence, filters.output(), windows.pixel()),
         tuple(frame(element) for element in range(y.size)),
