@@ -15,12 +15,11 @@ class Explanations(click.Group):
         return list(explanations.EXPLANATIONS)
 
     def get_command(self, ctx, name):
-        if name not in explanations.EXPLANATIONS:
-            return None
-        return _command(name)
+        found = explanations.of_kernel(name)
+        return None if found is None else _command(found)
 
     def resolve_command(self, ctx, args):
-        if args and args[0] not in explanations.EXPLANATIONS:
+        if args and explanations.of_kernel(args[0]) is None:
             known = ", ".join(explanations.EXPLANATIONS)
             raise UserError(f"no explanation of {args[0]!r}: there are {known}")
         return super().resolve_command(ctx, args)
