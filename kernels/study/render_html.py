@@ -85,8 +85,7 @@ def _section(number: int, step: Step) -> str:
     parts = [f'<h2 id="step{number}">{number}. {escape(step.title)}</h2>']
     parts += [_paragraph(paragraph) for paragraph in step.text]
     if step.frames:
-        caption = escape(step.frames[step.shown].caption)
-        parts.append(f'<p class="caption" aria-live="polite">{caption}</p>')
+        parts.append('<p class="caption" aria-live="polite"></p>')
     if step.grids:
         grids = "".join(_grid(grid, f"g{number}-{n}") for n, grid in enumerate(step.grids))
         parts.append(f'<div class="figure">{_ARROW.format(number=number)}{grids}</div>')

@@ -13,6 +13,7 @@ EXPLANATIONS = {
     "col2im": ("col2im",),
     "conv2d": ("conv2d", "conv2d_input_grad", "conv2d_weight_grad"),
     "grouped_conv2d": (),
+    "conv_transpose2d": ("conv_transpose2d",),
     "conv2d_winograd": ("conv2d_winograd",),
     "max_pool2d": ("max_pool2d", "max_unpool2d"),
     "avg_pool2d": ("avg_pool2d", "avg_pool2d_backward"),

@@ -93,9 +93,10 @@ class Explanation:
 
 
 def texts_at(step: Step, frame: int) -> dict[str, list[list[str]]]:
-    """What stands in the cells of every grid of a step at one of its frames."""
+    """What stands in the cells of every grid of a step at one of its frames, the last being -1."""
     texts = {grid.name: grid.texts() for grid in step.grids}
-    for passed in step.frames[: frame + 1]:
+    last = range(len(step.frames))[frame] if step.frames else -1
+    for passed in step.frames[: last + 1]:
         for name, changes in passed.texts.items():
             for (row, column), text in changes.items():
                 texts[name][row][column] = text
