@@ -1,6 +1,8 @@
 """An explanation in the terminal: grids as text, marked cells in brackets and, where there are
 colours, coloured too."""
 
+import textwrap
+
 from rich.console import Console
 from rich.text import Text
 
@@ -8,7 +10,7 @@ from kernels.study.explanations.model import Explanation, Grid, Step, texts_at
 
 # Frames of a step that are listed, and rows of a grid that are drawn, before the rest is left out.
 MAX_FRAMES, MAX_ROWS = 25, 40
-MIN_WIDTH = 40
+MIN_WIDTH = 60
 _GAP = "   "
 _STYLES = {
     "mark": "bold black on bright_cyan", "strong": "bold black on bright_yellow",
@@ -26,12 +28,12 @@ def show(explanation: Explanation, console: Console) -> None:
 
 def lines(explanation: Explanation, width: int):
     """The lines of the explanation as rich Text, each at most `width` wide."""
-    yield Text(explanation.title, "bold")
+    yield from _wrapped(explanation.title, width, "bold")
     settings = ", ".join(f"{name} {value}" for name, value in explanation.settings)
     yield from _wrapped(settings, width, "bright_black")
     for number, step in enumerate(explanation.steps, 1):
         yield Text()
-        yield Text(f"{number}. {step.title}", "bold underline")
+        yield from _wrapped(f"{number}. {step.title}", width, "bold underline")
         yield from _step(step, width)
 
 
@@ -57,10 +59,9 @@ def _paragraph(paragraph: str, width: int):
 
 def _wrapped(text: str, width: int, style: str = "", indent: int = 0, hanging: int = 0):
     """Lines of the text, the first indented by `indent`, the others by `hanging` more."""
-    console = Console(width=width - indent - hanging)
-    for number, line in enumerate(Text(text, style).wrap(console, console.width)):
-        line.rstrip()
-        yield Text(" " * (indent + (hanging if number else 0))) + line
+    first, others = " " * indent, " " * (indent + hanging)
+    for line in textwrap.wrap(text, width, initial_indent=first, subsequent_indent=others):
+        yield Text(line, style)
 
 
 def _captions(step: Step, width: int):

@@ -8,8 +8,8 @@ import numpy as np
 
 from kernels.study.explanations.model import Cell, Grid, Link, Position
 
-# More cells a step would be neither drawn in good time nor looked at.
-MAX_CELLS = 2500
+# More cells a grid, or links between them, would be neither drawn in good time nor looked at.
+MAX_CELLS, MAX_LINKS = 2500, 60_000
 
 
 class TooLarge(ValueError):
@@ -24,6 +24,15 @@ def check_cells(**counts: int) -> None:
                 f"{name.replace('_', ' ')} would have {count:,} cells, and at most {MAX_CELLS:,} "
                 "are drawn: choose smaller numbers"
             )
+
+
+def check_links(count: int) -> None:
+    """TooLarge where there are more links between cells than can be drawn."""
+    if count > MAX_LINKS:
+        raise TooLarge(
+            f"{count:,} links between cells are too many, at most {MAX_LINKS:,} are drawn: choose "
+            "smaller numbers"
+        )
 
 
 def number(value) -> str:
@@ -139,7 +148,11 @@ Place = Callable[[int], tuple[str, Position]]
 
 
 def link(dependence: np.ndarray, source: Place, target: Place) -> tuple[Link, ...]:
-    """Links from a matrix as `reads` returns it; the places tell grid and cell of an element."""
+    """Links from a matrix as `reads` returns it; the places tell grid and cell of an element.
+
+    TooLarge for too many of them.
+    """
+    check_links(int(dependence.sum()))
     pairs: dict[tuple[str, str], list] = {}
     for y, x in zip(*np.nonzero(dependence), strict=True):
         (source_grid, here), (target_grid, there) = source(int(y)), target(int(x))

@@ -82,6 +82,7 @@ class Filters:
 
     def product_links(self, cols_shape) -> tuple[Link, ...]:
         """Links from the entries of y = W cols to those of W and of cols that they are sums of."""
+        build.check_links(int(self.stored.sum()) * cols_shape[1])
         to_filters, to_columns = [], []
         for o, row in enumerate(self.stored):
             for k in range(cols_shape[1]):

@@ -54,7 +54,7 @@ def _columns(windows, index, cols) -> Step:
         taken = ["·" if windows.is_padding(s) else build.number(value)
                  for s, value in zip(windows.sources[:, column], cols[:, column], strict=True)]
         return (
-            f"column {column}, for output {of}({v}, {u}): {windows.where(column)}: "
+            f"column {column} = output {of}({v}, {u}), {windows.where(column)}: "
             f"{' '.join(taken)}"
         )
 

@@ -18,7 +18,7 @@ OPTIONS = (
 
 def explain(rows, inner, columns, block) -> Explanation:
     """The steps of a product a (M, K) times b (K, N), and of its gradient."""
-    build.check_cells(a=rows * inner, b=inner * columns, y=rows * columns)
+    build.check_cells(the_cube_of_multiply_adds=rows * inner * columns)
     a = build.whole_numbers((rows, inner), 0, 5)
     b = build.weights((inner, columns))
     blocks = _blocks(a.shape, b.shape, block)
@@ -130,7 +130,7 @@ def _traffic(a, b, blocks) -> Step:
         (
             build.grid(
                 "traffic", f"values loaded for {work:,} multiply-adds", "table", table,
-                tuple(loads), ("values loaded", "multiply-adds a value"),
+                tuple(loads), ("values loaded", "multiply-adds each"),
             ),
         ),
     )  # fmt: skip
