@@ -108,6 +108,7 @@ function reveal({ section }) {
 // that are marked.
 function drawCurves(shown) {
   const { section, cells, partners, curves, hot } = shown;
+  if (!curves) return; // a step of text alone
   curves.replaceChildren();
   const pairs = hot
     ? (partners.get(hot) ?? []).map(([to, forward]) => forward ? [hot, to] : [to, hot])
