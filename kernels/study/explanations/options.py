@@ -38,7 +38,7 @@ def count(name: str, default: int, help: str, minimum: int = 1) -> click.Option:
 
 def flag(name: str, help: str) -> click.Option:
     """An option that is there or not."""
-    return click.Option([name], is_flag=True, help=help)
+    return click.Option([name], is_flag=True, default=False, help=help)
 
 
 SIZE = integers("--size", 5, "Height and width of the image.")

@@ -14,6 +14,7 @@ from kernels import cpu, reference
 from kernels.command_line import run_group
 from kernels.study import explanations, inventory
 from kernels.study.papers import PAPERS
+from kernels.study.render_text import lines
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -102,6 +103,20 @@ def test_explain_prints(run):
     assert out.splitlines()[1] == "x (1, 1, 5, 5), kernel 3, stride 2, padding 1, dilation 1"
     assert "Of 81 entries 49 land in the image, and 32 in the padding" in out
     assert "\x1b" not in out
+
+
+@pytest.mark.parametrize("name", explanations.EXPLANATIONS)
+def test_defaults_of_the_command_are_those_of_the_function(run, name, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    _, out, _ = run("explain", name)
+    expected = [line.plain for line in lines(explanations.explanation(name), 80)]
+    assert out.splitlines() == expected
+
+
+def test_flags_are_off_unless_given(run):
+    _, out, _ = run("explain", "avg_pool2d", "--exclude-pad")
+    assert "ceil_mode no," in out and "count_include_pad no" in out
+    assert dict(explanations.explanation("max_pool2d").settings)["ceil_mode"] == "no"
 
 
 def test_options_take_one_number_or_several(run):
