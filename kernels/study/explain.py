@@ -33,7 +33,7 @@ def _command(name: str) -> click.Command:
     )  # fmt: skip
 
     def run(html, **options):
-        with user_errors(ValueError, TypeError):
+        with user_errors(ValueError):
             explanation = module.explain(**options)
         _write(explanation, html) if html else _print(explanation)
 

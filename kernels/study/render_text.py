@@ -12,6 +12,8 @@ from kernels.study.explanations.model import Explanation, Grid, Step, texts_at
 MAX_FRAMES, MAX_ROWS = 25, 40
 MIN_WIDTH = 60
 _GAP = "   "
+# What stands for the signs beyond ASCII where the output cannot take them.
+_ASCII = str.maketrans("·×…", ".x~")
 _STYLES = {
     "mark": "bold black on bright_cyan", "strong": "bold black on bright_yellow",
     "padding": "bright_black", "outside": "bright_black", "blank": "bright_black",
@@ -20,9 +22,12 @@ _STYLES = {
 
 
 def show(explanation: Explanation, console: Console) -> None:
-    """Print the whole explanation, no line wider than the console (and `MIN_WIDTH`)."""
+    """Print the whole explanation, no line wider than the console (but at least `MIN_WIDTH`)."""
     width = max(console.width, MIN_WIDTH)
+    ascii_only = not console.encoding.startswith("utf")
     for line in lines(explanation, width):
+        if ascii_only:
+            line.plain = line.plain.translate(_ASCII)
         console.print(line, no_wrap=True, overflow="ignore", crop=False, highlight=False)
 
 
@@ -60,7 +65,9 @@ def _paragraph(paragraph: str, width: int):
 def _wrapped(text: str, width: int, style: str = "", indent: int = 0, hanging: int = 0):
     """Lines of the text, the first indented by `indent`, the others by `hanging` more."""
     first, others = " " * indent, " " * (indent + hanging)
-    for line in textwrap.wrap(text, width, initial_indent=first, subsequent_indent=others):
+    for line in textwrap.wrap(
+        text, width, initial_indent=first, subsequent_indent=others, break_on_hyphens=False
+    ):
         yield Text(line, style)
 
 

@@ -78,7 +78,8 @@ def explain(batch, channels, size, eps) -> Explanation:
     """The steps of a batch normalisation in training, and of its gradient."""
     shape = (batch, channels, *pair("size", size))
     build.check_cells(the_batch=int(np.prod(shape)))
-    if not eps > 0:
+    build.check_finite(eps=eps)
+    if eps <= 0:
         raise ValueError(f"eps must be above 0, got {eps}")
     n = Normalised(shape, eps)
     steps = _statistics(n), _normalise(n), _spread(n), _terms(n)

@@ -26,6 +26,13 @@ def check_cells(**counts: int) -> None:
             )
 
 
+def check_finite(**values: float) -> None:
+    """ValueError unless all values are finite numbers."""
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise ValueError(f"{name} must be a finite number, got {value}")
+
+
 def check_links(count: int) -> None:
     """TooLarge where there are more links between cells than can be drawn."""
     if count > MAX_LINKS:

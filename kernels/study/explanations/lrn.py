@@ -45,9 +45,10 @@ class Normalisation:
 def explain(channels, size, alpha, beta, k, size_normalized) -> Explanation:
     """The steps of an lrn of one pixel, and of its gradient."""
     build.check_cells(the_table=8 * channels)
-    if not k > 0:
+    build.check_finite(alpha=alpha, beta=beta, k=k)
+    if k <= 0:
         raise ValueError(f"k must be above 0, got {k}")
-    if not alpha >= 0:
+    if alpha < 0:
         raise ValueError(f"alpha must be at least 0, got {alpha}")
     how = Normalisation(size, alpha, beta, k, size_normalized)
     x = build.whole_numbers((1, channels, 1, 1), -120, 120, seed=5)

@@ -41,8 +41,12 @@ class Pool:
             pair("dilation", dilation),
             ceil_mode,
         )
-        padded = [pool.plane[axis] + sum(pool.padding[2 * axis :][:2]) for axis in (0, 1)]
-        build.check_cells(the_padded_image=math.prod(padded), the_result=math.prod(pool.size))
+        build.check_cells(the_image=math.prod(pool.plane), the_result=math.prod(pool.size))
+        reached = [
+            pool.plane[axis] + sum(pool.padding[2 * axis :][:2]) + pool.beyond[axis]
+            for axis in (0, 1)
+        ]
+        build.check_cells(the_image_and_what_windows_reach=math.prod(reached))
         return pool
 
     @property

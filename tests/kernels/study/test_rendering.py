@@ -82,6 +82,14 @@ def test_colours_only_in_a_terminal(terminal):
     assert ("\x1b[" in out.getvalue()) == terminal
 
 
+def test_output_that_takes_ascii_alone():
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    show(explanation("im2col", size=12, padding=1), Console(file=out, width=80))
+    out.seek(0)
+    text = out.read()
+    assert "  . " in text and "~" in text
+
+
 class Reader(HTMLParser):
     """Checks that tags nest, and collects cells, ids and what elements refer to."""
 
