@@ -131,7 +131,8 @@ def test_im2col(p):
         marked = {at for name, cells in frame.marks.items() if name.startswith("x") for at in cells}
         padded = {(r + p.padding[0], c + p.padding[2]) for _, _, r, c in taps(p, v, u)}
         assert marked == padded, (n, v, u)
-    assert grid_of(shapes, "shapes").texts()[1][:3] == [str(k) for k in (*cols.shape, cols.size)]
+    sizes = [f"{count:,}" for count in (*cols.shape, cols.size, 4 * cols.size)]
+    assert grid_of(shapes, "shapes").texts()[1] == sizes
     ones = reference.col2im(
         np.ones_like(cols), p.x_shape, p.weight_shape[2:], *p.settings[:3]
     )
@@ -491,8 +492,8 @@ def test_matmul(m, k, n, block):
         ("conv2d", {"size": 9, "channels": 5, "outputs": 50}, "links between cells"),
         ("conv_transpose2d", {"size": 1000}, "the padded image would have"),
         ("max_pool2d", {"size": 10**6}, "the image would have"),
-        ("max_pool2d", {"kernel": 10**6, "stride": 10**6, "ceil_mode": True}, "windows reach would"),
-        ("avg_pool2d", {"kernel": 10**6, "stride": 10**6, "ceil_mode": True}, "windows reach would"),
+        ("max_pool2d", {"kernel": 10**6, "stride": 10**6, "ceil_mode": True}, "windows reach"),
+        ("avg_pool2d", {"kernel": 10**6, "stride": 10**6, "ceil_mode": True}, "windows reach"),
         ("conv2d_winograd", {"size": 10**6}, "the image with its tiles would have"),
         ("lrn", {"channels": 10**6}, "the table would have"),
         ("batchnorm", {"batch": 10**6}, "the batch would have"),
