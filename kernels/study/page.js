@@ -3,7 +3,7 @@
 // their cells each frame marks and changes, and which cells belong to which.
 
 // More arrows than these, for a frame and for a cell pointed at, would hide what they connect.
-const FRAME_CURVES = 16, CELL_CURVES = 48;
+const FRAME_CURVES = 20, CELL_CURVES = 48;
 const PACE = 1300; // milliseconds a frame while playing
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -144,9 +144,12 @@ function curve(a, b, frame, arrow) {
   const end = beside ? [x(b) - sign * b.width / 2, y(b)] : [x(b), y(b) - sign * b.height / 2];
   const bend = sign * Math.max(24, Math.abs(beside ? end[0] - start[0] : end[1] - start[1]) / 2);
   const [dx, dy] = beside ? [bend, 0] : [0, bend];
+  // Level with each other, the two would be joined by a line through what stands between them.
+  const level = beside && Math.abs(end[1] - start[1]) < a.height;
+  const lift = level ? Math.min(48, Math.abs(end[0] - start[0]) / 5) : 0;
   const path = document.createElementNS(SVG, "path");
-  path.setAttribute("d", `M${start} C${start[0] + dx},${start[1] + dy} ` +
-    `${end[0] - dx},${end[1] - dy} ${end}`);
+  path.setAttribute("d", `M${start} C${start[0] + dx},${start[1] + dy - lift} ` +
+    `${end[0] - dx},${end[1] - dy - lift} ${end}`);
   path.setAttribute("marker-end", arrow);
   return path;
 }

@@ -45,7 +45,7 @@ def _image(windows, index) -> Step:
 
 
 def _columns(windows, index, cols) -> Step:
-    rows, count = windows.columns_shape
+    count = cols.shape[1]
     numbers = np.arange(count).reshape(windows.shape[0], 1, *windows.output_size)
 
     def caption(column):
@@ -68,8 +68,8 @@ def _columns(windows, index, cols) -> Step:
             f"cols {cols.shape}: a row for every tap of the kernel (i,j"
             f"{', channel first' if windows.shape[1] > 1 else ''}), a column for every output. "
             f"x has {math.prod(windows.shape)} values, cols {cols.size}: "
-            f"{cols.size / math.prod(windows.shape):.3g} times as many, for where windows overlap "
-            "pixels are copied.",
+            f"{cols.size / math.prod(windows.shape):.3g} times as many, for a pixel is copied into "
+            "every window that holds it.",
         ),
         (
             *windows.images(index, "x"),

@@ -173,7 +173,7 @@ class Windows:
         )
         return text + (f" of image {n[0]}" if self.shape[0] > 1 else "")
 
-    def window_frames(self, caption, extra=lambda column: {}) -> tuple[Frame, ...]:
+    def window_frames(self, caption, extra) -> tuple[Frame, ...]:
         """A frame for every window: its pixels, its column, and what `extra` adds to the marks."""
         return tuple(
             Frame(caption(k), {**self.patch(k), **self.column(k), **extra(k)})
