@@ -14,7 +14,11 @@ setup(
     packages=find_packages(
         include=["minidl", "minidl.*", "kernels", "kernels.*", "architectures", "architectures.*"]
     ),
-    package_data={"minidl.data": ["digits/*"], "kernels.cuda": ["*.cu", "*.cuh"]},
+    package_data={
+        "minidl.data": ["digits/*"],
+        "kernels.cuda": ["*.cu", "*.cuh"],
+        "kernels.study": ["*.css", "*.js"],
+    },
     install_requires=[
         "numpy>=2.0",
         "numba>=0.60",
@@ -29,6 +33,8 @@ setup(
     extras_require={
         "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6", "onnx>=1.16", "onnxruntime>=1.18"],
         "onnx": ["onnx>=1.16"],
+        # Tests that look at pages in a browser; they need chromium and chromedriver too.
+        "browser": ["selenium>=4.20"],
         # Independent oracles for tests and benchmarks; never imported by the product.
         "oracle": ["torch>=2.2"],
         # mpich: the MPI library and mpiexec, for machines that bring none.

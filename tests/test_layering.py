@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("kernels", "minidl", "architectures")
 # What each room may import of the project, and of the array libraries.
 ALLOWED = {
-    "kernels": {"kernels", "numpy", "numba", "scipy", "threadpoolctl", "click", "llvmlite"},
+    "kernels": {"kernels", "numpy", "numba", "llvmlite", "scipy", "threadpoolctl", "click", "rich"},
     "minidl": {"minidl", "kernels", "numpy", "click", "rich", "matplotlib", "PIL", "safetensors",
                "hypothesis", "onnx", "mpi4py"},
     "architectures": {"architectures", "minidl", "numpy", "click"},

@@ -7,9 +7,9 @@ from pathlib import Path
 import click
 import numpy as np
 
+from kernels.command_line import INTERRUPTED, UserError, user_errors
 from minidl.cli import common
 from minidl.cli import distributed as ranks
-from minidl.cli.common import UserError, user_errors
 
 
 def train_command(architecture) -> click.Command:
@@ -197,7 +197,7 @@ def run_trainer(architecture, trainer, out) -> int:
         except KeyboardInterrupt:
             if chief:
                 click.echo(f"Stopped. To go on: train --resume {out / LAST}", err=True)
-            return common.INTERRUPTED
+            return INTERRUPTED
     if not chief:
         return 0
     with user_errors(OSError):
