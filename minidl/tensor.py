@@ -18,6 +18,7 @@ from minidl.storage import Storage
 class _GradMode(local):
     enabled = True
     listener = None  # called with (function, inputs, outputs) of every operation that runs
+    profiler = None  # the profile that runs what it is to measure, see minidl.profiler
 
 
 _mode = _GradMode()

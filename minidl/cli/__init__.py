@@ -9,12 +9,13 @@ from minidl.cli.common import INTERRUPTED
 from minidl.cli.evaluate import evaluate_command, predict_command
 from minidl.cli.export import export_command
 from minidl.cli.inspect import gradcheck_command, summary_command
+from minidl.cli.profile import profile_command
 from minidl.cli.train import train_command
 from minidl.cli.visualize import visualize_command
 
 _COMMANDS = (
     train_command, evaluate_command, predict_command, summary_command, gradcheck_command,
-    visualize_command, export_command,
+    visualize_command, export_command, profile_command,
 )  # fmt: skip
 
 

@@ -246,3 +246,17 @@ def test_a_checkpoint_of_nonsense_is_one_line(trained, capsys, tmp_path, part):
         path = tmp_path / f"{i}.safetensors"
         rewritten(trained / "run" / "last.safetensors", path, **{part: change})
         fails(capsys, "train", "--resume", path, "--data", trained / "data", "--out", tmp_path)
+
+
+def test_profile(capsys, tmp_path):
+    trace = tmp_path / "trace.json"
+    status, out, _ = run(
+        capsys, "profile", "--batch-size", 2, "--steps", 2, "--by", "module", "--trace", trace
+    )
+    lines = out.splitlines()
+    assert status == 0 and lines[-1] == str(trace) and lines[0].startswith("module")
+    assert any(line.split()[0] == "c3" for line in lines[2:])
+    assert json.loads(trace.read_text())["traceEvents"]
+    assert "--sort" in fails(capsys, "profile", "--sort", "colour")
+    (tmp_path / "file").write_text("")
+    assert "file" in fails(capsys, "profile", "--steps", 1, "--trace", tmp_path / "file" / "t.json")
