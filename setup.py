@@ -29,6 +29,8 @@ setup(
     extras_require={
         "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6", "onnx>=1.16", "onnxruntime>=1.18"],
         "onnx": ["onnx>=1.16"],
+        # Pictures of graphs; the program dot comes from the system's package graphviz.
+        "graph": ["graphviz>=0.20"],
         # Independent oracles for tests and benchmarks; never imported by the product.
         "oracle": ["torch>=2.2"],
         "cuda12": ["cupy-cuda12x>=13"],

@@ -29,6 +29,19 @@ def is_grad_enabled() -> bool:
     return _mode.enabled
 
 
+@contextmanager
+def listening(listen):
+    """Inside, ``listen(function, inputs, outputs)`` is called after every operation of this thread.
+
+    A listener from outside is not called meanwhile.
+    """
+    previous, _mode.listener = _mode.listener, listen
+    try:
+        yield
+    finally:
+        _mode.listener = previous
+
+
 class _SetGrad(ContextDecorator):
     target = True
 

@@ -13,7 +13,7 @@ ROOMS = ("kernels", "minidl", "architectures")
 ALLOWED = {
     "kernels": {"kernels", "numpy", "numba", "scipy", "threadpoolctl", "click"},
     "minidl": {"minidl", "kernels", "numpy", "click", "rich", "matplotlib", "PIL", "safetensors",
-               "hypothesis", "onnx"},
+               "hypothesis", "onnx", "graphviz"},
     "architectures": {"architectures", "minidl", "numpy", "click"},
 }  # fmt: skip
 FILES = sorted(path.relative_to(ROOT) for room in ROOMS for path in (ROOT / room).rglob("*.py"))
@@ -45,7 +45,7 @@ def test_imports_go_one_way(path):
 
 def test_import_is_light():
     heavy = ("numba", "cupy", "matplotlib", "rich", "PIL", "torch", "click", "scipy", "hypothesis",
-             "onnx")
+             "onnx", "graphviz")
     code = (
         "import sys, minidl, minidl.nn, minidl.optim, minidl.data; "
         f"print([m for m in {heavy} if m in sys.modules])"

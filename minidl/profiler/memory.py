@@ -35,7 +35,7 @@ class Memory:
                 self._add(t._storage, t._array.nbytes)
         if not (function.edges and (function._locked or function.buffers)):
             return self.made - before, 0
-        for array in _buffers(function):
+        for _, array in _buffers(function):
             self._add(array, array.nbytes)
         return self.made - before, self._keep(function)
 
@@ -75,7 +75,7 @@ class Memory:
 
     def _keep(self, function) -> int:
         before = self.held
-        sizes = dict(kept_sizes(function))
+        sizes = {key: array.nbytes for _, key, array in kept_arrays(function)}
         for key, count in sizes.items():
             entry = self._kept.setdefault(key, [0, count])
             if not entry[0]:
@@ -104,24 +104,26 @@ class Memory:
                 del self._kept[thing]
 
 
-def kept_sizes(function):
-    """(id of the memory, bytes) of all that a recorded node keeps, but for trained leaves."""
-    for t in function._inputs or ():
+def kept_arrays(function):
+    """(what it is, id of its memory, array) of all that a recorded node keeps, but for leaves that
+    require grad.
+    """
+    for i, t in enumerate(function._inputs or ()):
         if t is not None and not (t._node is None and t._requires_grad):
-            yield id(t._storage), t._array.nbytes
-    for kept in function._outputs or ():
+            yield f"input {i}", id(t._storage), t._array
+    for i, kept in enumerate(function._outputs or ()):
         if kept is not None:
             array, storage = kept
-            yield id(storage), array.nbytes
-    for array in _buffers(function):
-        yield id(array), array.nbytes
+            yield f"output {i}", id(storage), array
+    for name, array in _buffers(function):
+        yield f"buffer {name}", id(array), array
 
 
 def _buffers(function):
     for name in function.buffers:
         array = function.__dict__.get(name)
         if hasattr(array, "nbytes"):
-            yield array
+            yield name, array
 
 
 def _owner(array):

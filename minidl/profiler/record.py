@@ -108,6 +108,10 @@ class profile:
         """Write all events as JSON that chrome://tracing and ui.perfetto.dev open (atomically)."""
         trace.write(path, self.events)
 
+    def event_of(self, node) -> int | None:
+        """Index of the event that made a live node, while the profile runs; None for others."""
+        return self._origins.get(id(node))
+
     # -- called by the engine --------------------------------------------------------------------
 
     def forward(self, function, inputs):
@@ -129,7 +133,7 @@ class profile:
     def backward(self, node, run, grads):
         """Run ``run(*grads)``, the backward of `node`."""
         name = type(node).__name__
-        origin = self._origins.get(id(node))
+        origin = self.event_of(node)
         parent = self._operations[-1][0] if self._operations else ""
         module = "" if origin is None else self.events[origin].module
         made, held = self._memory.made, self._memory.held

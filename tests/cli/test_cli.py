@@ -260,3 +260,25 @@ def test_profile(capsys, tmp_path):
     assert "--sort" in fails(capsys, "profile", "--sort", "colour")
     (tmp_path / "file").write_text("")
     assert "file" in fails(capsys, "profile", "--steps", 1, "--trace", tmp_path / "file" / "t.json")
+
+
+def test_graph(capsys, tmp_path, monkeypatch):
+    pytest.importorskip("graphviz")
+    status, out, _ = run(capsys, "graph", "--out", tmp_path / "graph.dot")
+    assert status == 0 and "1x6x28x28 float32" in out and "c1.weight" in out
+    assert (tmp_path / "graph.dot").read_text().startswith("digraph")
+    status, out, _ = run(capsys, "graph", "--backward", "--batch-size", 2)
+    assert status == 0 and "Conv2dWeightGrad (backward)" in out and "gradient of c1.weight" in out
+    assert ".jpg" in fails(capsys, "graph", "--out", tmp_path / "graph.jpg")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "apt install graphviz" in fails(capsys, "graph", "--out", tmp_path / "graph.svg")
+    monkeypatch.setitem(sys.modules, "graphviz", None)
+    assert ".[graph]" in fails(capsys, "graph", "--out", tmp_path / "graph.svg")
+
+
+def test_draw(capsys, tmp_path):
+    pytest.importorskip("graphviz")
+    status, out, _ = run(capsys, "draw", tmp_path / "lenet.dot")
+    assert status == 0 and out.strip() == str(tmp_path / "lenet.dot")
+    assert "5x5 convolution, 6" in (tmp_path / "lenet.dot").read_text()
+    assert ".jpg" in fails(capsys, "draw", tmp_path / "lenet.jpg")
