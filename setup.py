@@ -27,7 +27,8 @@ setup(
         "safetensors>=0.4",
     ],
     extras_require={
-        "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6", "onnx>=1.16", "onnxruntime>=1.18"],
+        "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6", "onnx>=1.16", "onnxruntime>=1.18",
+                 "graphviz>=0.20"],
         "onnx": ["onnx>=1.16"],
         # Pictures of graphs; the program dot comes from the system's package graphviz.
         "graph": ["graphviz>=0.20"],

@@ -5,11 +5,13 @@ and all commands on them and in the README are ones that the networks have.
 import importlib
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import click
 import pytest
 
+from architectures.__main__ import main as architectures_group
 from architectures.diagrams import DIAGRAMS, save_diagram
 from minidl import cli
 
@@ -87,3 +89,10 @@ def test_diagrams_are_drawn(tmp_path):
     assert path == tmp_path / "lenet-1998.svg" and "PartialConv" in path.read_text()
     with pytest.raises(KeyError):
         save_diagram("perceptron", tmp_path)
+
+
+def test_command_draw(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("architectures.diagrams.DIAGRAMS", {"nin": DIAGRAMS["nin"]})
+    monkeypatch.setitem(sys.modules, "graphviz", None)
+    assert cli.run_group(architectures_group, ["draw", "--out", str(tmp_path)], "x") == 2
+    assert ".[graph]" in capsys.readouterr().err and not list(tmp_path.iterdir())

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from minidl import nn
-from minidl.tensor import Tensor
 from minidl.visualize import graph_picture
 from minidl.visualize.graph import Graph, Node, capture
+from minidl.visualize.observe import as_images
 
 # What changes no shape and computes element by element, or map by map, from one input.
 _FOLLOWERS = (
@@ -54,9 +54,8 @@ def blocks(model: nn.Module, input_shape: tuple[int, int, int]) -> list[Block]:
 
     The model runs as it stands: in training mode dropout and auxiliary classifiers are seen.
     """
-    parameter = next(model.parameters())
-    image = Tensor(np.zeros((1, *input_shape), parameter.dtype), requires_grad=True)
-    graph = capture(model, image.to(parameter.device))
+    image = as_images(model, np.zeros((1, *input_shape), np.float32))
+    graph = capture(model, image.requires_grad_())
     return _joined(_layers(graph, dict(model.named_modules())))
 
 

@@ -2,13 +2,15 @@
 
 import gc
 import json
+import sys
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import minidl
-from minidl import Tensor, grad, nn, no_grad, ops, optim
+from minidl import Tensor, array_module, grad, nn, no_grad, ops, optim
 from minidl.data import ArrayDataset, DataLoader
 from minidl.tensor import _mode
 
@@ -313,3 +315,22 @@ def test_a_trace_that_cannot_be_written_leaves_nothing(trained, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError):
         trained.chrome_trace(tmp_path / "file" / "trace.json")
+
+
+class FakeArray:
+    """An array on a device that computes while the program goes on."""
+
+    waited = 0
+
+
+def test_a_gpu_is_waited_for(monkeypatch):
+    def synchronize():
+        FakeArray.waited += 1
+
+    stream = SimpleNamespace(synchronize=synchronize)
+    cuda = SimpleNamespace(get_current_stream=lambda: stream)
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(ndarray=FakeArray, cuda=cuda))
+    array_module.synchronize(np.ones(1))
+    assert FakeArray.waited == 0
+    array_module.synchronize(FakeArray())
+    assert FakeArray.waited == 1

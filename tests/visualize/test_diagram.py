@@ -94,6 +94,11 @@ def test_described(layer, words):
     assert described(layer) == words
 
 
+def test_a_network_without_parameters():
+    (first, second) = blocks(nn.Sequential(nn.MaxPool2d(2), nn.AvgPool2d(2)), (1, 8, 8))
+    assert (first.sources, second.shape) == (("input",), (1, 2, 2))
+
+
 def test_draw(tmp_path):
     pytest.importorskip("graphviz")
     model = googlenet.build(num_classes=10, full=False)
