@@ -9,9 +9,9 @@ import numpy as np
 from benchmarks.layers import ITEM, conv_run, torch_conv_run
 from benchmarks.tasks import Task
 from kernels import cpu
-from kernels.cpu.conv_direct import conv2d_direct, is_direct
-from kernels.cpu.conv_flat import conv2d_flat, is_flat
-from kernels.cpu.winograd import is_winograd
+from kernels.cpu.conv import choose
+from kernels.cpu.conv_direct import conv2d_direct
+from kernels.cpu.conv_tiles import conv2d_tiles
 from minidl import nn
 
 NOTES = (
@@ -191,24 +191,15 @@ def _conv_tasks(batch, conv, size):
     traffic = ITEM * (math.prod(x_shape) + conv.weight.size + math.prod(y_shape))
     what = f"{conv.in_channels}->{conv.out_channels} {conv.kernel_size[0]}x{conv.kernel_size[1]}"
     place = f"{what} on {'x'.join(map(str, x_shape))}"
-    chosen = chosen_way(conv, x_shape, y_shape)
+    chosen = choose(
+        "y", y_shape, x_shape, conv.weight.shape, conv.stride, conv.padding, conv.dilation,
+        conv.groups, np.dtype(np.float32),
+    )  # fmt: skip
     ways = {f"conv2d (chosen: {chosen}) {place}": None}
-    ways |= {f"{f.__name__} {place}": f for f in (conv2d_direct, conv2d_flat)}
+    ways |= {f"{f.__name__} {place}": f for f in (conv2d_direct, conv2d_tiles)}
     for name, function in ways.items():
         prepare = _conv_preparation(conv, x_shape, y_shape, function)
         yield Task(name, flops, traffic, prepare)
-
-
-def chosen_way(conv, x_shape, y_shape) -> str:
-    """Which of its ways kernels.cpu.conv2d takes for this layer of stride 1."""
-    weight_shape = conv.weight.shape
-    if is_winograd(y_shape, weight_shape, conv.stride, conv.dilation, conv.groups, np.float32):
-        return "Winograd"
-    if is_flat(
-        x_shape, weight_shape, conv.stride, conv.padding, conv.dilation, conv.groups, ITEM
-    ):
-        return "flat"
-    return "direct" if is_direct(weight_shape, conv.stride, conv.groups) else "blocks"
 
 
 def _conv_preparation(conv, x_shape, y_shape, function):
@@ -216,6 +207,8 @@ def _conv_preparation(conv, x_shape, y_shape, function):
         x, dy, weight = _draw(x_shape, y_shape, conv.weight.shape)
         bias = np.zeros(len(weight), np.float32)
         settings = conv.padding, conv.dilation, conv.groups
+        if function is conv2d_tiles:
+            settings = conv.stride, *settings
         runs = {"minidl": conv_run("forward", conv, x, dy, weight)}
         if function is not None:
             runs = {"minidl": lambda: function(x, weight, bias, dy, *settings)}

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("kernels", "minidl", "architectures")
 # What each room may import of the project, and of the array libraries.
 ALLOWED = {
-    "kernels": {"kernels", "numpy", "numba", "scipy", "threadpoolctl", "click"},
+    "kernels": {"kernels", "numpy", "numba", "scipy", "threadpoolctl", "click", "llvmlite"},
     "minidl": {"minidl", "kernels", "numpy", "click", "rich", "matplotlib", "PIL", "safetensors",
                "hypothesis", "onnx", "graphviz"},
     "architectures": {"architectures", "minidl", "numpy", "click"},

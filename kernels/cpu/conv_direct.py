@@ -26,13 +26,16 @@ _SUM_FLAGS = {"reassoc", "nsz", "contract"}
 _TAPS = 5  # the sweeps below are written out for this many
 _STRETCH = 2048  # values of a plane swept at a time: result and operands stay in the L1 cache
 _MIN_TASKS = 8
+# More channels than these fill the tiles of kernels.cpu.conv_tiles well enough.
+_MAX_PAIRS, _MAX_RESULTS = 96, 4
 _SLICES = 16
 
 
-def is_direct(weight_shape, stride, groups: int) -> bool:
-    """True where the direct kernels are the faster ones, as measured on two cores."""
-    outputs, group_channels = weight_shape[:2]
-    return stride == (1, 1) and outputs // groups * group_channels <= 96
+def is_direct(result, weight_shape, stride, groups: int) -> bool:
+    """True where these kernels are the faster ones for "y", "dx" or "dw", as measured."""
+    outputs, channels = weight_shape[0] // groups, weight_shape[1]
+    results = {"y": outputs, "dx": channels, "dw": min(outputs, channels)}[result]
+    return stride == (1, 1) and outputs * channels <= _MAX_PAIRS and results < _MAX_RESULTS
 
 
 @njit(inline="always")

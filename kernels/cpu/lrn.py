@@ -7,25 +7,30 @@ channels while the innermost loop runs along the stretch, which is contiguous.
 import math
 
 import numpy as np
-from numba import njit, prange
+from numba import get_thread_id, njit, prange
 
 from kernels.cpu.tasks import chunk_bounds, split
-from kernels.cpu.workspace import empty
+from kernels.cpu.threads import num_threads
+from kernels.cpu.workspace import empty, workspace
 from kernels.reference.lrn import check_lrn
 
 _STRETCH = 256
 
 
 @njit(inline="always")
-def _power(scale, beta):
-    """scale ** -beta; the papers' 3/4 by two square roots, which vectorise."""
+def _damp(x, scale, y, beta):
+    """y = x scale^-beta along one line; the papers' 3/4 by two square roots, which vectorise."""
+    one = scale.dtype.type(1)
     if beta == 0.75:
-        root = math.sqrt(scale)
-        return 1 / (root * math.sqrt(root))
-    return scale**-beta
+        for p in range(x.size):
+            root = math.sqrt(scale[p])
+            y[p] = x[p] * (one / (root * math.sqrt(root)))
+    else:
+        for p in range(x.size):
+            y[p] = x[p] * scale[p] ** -beta
 
 
-@njit(parallel=True, cache=True)
+@njit(parallel=True, cache=True, error_model="numpy")
 def _lrn(x, y, scale, before, after, alpha, beta, k):
     n, channels, size = x.shape
     stretches = (size + _STRETCH - 1) // _STRETCH
@@ -33,47 +38,41 @@ def _lrn(x, y, scale, before, after, alpha, beta, k):
         image, stretch = split(task, stretches)
         start, stop = chunk_bounds(stretch, _STRETCH, size)
         for c in range(channels):
-            total = scale[image, c]
-            for p in range(start, stop):
-                total[p] = 0
+            total = scale[image, c, start:stop]
+            for p in range(total.size):
+                total[p] = k
             for j in range(max(0, c - before), min(channels, c + after + 1)):
-                for p in range(start, stop):
-                    total[p] += x[image, j, p] * x[image, j, p]
-            for p in range(start, stop):
-                total[p] = k + alpha * total[p]
-            for p in range(start, stop):
-                y[image, c, p] = x[image, c, p] * _power(total[p], beta)
+                line = x[image, j, start:stop]
+                for p in range(total.size):
+                    total[p] += alpha * (line[p] * line[p])
+            _damp(x[image, c, start:stop], total, y[image, c, start:stop], beta)
 
 
-@njit(parallel=True, cache=True)
-def _lrn_backward(dy, x, scale, dx, before, after, factor, beta):
+@njit(parallel=True, cache=True, error_model="numpy")
+def _lrn_backward(dy, x, scale, dx, scratch, before, after, factor, beta):
     n, channels, size = x.shape
     stretches = (size + _STRETCH - 1) // _STRETCH
     for task in prange(n * stretches):
         image, stretch = split(task, stretches)
         start, stop = chunk_bounds(stretch, _STRETCH, size)
-        width = stop - start
-        damp = np.empty((channels, width), x.dtype)
-        through = np.empty((channels, width), x.dtype)
-        total = np.empty(width, x.dtype)
+        through = scratch[get_thread_id()]
+        total = through[channels, : stop - start]
         for c in range(channels):
-            for p in range(width):
-                s = scale[image, c, start + p]
-                damp[c, p] = _power(s, beta)
-            for p in range(width):
-                q = start + p
-                weighted = dy[image, c, q] * damp[c, p]
-                through[c, p] = weighted * x[image, c, q] / scale[image, c, q]
+            pixels, scales = x[image, c, start:stop], scale[image, c, start:stop]
+            own, line = dx[image, c, start:stop], through[c, : stop - start]
+            _damp(dy[image, c, start:stop], scales, own, beta)
+            for p in range(own.size):
+                line[p] = own[p] * pixels[p] / scales[p]
         for c in range(channels):
-            for p in range(width):
+            for p in range(total.size):
                 total[p] = 0
             for j in range(max(0, c - after), min(channels, c + before + 1)):
-                for p in range(width):
-                    total[p] += through[j, p]
-            for p in range(width):
-                q = start + p
-                own = dy[image, c, q] * damp[c, p]
-                dx[image, c, q] = own - factor * x[image, c, q] * total[p]
+                line = through[j, : stop - start]
+                for p in range(total.size):
+                    total[p] += line[p]
+            pixels, own = x[image, c, start:stop], dx[image, c, start:stop]
+            for p in range(total.size):
+                own[p] -= factor * pixels[p] * total[p]
 
 
 def _planes(x):
@@ -101,5 +100,7 @@ def lrn_backward(dy, x, scale, size, alpha, beta, k, size_normalized=False):
     number = x.dtype.type
     window = size // 2, (size - 1) // 2
     factor = number(2 * alpha * beta)
-    _lrn_backward(_planes(dy), planes, _planes(scale), dx, *window, factor, number(beta))
+    scratch = workspace("lrn", (num_threads(), x.shape[1] + 1, _STRETCH), x.dtype)
+    grads, scale = _planes(dy), _planes(scale)
+    _lrn_backward(grads, planes, scale, dx, scratch, *window, factor, number(beta))
     return dx.reshape(x.shape)

@@ -4,10 +4,15 @@ A task is one plane (image, channel), so that the scatters of backward never col
 is clipped to its real taps once, after which no tap is tested.
 """
 
-import numpy as np
-from numba import njit, prange
+import math
 
-from kernels.cpu.workspace import empty
+import numpy as np
+from numba import get_thread_id, njit, prange
+
+from kernels.cpu.planes import phase_shape, split_phases, tap_offsets
+from kernels.cpu.simd import VECTOR_BYTES, max_tile
+from kernels.cpu.threads import num_threads
+from kernels.cpu.workspace import empty, workspace
 from kernels.geometry import check_shape, pool_output_size
 from kernels.reference.pool import (
     check_avg_pool2d_backward,
@@ -30,24 +35,48 @@ def _clip(output, stride, before, size, dilation, extent):
 
 
 @njit(parallel=True, cache=True)
-def _max_pool(x, y, switches, kernel_size, stride, padding, dilation):
-    planes, h, w = x.shape
+def _max_pool(x, y, switches, memory, winners, layout, padding, offsets, steps, corners, first):
+    """All outputs of a plane lie flat, a vector of them is done at once: see kernels.cpu.planes.
+
+    Output f begins with pixel first[f], the first real tap of its window, as the winner, and the
+    pixels that its taps number are corners[f] plus steps[t].
+    """
     oh, ow = y.shape[1:]
-    for plane in prange(planes):
-        image = x[plane]
+    rows, pitch = layout[2:4]
+    size = first.size
+    lowest = x.dtype.type(-np.inf)
+    for plane in prange(x.shape[0]):
+        thread = get_thread_id()
+        flat, best = memory[thread, size:], memory[thread, :size]
+        winner = winners[thread]
+        split_phases(x[plane], flat, 0, rows * pitch, layout, padding[0], padding[2], lowest)
+        for f in range(0, size, VECTOR_BYTES // x.itemsize):
+            max_tile(flat, 0, offsets, steps, offsets.size, corners, first, f, best, winner)
         for v in range(oh):
-            r0, r1 = _clip(v, stride[0], padding[0], kernel_size[0], dilation[0], h)
+            line = v * pitch
             for u in range(ow):
-                c0, c1 = _clip(u, stride[1], padding[2], kernel_size[1], dilation[1], w)
-                best, winner = image[r0, c0], r0 * w + c0
-                for r in range(r0, r1, dilation[0]):
-                    for c in range(c0, c1, dilation[1]):
-                        value = image[r, c]
-                        # `not <=` lets a NaN win; `best == best` keeps the first NaN.
-                        if not value <= best and best == best:
-                            best, winner = value, r * w + c
-                y[plane, v, u] = best
-                switches[plane, v, u] = winner
+                y[plane, v, u] = best[line + u]
+                switches[plane, v, u] = winner[line + u]
+
+
+def _max_pool_plan(x_shape, y_shape, kernel_size, stride, padding, dilation):
+    """(layout, padding, offsets, steps, corners, first) of `_max_pool`."""
+    w = x_shape[3]
+    oh, ow = y_shape[2:]
+    layout = phase_shape((oh, ow), kernel_size, stride, dilation)
+    size = -(-oh * layout[3] // VECTOR_BYTES) * VECTOR_BYTES
+    v, u = np.divmod(np.arange(size), layout[3])
+    row, column = v * stride[0] - padding[0], u * stride[1] - padding[2]
+    real_row, real_column = (
+        np.where(start < 0, start % step, start)
+        for start, step in ((row, dilation[0]), (column, dilation[1]))
+    )
+    i, j = (np.arange(size) * step for size, step in zip(kernel_size, dilation, strict=True))
+    steps = np.add.outer(i * w, j).reshape(-1)
+    corners, first, steps = (
+        a.astype(np.int32) for a in (row * w + column, real_row * w + real_column, steps)
+    )
+    return layout, padding, tap_offsets(layout, kernel_size, dilation), steps, corners, first
 
 
 @njit(parallel=True, cache=True)
@@ -187,7 +216,12 @@ def max_pool2d(x, kernel_size, stride, padding=(0, 0, 0, 0), dilation=(1, 1), ce
     if (kernel_size, stride, padding, dilation, whole) == ((2, 2), (2, 2), (0,) * 4, (1, 1), True):
         _max_pool_2x2(*arrays)
     else:
-        _max_pool(*arrays, kernel_size, stride, padding, dilation)
+        plan = _max_pool_plan(x.shape, y_shape, kernel_size, stride, padding, dilation)
+        threads, size = num_threads(), plan[-1].size
+        # The last vector may reach beyond the phases.
+        memory = workspace("pool", (threads, 2 * size + math.prod(plan[0][2:])), x.dtype)
+        winners = workspace("winners", (threads, size), np.int32)
+        _max_pool(*arrays, memory, winners, *plan)
     return y, switches
 
 

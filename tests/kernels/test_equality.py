@@ -65,17 +65,15 @@ def test_convolution(data, p, dtype):
     agree("col2im", columns, p.x_shape, p.weight_shape[2:], *p.settings[:3])
 
 
-@pytest.mark.parametrize("way", ["flat", "direct", "blocks"])
+@pytest.mark.parametrize("way", ["direct", "tiles"])
 @given(st.data(), conv2d_parameters(max_batch=3, min_batch=0, max_extra=8), dtypes)
 @some
 def test_every_way_of_convolving_at_stride_1(way, data, p, dtype):
-    """The shapes choose among the three; here each is held to the definition on every shape."""
+    """The shapes choose between the two; here each is held to the definition on every shape."""
     p = dataclasses.replace(p, stride=(1, 1))
     x, weight = data.draw(arrays(p.x_shape, dtype)), data.draw(arrays(p.weight_shape, dtype))
     bias, dy = data.draw(arrays(p.weight_shape[:1], dtype)), data.draw(arrays(p.y_shape, dtype))
-    choice = {"is_flat": way == "flat", "is_direct": way == "direct", "_is_product": False}
-    fixed = {name: lambda *_, taken=taken: taken for name, taken in choice.items()}
-    with mock.patch.multiple("kernels.cpu.conv", **fixed):
+    with mock.patch("kernels.cpu.conv.choose", lambda *_: way):
         agree("conv2d", x, weight, bias, *p.settings)
         agree("conv2d_input_grad", dy, weight, p.x_shape, *p.settings)
         agree("conv2d_weight_grad", dy, x, p.weight_shape[2:], *p.settings)
