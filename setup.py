@@ -31,10 +31,13 @@ setup(
         "safetensors>=0.4",
     ],
     extras_require={
-        "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6", "onnx>=1.16", "onnxruntime>=1.18"],
+        "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6", "onnx>=1.16", "onnxruntime>=1.18",
+                 "graphviz>=0.20"],
         "onnx": ["onnx>=1.16"],
         # Tests that look at pages in a browser; they need chromium and chromedriver too.
         "browser": ["selenium>=4.20"],
+        # Pictures of graphs; the program dot comes from the system's package graphviz.
+        "graph": ["graphviz>=0.20"],
         # Independent oracles for tests and benchmarks; never imported by the product.
         "oracle": ["torch>=2.2"],
         # mpich: the MPI library and mpiexec, for machines that bring none.

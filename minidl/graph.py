@@ -5,6 +5,9 @@ stack, so that only memory bounds the graph's depth), then visit them from the o
 leaves, each once, after all gradients of its outputs have been summed.
 """
 
+from contextlib import nullcontext
+from functools import partial
+
 from minidl.array_module import get_array_module
 from minidl.tensor import Tensor, _mode, as_tensor, enable_grad, no_grad
 
@@ -163,7 +166,7 @@ def _walk(outputs, seeds, retain_graph, create_graph, sink, rules):
         if sink.wants(node) or any(sink.wants(t) or t in useful for t in targets):
             useful.add(node)
     pending = {}
-    with enable_grad() if create_graph else no_grad():
+    with enable_grad() if create_graph else no_grad(), _profiled():
         for output, seed in zip(outputs, seeds, strict=True):
             if output._node is None:
                 sink.expect([output])
@@ -185,6 +188,10 @@ def _walk(outputs, seeds, retain_graph, create_graph, sink, rules):
 def _targets(node) -> list:
     """Where the node's edges lead: other nodes, and leaves."""
     return [edge[0] for edge in node.edges if edge is not None]
+
+
+def _profiled():
+    return nullcontext() if _mode.profiler is None else _mode.profiler.walk()
 
 
 def _topological_order(roots) -> list:
@@ -213,7 +220,9 @@ def _visit(node, grads, pending, useful, sink, rules):
         for g, meta in zip(grads, node.output_meta, strict=True)
     ]
     rule = rules.get(type(node))
-    results = node.backward(*filled) if rule is None else rule(node, *filled)
+    run = node.backward if rule is None else partial(rule, node)
+    profiler = _mode.profiler
+    results = run(*filled) if profiler is None else profiler.backward(node, run, filled)
     if not isinstance(results, tuple):
         results = (results,)
     if len(results) != len(node.edges):

@@ -13,7 +13,7 @@ ROOMS = ("kernels", "minidl", "architectures")
 ALLOWED = {
     "kernels": {"kernels", "numpy", "numba", "llvmlite", "scipy", "threadpoolctl", "click", "rich"},
     "minidl": {"minidl", "kernels", "numpy", "click", "rich", "matplotlib", "PIL", "safetensors",
-               "hypothesis", "onnx", "mpi4py"},
+               "hypothesis", "onnx", "mpi4py", "graphviz"},
     "architectures": {"architectures", "minidl", "numpy", "click"},
 }  # fmt: skip
 FILES = sorted(path.relative_to(ROOT) for room in ROOMS for path in (ROOT / room).rglob("*.py"))
@@ -49,7 +49,7 @@ def test_imports_go_one_way(path):
 
 def test_import_is_light():
     heavy = ("numba", "cupy", "matplotlib", "rich", "PIL", "torch", "click", "scipy", "hypothesis",
-             "onnx", "mpi4py")
+             "onnx", "mpi4py", "graphviz")
     code = (
         "import sys, minidl, minidl.nn, minidl.optim, minidl.data, minidl.distributed; "
         f"print([m for m in {heavy} if m in sys.modules])"

@@ -8,13 +8,15 @@ from kernels.command_line import run_group
 from minidl.architecture import Architecture
 from minidl.cli.evaluate import evaluate_command, predict_command
 from minidl.cli.export import export_command
+from minidl.cli.graph import draw_command, graph_command
 from minidl.cli.inspect import gradcheck_command, summary_command
+from minidl.cli.profile import profile_command
 from minidl.cli.train import train_command
 from minidl.cli.visualize import visualize_command
 
 _COMMANDS = (
     train_command, evaluate_command, predict_command, summary_command, gradcheck_command,
-    visualize_command, export_command,
+    visualize_command, export_command, profile_command, graph_command, draw_command,
 )  # fmt: skip
 
 

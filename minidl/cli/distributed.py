@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import click
 
 from kernels import dispatch
+from kernels.command_line import INTERRUPTED, UserError, user_errors
 from minidl import distributed, random
-from minidl.cli.common import INTERRUPTED, UserError, user_errors
 
 _PATIENCE = 2.0  # seconds in which ranks that make the same mistake make it
 _LAUNCHERS = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE")  # set by MPICH and its relatives, by Open MPI

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from minidl.array_module import to_device
-from minidl.tensor import Tensor
+from minidl.tensor import Tensor, _mode
 
 
 class RemovableHook:
@@ -64,6 +64,11 @@ class Module:
         raise NotImplementedError(f"{type(self).__name__}.forward is not defined")
 
     def __call__(self, *inputs):
+        if _mode.profiler is not None:
+            return _mode.profiler.module(self, inputs)
+        return self._call(*inputs)
+
+    def _call(self, *inputs):
         for hook in tuple(self._pre_hooks.values()):
             replaced = hook(self, inputs)
             if replaced is not None:

@@ -7,7 +7,7 @@ import numpy as np
 from kernels import reference
 from kernels.dispatch import kernels_for
 from minidl.array_module import get_array_module, to_device
-from minidl.tensor import Tensor
+from minidl.tensor import Tensor, _mode
 
 
 def not_negative(name: str, value: float) -> float:
@@ -75,6 +75,8 @@ class Optimizer:
 
     def step(self) -> None:
         """Update every parameter that has a gradient."""
+        if _mode.profiler is not None:
+            return _mode.profiler.optimizer(self)
         for group in self.groups:
             for p in group["params"]:
                 if p.grad is None:
