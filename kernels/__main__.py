@@ -1,8 +1,11 @@
 """``python -m kernels COMMAND``: look at the kernels, explain them, measure them."""
 
+import sys
 from importlib import import_module
 
 import click
+
+from kernels.console import run_group
 
 # Command -> the module of kernels.study whose `command` it is; imported when it is called for.
 COMMANDS: dict[str, str] = {}
@@ -26,4 +29,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main.main(prog_name="python -m kernels")
+    sys.exit(run_group(main, sys.argv[1:], "python -m kernels"))

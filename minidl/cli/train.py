@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from kernels.console import INTERRUPTED
 from minidl.cli import common
 from minidl.cli.common import UserError, user_errors
 
@@ -168,7 +169,7 @@ def _run(architecture, trainer, out):
                 rows = trainer.run()
         except KeyboardInterrupt:
             click.echo(f"Stopped. To go on: train --resume {out / LAST}", err=True)
-            return common.INTERRUPTED
+            return INTERRUPTED
     with user_errors(OSError):
         save_curves(out / "curves.png", rows, architecture.title)
     best = max(rows, key=lambda row: row["test_accuracy"])

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from numba import njit, prange
 
-from benchmarks.timing import interleaved
 from kernels.cpu import matmul
+from kernels.study.timing import interleaved
 
 _SIDE = 2048
 # Three arrays of this many float32 values are far larger than any cache.
@@ -28,6 +28,13 @@ class Ceilings:
         """Which of the two ceilings sets the floor: "arithmetic" or "traffic"."""
         slower = flops / self.flops >= traffic / self.bandwidth
         return "arithmetic" if slower else "traffic"
+
+    def sentence(self) -> str:
+        """Both, in one line."""
+        return (
+            f"Measured ceilings: {self.flops / 1e9:.0f} GFLOP/s of a large product, "
+            f"{self.bandwidth / 1e9:.1f} GB/s of memory."
+        )
 
     def highest(self, other: "Ceilings") -> "Ceilings":
         """The higher of two measurements: other programs can only lower them."""
