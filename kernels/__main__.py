@@ -8,7 +8,9 @@ import click
 from kernels.console import run_group
 
 # Command -> the module of kernels.study whose `command` it is; imported when it is called for.
-COMMANDS: dict[str, str] = {}
+COMMANDS = {
+    "ladder": "ladder.command",
+}
 
 
 class StudyGroup(click.Group):

@@ -143,7 +143,7 @@ def build(shape, weight, stride, padding) -> Ladder:
     chosen = chosen_way(p.x.shape, p.weight.shape, y_shape, stride, padding, UNIT, 1)
     return Ladder(
         title=f"conv2d of {_by(shape)} with {_by(weight)}, stride {_by(stride)}, padding "
-        f"{','.join(map(str, padding))}: {p.work / 1e9:.3g} thousand million multiply-adds",
+        f"{','.join(map(str, padding))}: {p.work / 1e9:.3g} G multiply-adds",
         problem=p,
         expected=reference.conv2d(*wide, None, stride, padding),
         rungs=rungs,

@@ -92,8 +92,8 @@ def numpy_passes(p: Pooling):
 
 
 def compiled_loops(p: Pooling):
-    """The loops of the first rung compiled. Memory is passed once, and time goes into the questions.
-    Whether a pixel is inside is asked for every one; whether it is the largest is answered by
+    """The loops of the first rung compiled. Memory is passed once, and time goes into questions.
+    Whether a pixel is inside is asked for every one. Whether it is the largest so far is as good as
     chance, so that the processor, which has gone on by a guess, must often go back."""
     results, arrays = _results(p)
     _compiled(*arrays, p.kernel_size, p.stride, p.padding)
