@@ -5,7 +5,7 @@ from importlib import import_module
 
 import click
 
-from kernels.console import run_group
+from kernels.command_line import run_group
 
 # Command -> the module of kernels.study whose `command` it is; imported when it is called for.
 COMMANDS = {

@@ -3,7 +3,7 @@
 import click
 
 from kernels import dispatch
-from kernels.console import user_errors
+from kernels.command_line import user_errors
 from kernels.geometry import padding4, pair
 
 

@@ -4,7 +4,7 @@ import sys
 
 import click
 
-from kernels.console import run_group
+from kernels.command_line import run_group
 from minidl.architecture import Architecture
 from minidl.cli.evaluate import evaluate_command, predict_command
 from minidl.cli.export import export_command

@@ -7,7 +7,7 @@ import click
 import numpy as np
 
 from kernels import dispatch
-from kernels.console import UserError, user_errors
+from kernels.command_line import UserError, user_errors
 from minidl import random
 
 

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import click
 
-from kernels.console import INTERRUPTED
+from kernels.command_line import INTERRUPTED, UserError, user_errors
 from minidl.cli import common
-from minidl.cli.common import UserError, user_errors
 
 
 def train_command(architecture) -> click.Command:

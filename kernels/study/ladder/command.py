@@ -2,7 +2,7 @@
 
 import click
 
-from kernels.console import UserError, user_errors
+from kernels.command_line import UserError, user_errors
 from kernels.study.options import INTS, SHAPE, THREADS, set_threads, window
 
 # The options of each ladder, with their defaults.

@@ -1,4 +1,4 @@
-"""What all command lines share: errors in one line, and the status that the shell is given."""
+"""What command lines have in common: one line for a mistake, and the exit statuses."""
 
 from contextlib import contextmanager
 
@@ -23,15 +23,14 @@ def user_errors(*kinds, prefix=""):
 
 
 def run_group(group: click.Group, arguments: list[str], name: str) -> int:
-    """Run one command of a click group and return its exit status; errors go to stderr in one line.
-
-    Status 2 is a mistake of the user's, `INTERRUPTED` Ctrl-C.
-    """
+    """Run a command and return its exit status; errors go to stderr in one line."""
     try:
         status = group.main(arguments, prog_name=name, standalone_mode=False)
         return status if isinstance(status, int) else 0
     except click.ClickException as error:
-        click.echo(f"Error: {error.format_message()}", err=True)
+        message = error.format_message()
+        # Where the command is missing, click 8.2 raises the help text that 8.1 prints.
+        click.echo(message if message.startswith("Usage:") else f"Error: {message}", err=True)
         return 2
     except (click.Abort, KeyboardInterrupt):
         click.echo("Interrupted.", err=True)
