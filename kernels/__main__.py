@@ -8,7 +8,8 @@ import click
 from kernels.command_line import run_group
 
 # Command -> the module of kernels.study whose `command` it is; imported when it is called for.
-COMMANDS = {
+COMMANDS: dict[str, str] = {
+    "bench": "bench",
     "ladder": "ladder.command",
 }
 

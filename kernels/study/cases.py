@@ -48,10 +48,14 @@ class Case:
         """Bytes of the operands."""
         return sum(a.nbytes for a in self.arguments if isinstance(a, np.ndarray))
 
-    def traffic(self, results) -> int:
-        """Compulsory bytes, given the results of a call."""
-        results = results if isinstance(results, tuple) else (results,)
-        return self.read + self.written + sum(r.nbytes for r in results if r is not None)
+    def traffic(self, results: tuple) -> int:
+        """Compulsory bytes, given what a call returns, or has written to."""
+        return self.read + (self.written or sum(result.nbytes for result in results))
+
+
+def as_tuple(results) -> tuple:
+    """The results of a kernel, be they one or several."""
+    return results if isinstance(results, tuple) else (results,)
 
 
 @dataclass(frozen=True)
@@ -161,7 +165,7 @@ def _global_avg_pool(kernel, shape):
 
 
 def _lrn(kernel, shape, size):
-    """A value: size squares, size additions with k, alpha; power, product: 2 size + 3.
+    """2 size + 3 for each value: size squares, size additions with k, alpha, power, product.
 
     Backward: the power, dy, x, 1 / s, size - 1 additions, x, 2 alpha beta, a subtraction: size + 6.
     """
@@ -173,10 +177,10 @@ def _lrn(kernel, shape, size):
 
 
 def _batchnorm(kernel, shape):
-    """A value. In training 7: sum; centre, square, sum; centre, scale, shift. In evaluation 3.
+    """7 for each value in training: sum; centre, square, sum; centre, scale, shift. Evaluation: 3.
 
-    Backward in training 10: sum; centre, product, sum; centre, scale; the three terms of dx and
-    their factor. In evaluation 5: the sums and the factor.
+    Backward in training, 10: sum; centre, product, sum; centre, scale; the three terms of dx and
+    their factor. Backward in evaluation, 5: the sums and the factor.
     """
     n, c, h, w = images(shape)
     x, dy, gamma, beta, mean, var = _draw(shape, shape, *((c,),) * 4)
@@ -193,8 +197,8 @@ def _batchnorm(kernel, shape):
 
 
 def _elementwise(kernel, shape):
-    """A value: relu and its backward 1 comparison, with a bias an addition more; dropout 1 product
-    (its random bits are integers), its mask none; channel_sums 1 addition."""
+    """For each value: relu and its backward 1 comparison, with a bias an addition more; dropout 1
+    product (its random bits are integers), its mask none; channel_sums 1 addition."""
     a, b = _draw(shape, shape)
     a -= np.float32(1)  # positive and negative
     (bias,) = _draw(shape[1:2])
@@ -211,8 +215,8 @@ def _elementwise(kernel, shape):
 
 
 def _step(kernel, shape):
-    """A value. SGD with momentum 4: momentum v + g, values - lr v. Adam 13: 3 for the mean, 4 for
-    the square, 6 for the step. They write the values and the moments in place."""
+    """For each value 4 by SGD with momentum: momentum v + g, values - lr v. By Adam 13: 3 for the
+    mean, 4 for the square, 6 for the step. They write the values and the moments in place."""
     arrays = _draw(*(shape,) * 4)
     size = arrays[0].size
     if kernel == "sgd_step":
@@ -222,24 +226,24 @@ def _step(kernel, shape):
 
 # -- all of them -----------------------------------------------------------------------------------
 
-_UNIT, _NONE = (1, 1), (0, 0, 0, 0)
+_UNIT, _ONE = (1, 1), (1, 1, 1, 1)
 _MAPS = (16, 64, 56, 56)
 _CONV = {
-    "shape": (8, 64, 56, 56), "weight": (64, 64, 3, 3), "stride": _UNIT, "padding": _NONE,
+    "shape": (8, 64, 56, 56), "weight": (64, 64, 3, 3), "stride": _UNIT, "padding": _ONE,
     "dilation": _UNIT, "groups": 1,
 }  # fmt: skip
 _IM2COL = {
-    "shape": (4, 64, 56, 56), "kernel_size": (3, 3), "stride": _UNIT, "padding": _NONE,
+    "shape": (4, 64, 56, 56), "kernel_size": (3, 3), "stride": _UNIT, "padding": _ONE,
     "dilation": _UNIT,
 }  # fmt: skip
-_AVG_POOL = {"shape": _MAPS, "kernel_size": (3, 3), "stride": (2, 2), "padding": _NONE}
+_POOL = {"shape": _MAPS, "kernel_size": (3, 3), "stride": (2, 2), "padding": _ONE}
 _FAMILIES = (
     (_conv, _CONV, ("conv2d", "conv2d_input_grad", "conv2d_weight_grad")),
     (_conv_transpose, _CONV, ("conv_transpose2d",)),
     (_columns, _IM2COL, ("im2col", "col2im")),
     (_matmul, {"shape": (1024, 1024), "weight": (1024, 1024)}, ("matmul",)),
-    (_max_pool, _AVG_POOL | {"dilation": _UNIT}, ("max_pool2d", "max_unpool2d", "max_pool2d_gather")),
-    (_avg_pool, _AVG_POOL, ("avg_pool2d", "avg_pool2d_backward")),
+    (_max_pool, _POOL | {"dilation": _UNIT}, ("max_pool2d", "max_unpool2d", "max_pool2d_gather")),
+    (_avg_pool, _POOL, ("avg_pool2d", "avg_pool2d_backward")),
     (_global_avg_pool, {"shape": _MAPS}, ("global_avg_pool2d", "global_avg_pool2d_backward")),
     (_lrn, {"shape": (16, 96, 55, 55), "size": 5}, ("lrn", "lrn_backward")),
     (_batchnorm, {"shape": _MAPS}, (
@@ -259,12 +263,9 @@ SPECS = {
 def make_case(kernel: str, **options) -> Case:
     """The case of a kernel; options that are not given have the defaults of SPECS.
 
-    Raises ValueError for an option that the kernel does not have, and for what does not fit.
+    Raises ValueError for shapes and settings that do not fit.
     """
     spec = SPECS[kernel]
-    for name in options:
-        if name not in spec.defaults:
-            raise ValueError(f"{kernel} has no {name}: it takes {', '.join(spec.defaults)}")
     return spec.make(kernel, **{**spec.defaults, **options})
 
 

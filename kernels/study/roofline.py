@@ -52,9 +52,8 @@ def text_chart(ceilings: Ceilings, intensity: float, speeds: dict[str, float]) -
     ends = f"2^{low}", f"2^{high}"
     axis = ends[0] + middle.center(_COLUMNS - len(ends[0]) - len(ends[1])) + ends[1]
     marks = ", ".join(f"{name[0].upper()} {name}" for name in speeds)
-    return "\n".join(
-        [f"{'GFLOP/s':>8}", *lines, f"{'':8} +{'-' * _COLUMNS}", f"{'':9} {axis}", f"{'':9} {marks}"]
-    )
+    below = f"{'':8} +{'-' * _COLUMNS}", f"{'':9} {axis}", f"{'':9} {marks}"
+    return "\n".join([f"{'GFLOP/s':>8}", *lines, *below])
 
 
 def save_chart(path, title: str, ceilings: Ceilings, intensity: float, speeds) -> None:

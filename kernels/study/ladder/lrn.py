@@ -185,7 +185,7 @@ def build(shape) -> Ladder:
         problem=Normalisation(x),
         expected=reference.lrn(x.astype(np.float64), *_SETTINGS),
         rungs=_RUNGS,
-        flops=(2 * SIZE + 4) * x.size,
+        flops=(2 * SIZE + 3) * x.size,
         traffic=3 * x.nbytes,
         note="kernels.cpu.lrn is the last rung.",
     )

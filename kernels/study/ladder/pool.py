@@ -199,8 +199,10 @@ def parallel_rows(p: Pooling):
 
 
 def house_kernel(p: Pooling):
-    """kernels.cpu.max_pool2d: windows of 2x2 at stride 2 by selections, others clipped, a plane a
-    task, into memory that is used again."""
+    """kernels.cpu.max_pool2d. The best of a window and its index stay in registers for all of its
+    taps, where the rung before stores and loads them for each. What a stride sets apart is sorted
+    side by side first, and the edges are padded by minus infinity, so that they need no code of
+    their own; windows of 2x2 without padding are written out instead."""
     return cpu.max_pool2d(p.x, p.kernel_size, p.stride, p.padding)
 
 
@@ -211,7 +213,7 @@ _RUNGS = (
     Rung("windows clipped", clipped_windows),
     Rung("selections: vectors", selected_rows),
     Rung("all cores", parallel_rows),
-    Rung("kernels.cpu", house_kernel, aside=True),
+    Rung("winners in registers", house_kernel),
 )
 
 
@@ -229,5 +231,5 @@ def build(shape, kernel_size, stride, padding) -> Ladder:
         rungs=_RUNGS,
         flops=expected[0].size * (taps - 1),
         traffic=p.x.nbytes + sum(result.nbytes for result in expected),
-        note="kernels.cpu.max_pool2d is the last line.",
+        note="kernels.cpu.max_pool2d is the last rung.",
     )

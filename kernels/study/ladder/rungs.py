@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from kernels import dispatch
+from kernels.study.cases import as_tuple
 from kernels.study.timing import interleaved
 
 # The largest error of a plain sum in float32, over the largest result.
@@ -129,11 +130,6 @@ def _error(rung, result, expected):
             f"{rung.tolerance:.0e}"
         )
     return error
-
-
-def as_tuple(results) -> tuple:
-    """The results of a kernel, be they one or several."""
-    return results if isinstance(results, tuple) else (results,)
 
 
 @contextmanager
