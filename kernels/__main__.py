@@ -9,6 +9,7 @@ from kernels.command_line import run_group
 
 # Command -> the module of kernels.study whose `command` it is; imported when it is called for.
 COMMANDS: dict[str, str] = {
+    "asm": "asm",
     "bench": "bench",
     "ladder": "ladder.command",
 }
