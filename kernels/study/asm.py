@@ -85,7 +85,7 @@ def _listing(loop):
     sums = sum(i.lanes for i in loop.body if i.kind == "arithmetic")
     yield (
         f"{machine_code.readable(loop.function)}, loop {loop.label}: {len(loop.body)} instructions "
-        f"a turn, with {products} multiply-adds and {sums} other operations"
+        f"a turn, with {products} multiply-adds and {sums} other float operations"
     )
     for instruction in loop.body:
         code = f"    {instruction.mnemonic:14} {', '.join(instruction.operands)}"
@@ -112,7 +112,8 @@ def _show_ptx(kernel, arch, count, full):
     rows = [(kind, *(c[kind] or "" for c in counts.values())) for kind in ptx.KINDS]
     click.echo("\n".join(format_table(("instructions", *counts), rows)) + "\n")
     for loop in [loop for loop in ptx.loops(text) if loop.function in wanted][:count]:
-        click.echo(f"{loop.function}, loop {loop.label}: {ptx.count(loop.body).total()} instructions a turn")
+        turn = ptx.count(loop.body).total()
+        click.echo(f"{loop.function}, loop {loop.label}: {turn} instructions a turn")
         for line in loop.body:
             what = ptx.kind(line)
             click.echo(f"    {line:56} // {what}" if what != "other" else f"    {line}")

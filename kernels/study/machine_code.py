@@ -9,15 +9,19 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
-# What an instruction does, in the order of the table; "scalar" ones are not floats at all.
-KINDS = ("multiply-add", "arithmetic", "compare", "load", "store", "gather", "shuffle", "other")
+# What an instruction does, in the order of the table. Arithmetic is that of floats, "integers" is
+# that of integers in vectors, mostly of indices; gathers take their elements from anywhere.
+KINDS = (
+    "multiply-add", "arithmetic", "compare", "load", "store", "gather", "shuffle", "integers",
+    "other",
+)  # fmt: skip
 WIDTHS = ("zmm", "ymm", "xmm", "single", "integer")
 _BITS = {"zmm": 512, "ymm": 256, "xmm": 128}
 _KIND_PATTERNS = (
     ("multiply-add", r"v?fn?m(add|sub|addsub|subadd)\d"),
     ("gather", r"vp?(gather|scatter)"),
     ("arithmetic", r"v?(add|sub|mul|div|sqrt|rsqrt|rcp|max|min|round)\w*[ps][sd]$"),
-    ("arithmetic", r"vp(add|sub|mul|min|max|sll|srl|sra)"),
+    ("integers", r"v?p(add|sub|mul|min|max|sll|srl|sra)"),
     ("compare", r"v?(u?comis|cmp\w*[ps][sd]$|blend|p?cmp|ptest|pblend|kor|kand|knot|kmov)|k"),
     ("shuffle", r"v?(p?broadcast|p?shuf|p?perm|p?unpck|unpck|insert|p?insert|extract|p?extract|"
                 r"shuf|movddup|movsldup|movshdup|palignr|pack|pslldq|psrldq|valign|align|cvt|pmov)"),
@@ -37,7 +41,7 @@ class Instruction:
     @property
     def width(self) -> str:
         """The widest register it uses; "single" for one number in it; "integer" for none."""
-        registers = _REGISTER.findall(" ".join(self.operands))
+        registers = _REGISTER.findall(re.sub(r"\([^)]*\)", "", " ".join(self.operands)))
         if not registers:
             return "integer"
         if re.search(r"[^p](ss|sd)$", self.mnemonic):
@@ -79,11 +83,12 @@ class Instruction:
                 return f"load {self.lanes}"
             case "store":
                 return f"store {self.lanes}"
-            case "arithmetic" | "compare" | "gather":
+            case "arithmetic" | "compare" | "gather" | "integers":
                 return f"{count}{re.sub(r'^v|[ps][sd]$', '', self.mnemonic)}{reads}"
             case "shuffle":
-                word = "broadcast" if "broadcast" in self.mnemonic else "rearrange"
-                return f"{word}{reads}"
+                if "mov" in self.mnemonic:
+                    return "select by a mask" if "{%k" in self.operands[-1] else "move"
+                return f"{'broadcast' if 'broadcast' in self.mnemonic else 'rearrange'}{reads}"
         return "back to the first line" if self.mnemonic.startswith("j") else ""
 
 
@@ -98,11 +103,11 @@ class Loop:
 
     @property
     def rank(self) -> tuple[int, ...]:
-        """Lanes of multiply-adds, of other arithmetic and of anything, a turn, in vectors."""
+        """What a turn does in vectors: multiply-adds, other arithmetic or comparing, anything."""
         vectors = [i for i in self.body if i.width in _BITS]
         products = sum(i.lanes for i in vectors if i.kind == "multiply-add")
-        others = sum(i.lanes for i in vectors if i.kind == "arithmetic")
-        return products, others, sum(i.lanes for i in vectors)
+        others = sum(i.lanes for i in vectors if i.kind in ("arithmetic", "compare"))
+        return products, others, sum(i.lanes for i in vectors if i.kind != "integers")
 
 
 def functions(assembly: str) -> dict[str, list]:
