@@ -199,6 +199,8 @@ def _batchnorm(kernel, shape):
 def _elementwise(kernel, shape):
     """For each value: relu and its backward 1 comparison, with a bias an addition more; dropout 1
     product (its random bits are integers), its mask none; channel_sums 1 addition."""
+    if len(shape) < 2 and kernel.startswith(("bias", "channel")):
+        raise ValueError(f"shape must be N,C,..., got {','.join(map(str, shape))}")
     a, b = _draw(shape, shape)
     a -= np.float32(1)  # positive and negative
     (bias,) = _draw(shape[1:2])

@@ -44,7 +44,7 @@ class Instruction:
         registers = _REGISTER.findall(re.sub(r"\([^)]*\)", "", " ".join(self.operands)))
         if not registers:
             return "integer"
-        if re.search(r"[^p](ss|sd)$", self.mnemonic):
+        if re.search(r"[^p](ss|sd)$", self.mnemonic) and "broadcast" not in self.mnemonic:
             return "single"
         return max(registers, key=_BITS.get)
 
@@ -191,7 +191,7 @@ def readable(symbol: str) -> str:
     while number := re.match(r"\d+", rest):
         size = int(number.group())
         part, rest = rest[number.end() :][:size], rest[number.end() + size :]
-        parts.append(re.sub(r"_([0-9a-f]{2})", lambda m: chr(int(m.group(1), 16)), part))
+        parts.append(part.replace("_3c", "<").replace("_3e", ">"))
     if any("numba_parfor_gufunc" in part for part in parts):
         return "the parallel loop"
     return ".".join(parts) or symbol

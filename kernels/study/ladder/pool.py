@@ -192,7 +192,7 @@ def selected_rows(p: Pooling):
 
 
 def parallel_rows(p: Pooling):
-    """The same on all cores. A task is one plane, which no other task reads or writes, so nothing is
+    """The same on all cores. A task is one plane, which no other task reads or writes: nothing is
     shared but the bandwidth of memory."""
     results, arrays = _results(p)
     _kernels(p.stride[1])[1](*arrays, p.kernel_size, p.stride[0], p.padding)

@@ -95,7 +95,11 @@ def markdown(ladder: Ladder, steps: list[Step], ceilings: Ceilings, machine: str
         _markdown_row(header), "|---|---" + "|--:" * (len(header) - 3) + "|---|",
         *map(_markdown_row, rows), "",
     ]  # fmt: skip
-    return "\n".join([*lines, *(textwrap.fill(note, _WIDTH) for note in notes(ladder, steps))])
+    listed = [
+        textwrap.fill(note.replace("*", "\\*"), _WIDTH, initial_indent="- ", subsequent_indent="  ")
+        for note in notes(ladder, steps)
+    ]
+    return "\n".join([*lines, *listed])
 
 
 def _markdown_row(cells):
