@@ -16,6 +16,11 @@ ALLOWED = {
                "hypothesis", "onnx"},
     "architectures": {"architectures", "minidl", "numpy", "click"},
 }  # fmt: skip
+# Optional packages, each behind a door of its own.
+OPTIONAL = {
+    "kernels/study/ptx.py": {"cupy_backends"},
+    "kernels/study/roofline.py": {"matplotlib"},
+}
 FILES = sorted(path.relative_to(ROOT) for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 
 
@@ -34,6 +39,7 @@ def test_imports_go_one_way(path):
     allowed = ALLOWED[path.parts[0]] | set(sys.stdlib_module_names)
     if path.as_posix() in ("minidl/array_module.py", "minidl/ops/shape.py"):
         allowed |= {"cupy", "cupyx"}
+    allowed |= OPTIONAL.get(path.as_posix(), set())
     for module in imported(path):
         assert module.split(".")[0] in allowed, module
         if path.parts[:2] == ("kernels", "reference"):
