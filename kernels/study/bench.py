@@ -9,7 +9,7 @@ import numpy as np
 
 from kernels.command_line import UserError, user_errors
 from kernels.study.cases import SPECS, as_tuple, formula, make_case
-from kernels.study.ceilings import Ceilings, measure_ceilings
+from kernels.study.ceilings import Ceilings, timed_under_ceilings
 from kernels.study.implementations import implementations
 from kernels.study.options import (
     CASE,
@@ -21,7 +21,6 @@ from kernels.study.options import (
     with_options,
 )
 from kernels.study.roofline import attainable, save_chart, text_chart
-from kernels.study.timing import interleaved
 from kernels.table import format_bytes, format_table
 
 # The largest difference of two implementations in float32, over the largest value: that which is
@@ -51,9 +50,7 @@ def command(kernel, threads, rounds, plot, **given):
         runs, traffic, missing = _prepare(case, rooms)
     if plot and not case.flops:
         raise UserError(f"{kernel} does no float operations: there is no roofline to plot")
-    ceilings = measure_ceilings(rounds)
-    times = interleaved(runs, rounds)
-    ceilings = ceilings.highest(measure_ceilings(rounds))
+    times, ceilings = timed_under_ceilings(runs, rounds)
     seconds = {name: statistics.median(values) for name, values in times.items()}
     title = _title(kernel, SPECS[kernel].defaults | options)
     click.echo(f"{title}, float32, {threads} threads\n")

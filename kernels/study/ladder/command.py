@@ -34,7 +34,6 @@ DEFAULTS = {
 @click.option("--markdown", is_flag=True, help="Print the table alone, in Markdown.")
 def command(kernel, threads, rounds, markdown, **given):
     from kernels.study import machine
-    from kernels.study.ceilings import measure_ceilings
     from kernels.study.ladder import rungs, show
 
     options = DEFAULTS[kernel] | given_options(kernel, given, DEFAULTS[kernel])
@@ -43,10 +42,12 @@ def command(kernel, threads, rounds, markdown, **given):
         ladder = _builder(kernel)(**options)
     if not markdown:
         click.echo(f"{ladder.title}\n\n{show.rungs_text(ladder)}\n")
-    before = measure_ceilings(rounds)
+
+    def progress(name):
+        click.echo(f"{name} ...", err=True)
+
     with user_errors(rungs.WrongRung):
-        steps = rungs.climb(ladder, rounds, lambda name: click.echo(f"{name} ...", err=True))
-    ceilings = before.highest(measure_ceilings(rounds))
+        steps, ceilings = rungs.climb(ladder, rounds, progress)
     if markdown:
         about = machine.sentence(machine.describe(threads))
         click.echo(show.markdown(ladder, steps, ceilings, about))

@@ -11,7 +11,7 @@ import numpy as np
 
 from kernels import dispatch
 from kernels.study.cases import as_tuple
-from kernels.study.timing import interleaved
+from kernels.study.ceilings import Ceilings, timed_under_ceilings
 
 # The largest error of a plain sum in float32, over the largest result.
 TOLERANCE = 2e-5
@@ -82,8 +82,10 @@ class WrongRung(RuntimeError):
     """A rung whose result is not that of the reference."""
 
 
-def climb(ladder: Ladder, rounds: int, progress: Callable[[str], None]) -> list[Step]:
-    """A Step a rung: medians of `rounds` turns (2 or more), in each of which all rungs run.
+def climb(
+    ladder: Ladder, rounds: int, progress: Callable[[str], None]
+) -> tuple[list[Step], Ceilings]:
+    """(a Step a rung, the machine's ceilings): medians of turns in which all of them run.
 
     `progress(name)` is called before a rung is checked, which compiles it. Raises WrongRung where
     a result is wrong: nothing is timed then.
@@ -98,14 +100,15 @@ def climb(ladder: Ladder, rounds: int, progress: Callable[[str], None]) -> list[
         shares[rung.name] = problem.work / ladder.problem.work
         runs[rung.name] = lambda rung=rung, problem=problem: rung.run(problem)
     progress(f"{rounds} rounds")
-    times = interleaved(runs, rounds, warmup=0)
-    return [
+    times, ceilings = timed_under_ceilings(runs, rounds)
+    steps = [
         Step(
             rung, statistics.median(times[rung.name]) / shares[rung.name], shares[rung.name],
             errors[rung.name],
         )
         for rung in ladder.rungs
     ]  # fmt: skip
+    return steps, ceilings
 
 
 def _checked(rung, problem, expected) -> float:

@@ -9,7 +9,7 @@ import pytest
 from kernels import cpu, dispatch, reference
 from kernels.__main__ import main
 from kernels.command_line import run_group
-from kernels.study import bench, roofline
+from kernels.study import roofline
 from kernels.study.cases import SPECS, as_tuple, formula, make_case
 from kernels.study.ceilings import Ceilings
 
@@ -22,9 +22,9 @@ SMALL = {
 
 @pytest.fixture
 def run(monkeypatch, capsys):
-    """Run a command: (status, stdout, stderr); the ceilings are given."""
-    monkeypatch.setattr(bench, "measure_ceilings", lambda rounds: CEILINGS)
-    monkeypatch.setattr("kernels.study.ceilings.measure_ceilings", lambda rounds: CEILINGS)
+    """Run a command: (status, stdout, stderr); the ceilings are those of small arrays."""
+    monkeypatch.setattr("kernels.study.ceilings._SIDE", 64)
+    monkeypatch.setattr("kernels.study.ceilings._VALUES", 1 << 12)
     before = dispatch.get_num_threads()
 
     def call(*arguments):
@@ -221,12 +221,12 @@ def test_ladder_command(run):
     status, stdout, stderr = run("ladder", "conv2d", *arguments)
     assert status == 0
     assert " 1 six loops in Python\n    The definition" in stdout
-    assert "9  Winograd F(4x4, 3x3)" in stdout
+    assert "10  Winograd F(4x4, 3x3)" in stdout
     assert "kernels.cpu.conv2d takes here: " in stdout
     assert stderr.splitlines()[-1] == "1 rounds ..."
     status, stdout, _ = run("ladder", "conv2d", *arguments, "--stride", 2, "--markdown")
     assert status == 0 and stdout.startswith("`conv2d of 1x2x9x9 with 3x2x3x3, stride 2x2")
-    assert "| 7 | im2col by blocks |" in stdout and "Winograd" not in stdout
+    assert "| 8 | tiles from padded planes |" in stdout and "Winograd" not in stdout
 
 
 @pytest.mark.parametrize("name", ["lrn", "max_pool2d"])
