@@ -133,6 +133,20 @@ def test_the_direct_convolution_multiplies_and_adds_in_vectors():
     assert not any(kind == "gather" or width == "single" for kind, width in counts)
 
 
+@x86
+def test_a_tile_of_the_convolution_stays_in_registers():
+    from kernels.cpu.simd import ROWS, VECTORS
+    from kernels.study.compiled import traced
+
+    case = make_case("conv2d", shape=(2, 16, 32, 32), weight=(16, 16, 5, 5))
+    found = {function.name: function for function in traced(lambda: case.call(cpu))}
+    best = machine_code.loops(found["kernels.cpu.conv_tiles._correlate"].assembly())[0]
+    counts = machine_code.count(best.body)
+    products = [counts["multiply-add", width] for width in ("xmm", "ymm", "zmm")]
+    assert sum(products) == max(products) and max(products) % (ROWS * VECTORS) == 0
+    assert not any(kind in ("store", "gather") for kind, _ in counts)
+
+
 def test_tracing_leaves_the_kernels_as_they_were():
     from kernels.study.compiled import traced
 
