@@ -33,7 +33,7 @@ def command(kernel, count, full, cuda, arch, **given):
         return
     if platform.machine() not in _X86:
         raise UserError(f"asm reads x86-64 code, this machine is {platform.machine()}")
-    with user_errors(ValueError, TypeError):
+    with user_errors(ValueError, TypeError, MemoryError):
         case = make_case(kernel, **options)
     _show_code(case, count, full)
 
@@ -89,7 +89,8 @@ def _listing(loop):
     )
     for instruction in loop.body:
         code = f"    {instruction.mnemonic:14} {', '.join(instruction.operands)}"
-        yield f"{code:60} ; {instruction.comment}" if instruction.comment else code
+        comment = loop.comment(instruction)
+        yield f"{code:60} ; {comment}" if comment else code
 
 
 # -- PTX -------------------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ _NOTES = (
 def command(kernel, threads, rounds, plot, **given):
     options = given_options(kernel, given, SPECS[kernel].defaults)
     threads = set_threads(threads)
-    with user_errors(ValueError, TypeError):
+    with user_errors(ValueError, TypeError, MemoryError):
         case = make_case(kernel, **options)
         rooms = implementations()
         runs, traffic, missing = _prepare(case, rooms)

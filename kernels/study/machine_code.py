@@ -23,8 +23,8 @@ _KIND_PATTERNS = (
     ("arithmetic", r"v?(add|sub|mul|div|sqrt|rsqrt|rcp|max|min|round)\w*[ps][sd]$"),
     ("integers", r"v?p(add|sub|mul|min|max|sll|srl|sra)"),
     ("compare", r"v?(u?comis|cmp\w*[ps][sd]$|blend|p?cmp|ptest|pblend|kor|kand|knot|kmov)|k"),
-    ("shuffle", r"v?(p?broadcast|p?shuf|p?perm|p?unpck|unpck|insert|p?insert|extract|p?extract|"
-                r"shuf|movddup|movsldup|movshdup|palignr|pack|pslldq|psrldq|valign|align|cvt|pmov)"),
+    ("shuffle", r"v?(p?(broadcast|shuf|perm|unpck|insert|extract|align|ack)|"
+                r"mov(d|sl|sh)dup|ps[lr]ldq|cvt|pmov)"),
 )  # fmt: skip
 _WRAPPERS = ("_ZN7cpython", "cfunc.", "NRT_")
 _LABEL = re.compile(r"^([.\w$@\"][^\s:#]*):")
@@ -73,7 +73,7 @@ class Instruction:
 
     @property
     def comment(self) -> str:
-        """What it does, in a few words; nothing for the housekeeping of a loop."""
+        """What it does to vectors, in a few words; nothing for other instructions."""
         reads = " from memory" if any("(" in o for o in self.operands[:-1]) else ""
         count = "" if self.lanes == 1 else f"{self.lanes} x "
         match self.kind:
@@ -89,17 +89,21 @@ class Instruction:
                 if "mov" in self.mnemonic:
                     return "select by a mask" if "{%k" in self.operands[-1] else "move"
                 return f"{'broadcast' if 'broadcast' in self.mnemonic else 'rearrange'}{reads}"
-        return "back to the first line" if self.mnemonic.startswith("j") else ""
+        return ""
 
 
 @dataclass(frozen=True)
 class Loop:
-    """An innermost loop: the function it lies in, its label, its instructions, its place."""
+    """An innermost loop: the function it lies in, its label, its instructions."""
 
     function: str
     label: str
     body: tuple[Instruction, ...]
 
+    def comment(self, instruction: Instruction) -> str:
+        """The instruction's comment, or where it jumps back."""
+        back = instruction.mnemonic.startswith("j") and instruction.operands == (self.label,)
+        return "back to the first line" if back else instruction.comment
 
     @property
     def rank(self) -> tuple[int, ...]:

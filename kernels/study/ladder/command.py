@@ -38,7 +38,7 @@ def command(kernel, threads, rounds, markdown, **given):
 
     options = DEFAULTS[kernel] | given_options(kernel, given, DEFAULTS[kernel])
     threads = set_threads(threads)
-    with user_errors(ValueError):
+    with user_errors(ValueError, MemoryError):
         ladder = _builder(kernel)(**options)
     if not markdown:
         click.echo(f"{ladder.title}\n\n{show.rungs_text(ladder)}\n")

@@ -22,7 +22,7 @@ _FUSED = {"contract"}
 class Convolution:
     """x (N, C, H, W), weight (O, C, kh, kw), and how the kernel moves over x.
 
-    Raises ValueError where they do not fit.
+    `y_shape`, and with it all else, raises ValueError where they do not fit.
     """
 
     x: np.ndarray

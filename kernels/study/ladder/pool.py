@@ -22,7 +22,7 @@ _INTERPRETED = 15_000
 
 @dataclass(frozen=True)
 class Pooling:
-    """x (N, C, H, W) and the windows over its planes. ValueError where they do not fit."""
+    """x (N, C, H, W) and the windows over its planes; `y_shape` raises where they do not fit."""
 
     x: np.ndarray
     kernel_size: Pair

@@ -202,6 +202,8 @@ def test_a_third_implementation(run, monkeypatch):
         (["bench", "im2col", "--shape", "2,3"], "shape must be N,C,H,W, got 2,3"),
         (["bench", "bias_relu", "--shape", "5"], "shape must be N,C,..., got 5"),
 
+        (["bench", "relu", "--shape", "99999,99999,9999"], "Unable to allocate"),
+        (["ladder", "lrn", "--shape", "9999,9999,999,99"], "Unable to allocate"),
         (["ladder", "relu"], "'relu' is not one of"),
         (["ladder", "lrn", "--weight", "3"], "lrn has no --weight: it takes --shape"),
         (["ladder", "conv2d", "--weight", "64,3,3,3"], "weight must have x's 64 channels"),
