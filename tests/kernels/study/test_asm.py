@@ -138,7 +138,7 @@ def test_the_direct_convolution_multiplies_and_adds_in_vectors():
 
 @x86
 def test_a_tile_of_the_convolution_stays_in_registers():
-    from kernels.cpu.simd import ROWS, VECTORS
+    from kernels.cpu.emitter import ROWS, VECTORS
     from kernels.study.compiled import traced
 
     case = make_case("conv2d", shape=(2, 16, 32, 32), weight=(16, 16, 5, 5))
