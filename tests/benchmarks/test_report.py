@@ -2,11 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from benchmarks import report, tasks
 from benchmarks.tasks import Figure, Plan, Task
-from kernels.study import machine, timing
+from kernels.study import ceilings, machine, timing
 from kernels.study.ceilings import Ceilings, measure_ceilings
 from kernels.study.timing import Spread
 
@@ -68,6 +69,14 @@ def test_ceilings_are_measured(monkeypatch):
     monkeypatch.setattr("kernels.study.ceilings._VALUES", 1 << 12)
     measured = measure_ceilings(rounds=2)
     assert measured.flops > 0 and measured.bandwidth > 0
+
+
+@pytest.mark.parametrize("shares", [1, 2, 3])
+def test_the_measured_product_is_one(shares):
+    a, b = np.random.default_rng(0).random((2, 32, 32))
+    y = np.empty_like(a)
+    ceilings._product(a, b, y, shares)
+    np.testing.assert_allclose(y, a @ b, rtol=1e-13)
 
 
 def task(name, step=lambda: None):
