@@ -70,6 +70,7 @@ def networks(**options):
 def _measure(name, tasks, notes, against, threads, quick, only, out):
     from benchmarks import report
     from benchmarks.tasks import Plan, run
+    from kernels.study import machine
 
     # PyTorch first: how long OpenMP's threads spin, which kernels.cpu sets, is minidl's own.
     peer = against == "torch" and _torch_is_there()
@@ -85,7 +86,7 @@ def _measure(name, tasks, notes, against, threads, quick, only, out):
     plan = Plan(QUICK_ROUNDS if quick else ROUNDS, peer)
     with common.user_errors(RuntimeError):
         figures = run(todo, plan, lambda task: click.echo(f"{task} ...", err=True))
-    about = report.machine(threads)
+    about = machine.describe(threads, report.PACKAGES)
     click.echo(report.table(figures, about, notes))
     with common.user_errors(OSError):
         paths = report.save(out, name, figures, about, notes)

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
-from benchmarks.ceilings import Ceilings, measure_ceilings
-from benchmarks.timing import Spread, interleaved, spread
+from kernels.study.ceilings import Ceilings, measure_ceilings
+from kernels.study.timing import Spread, interleaved, spread
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,9 @@ from kernels.command_line import run_group
 COMMANDS: dict[str, str] = {
     "list": "listing",
     "explain": "explain",
+    "asm": "asm",
+    "bench": "bench",
+    "ladder": "ladder.command",
 }
 
 

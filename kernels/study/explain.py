@@ -52,7 +52,7 @@ def _print(explanation) -> None:
 
 
 def _write(explanation, path) -> None:
-    from kernels.study.files import write_text
+    from kernels.files import write_text
     from kernels.study.render_html import page
 
     with user_errors(OSError):

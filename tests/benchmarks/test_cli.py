@@ -7,8 +7,8 @@ import pytest
 
 from benchmarks import __main__ as cli
 from benchmarks import kernels, tasks
-from benchmarks.ceilings import Ceilings
 from kernels import dispatch
+from kernels.study.ceilings import Ceilings
 from minidl.cli import run_group
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from kernels import cpu, reference
 from minidl.testing import conv2d_parameters, pool2d_parameters
 from tests.kernels.agreement import (
+    TOLERANCE,
     arrays,
     assert_agree,
     check_cross_entropy_of_extremes,
