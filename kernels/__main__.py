@@ -5,7 +5,9 @@ from importlib import import_module
 import click
 
 # Command -> the module of kernels.study whose `command` it is; imported when it is called for.
-COMMANDS: dict[str, str] = {}
+COMMANDS: dict[str, str] = {
+    "exercise": "exercise",
+}
 
 
 class StudyGroup(click.Group):
