@@ -1,11 +1,10 @@
 """``python -m kernels exercise NAME``: a kernel with its body missing, and the check of yours."""
 
-import os
-import tempfile
 from pathlib import Path
 
 import click
 
+from kernels.files import write_text
 from kernels.study.exercises import EXERCISES, find
 from kernels.study.exercises.check import CheckFailed
 from kernels.study.exercises.run import check_file
@@ -58,16 +57,6 @@ def _write(path, text, force):
     if path.exists() and not force:
         raise click.ClickException(f"{path} exists already: give --force to overwrite it")
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        write_text(path, text)
     except OSError as error:
         raise click.ClickException(f"cannot write {path}: {error.strerror}") from None
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise

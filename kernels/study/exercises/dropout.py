@@ -102,7 +102,7 @@ MASK = Exercise(
         ),
         Mistake("what comes out when the key never moves on.",
                 {"(k + turn * step) & _LOW": "k & _LOW"}),
-        Mistake("what comes out after nine rounds.", {"range(ROUNDS)": "range(ROUNDS - 1)"}),
+        Mistake("what comes out after nine rounds.", {"ROUNDS = 10\n": "ROUNDS = 9\n"}),
         Mistake(
             "what comes out when the multipliers are exchanged.",
             {"c0 * np.uint64(MULTIPLIERS[0])": "c0 * np.uint64(MULTIPLIERS[1])",

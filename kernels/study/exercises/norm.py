@@ -170,17 +170,15 @@ BATCHNORM = Exercise(
         ),
         Mistake(
             "what comes out without gamma.",
-            {"y = centred * _per_channel(inv_std * gamma)": "y = centred * _per_channel(inv_std)"},
+            {"_per_channel(inv_std * gamma) + ": "_per_channel(inv_std) + "},
         ),
         Mistake(
             "what comes out without beta.",
-            {"y = centred * _per_channel(inv_std * gamma) + _per_channel(beta)":
-             "y = centred * _per_channel(inv_std * gamma)"},
+            {"_per_channel(inv_std * gamma) + _per_channel(beta)": "_per_channel(inv_std * gamma)"},
         ),
         Mistake(
             "what comes out when x is divided by the variance: take its root.",
-            {"y = centred * _per_channel(inv_std * gamma)":
-             "y = centred * _per_channel(inv_std**2 * gamma)"},
+            {"_per_channel(inv_std * gamma) + ": "_per_channel(inv_std**2 * gamma) + "},
         ),
         Mistake(
             "what comes out without the way through the mean: mean(dy) is missing from dx.",

@@ -40,13 +40,11 @@ WINOGRAD = Exercise(
     mistakes=(
         Mistake(
             "what comes out with the filters turned by 180 degrees.",
-            {"_on_both_axes(matrices.filters, weight)":
-             "_on_both_axes(matrices.filters, weight[..., ::-1, ::-1])"},
+            {"(matrices.filters, weight)": "(matrices.filters, weight[..., ::-1, ::-1])"},
         ),
         Mistake(
             "what comes out with the filters transposed: rows and columns have changed places.",
-            {"_on_both_axes(matrices.filters, weight)":
-             "_on_both_axes(matrices.filters, weight.swapaxes(2, 3))"},
+            {"(matrices.filters, weight)": "(matrices.filters, weight.swapaxes(2, 3))"},
         ),
         Mistake(
             "what comes out where the tiles' rows and columns are interleaved: bring the axes into "

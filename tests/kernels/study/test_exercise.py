@@ -208,8 +208,8 @@ def test_command_writes_checks_and_refuses_to_overwrite(tmp_path, monkeypatch):
     done = run(command, ["lrn", "--check", "solved.py", "--seed", "5"])
     assert done.exit_code == 0 and done.output.startswith("right: 20 cases against the reference")
 
-    done = run(command, ["lrn", "--out", "nowhere/lrn.py"])
-    assert done.exit_code == 1 and "cannot write nowhere/lrn.py" in done.output
+    done = run(command, ["lrn", "--out", "solved.py/lrn.py"])
+    assert done.exit_code == 1 and "cannot write solved.py/lrn.py" in done.output
 
 
 def test_command_lists_and_knows_its_names():
