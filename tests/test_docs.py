@@ -1,29 +1,176 @@
-"""The Python blocks of the README and of docs/ run as they stand, each file from top to bottom."""
+"""The pages: their Python blocks run, their links and anchors lead somewhere, the site builds.
 
+A page's Python blocks run as they stand, from top to bottom, in one namespace. One that cannot is
+preceded by a line ``<!-- not run: REASON -->``.
+"""
+
+import html
+import importlib.util
+import os
 import re
+import subprocess
+import sys
+from functools import cache
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
+from kernels.study.exercises import EXERCISES
+
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+CHAPTERS = [page for page in sorted((DOCS / "kernels").glob("*.md")) if page.stem != "index"]
+BLOCK = re.compile(r"(<!-- not run: (.+?) -->\n+)?^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+
+
+def read(page):
+    return page.read_text(encoding="utf-8")
+
+
+def name(page):
+    return page.relative_to(ROOT).as_posix()
 
 
 def code_blocks(text):
-    return re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    return [match[3] for match in BLOCK.finditer(text) if not match[1]]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def prose(page):
+    """The text without its code."""
+    return re.sub(r"^```.*?^```|^(?: {4}.*\n)+|`[^`\n]*`", "", read(page), flags=re.S | re.M)
+
+
+@cache
+def anchors(page):
+    """The anchors of a page's headings, as Markdown's table of contents makes them."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", read(page), flags=re.S | re.M),
+                          re.MULTILINE)  # fmt: skip
+    plain = (re.sub(r"[^\w\s-]", "", heading.replace("`", "")) for heading in headings)
+    return {re.sub(r"[-\s]+", "-", heading.strip().lower()) for heading in plain}
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if code_blocks(read(p))], ids=name)
 def test_code_runs(page):
-    blocks = code_blocks(page.read_text(encoding="utf-8"))
-    assert blocks, f"{page.name} has no Python block"
     names = {}
-    for block in blocks:
+    for block in code_blocks(read(page)):
         exec(compile(block, str(page), "exec"), names)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_links_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
-        if "://" not in target:
-            assert (page.parent / target).exists(), target
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        there = (page.parent / path).resolve() if path else page
+        assert there.exists(), target
+        if anchor:
+            assert anchor in anchors(there), target
+
+
+@pytest.mark.parametrize("page", CHAPTERS, ids=name)
+def test_a_chapter_is_complete(page):
+    text = read(page)
+    headings = re.findall(r"^## (.+)$", text, re.MULTILINE)
+    assert headings[0] == "Forward" and headings[-3:] == ["The code", "Pitfalls", "Exercises"] or (
+        page.stem == "optimisers"
+    )
+    assert "## Pitfalls" in text and "## Exercises" in text
+    assert code_blocks(text), "no example that runs"
+    assert re.search(r"^\{\{ picture \w+ \}\}$", text, re.MULTILINE)
+    assert re.search(r"^\{\{ (code|source) .+ \}\}$", text, re.MULTILINE)
+
+
+def test_every_exercise_is_named_in_a_chapter_and_exists():
+    named = {word for page in CHAPTERS
+             for word in re.findall(r"python -m kernels exercise (\w+)", read(page))}  # fmt: skip
+    assert named == set(EXERCISES)
+
+
+def test_blocks_can_be_marked_as_not_run():
+    text = "```python\na\n```\n\n<!-- not run: needs a GPU -->\n```python\nb\n```\n"
+    assert code_blocks(text) == ["a\n"]
+
+
+class Page(HTMLParser):
+    """What a built page loads, its ids, and whether each tag that must be closed is."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.loaded, self.ids, self.links = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.ids.append(attributes.get("id"))
+        if tag == "a":
+            self.links.append(attributes.get("href") or "")
+        elif tag in ("link", "script", "img", "iframe", "source"):
+            self.loaded += [attributes.get("src") or "", attributes.get("href") or ""]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    for package in ("mkdocs", "material", "pymdownx", "latex2mathml"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed: pip install -e '.[docs]'")
+    folder = tmp_path_factory.mktemp("site")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "-f", "docs/mkdocs.yml",
+         "-d", str(folder)],
+        cwd=ROOT, capture_output=True, text=True, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def built(site, page):
+    return (site / page.relative_to(DOCS)).with_suffix(".html")
+
+
+def test_every_page_is_built_and_in_the_menu(site):
+    menu = read(site / "index.html")
+    for page in PAGES[1:]:
+        assert built(site, page).exists(), name(page)
+        assert f'href="{page.relative_to(DOCS).with_suffix(".html").as_posix()}"' in menu or (
+            page == DOCS / "index.md"
+        ), name(page)
+
+
+def test_nothing_is_loaded_from_elsewhere(site):
+    for path in site.rglob("*.html"):
+        for target in Page(read(path)).loaded:
+            assert "//" not in target, f"{path.name} loads {target}"
+    for path in site.rglob("*.css"):
+        assert not re.search(r"(@import|url\()\s*[\"']?(https?:)?//", read(path)), path.name
+
+
+def test_links_and_anchors_of_the_built_pages(site):
+    pages = {path: Page(read(path)) for path in site.rglob("*.html") if path.name != "404.html"}
+    for path, page in pages.items():
+        for target in page.links:
+            if re.match(r"[a-z]+:", target) or not target:
+                continue
+            file, _, anchor = html.unescape(target).partition("#")
+            there = (path.parent / file).resolve() if file else path
+            there = there / "index.html" if there.is_dir() else there
+            assert there.exists(), f"{path.name}: {target}"
+            if anchor and there in pages:
+                assert anchor in pages[there].ids, f"{path.name}: {target}"
+
+
+@pytest.mark.parametrize("page", CHAPTERS, ids=name)
+def test_a_built_chapter_shows_code_pictures_and_equations(site, page):
+    text = read(built(site, page))
+    assert "{{" not in text and "\\(" not in text and "\\[" not in text
+    assert "<math" in text and "<svg" in text
+    assert 'class="where">' in text or "class=where" in text
+    # No command of LaTeX's was left over in an equation, and no dollar in the prose.
+    assert not re.search(r"<m[a-z]+[^>]*>\\", text)
+    article = text[text.index("<article") : text.index("</article")]
+    prose = re.sub(r"<pre.*?</pre>|<code.*?</code>|<svg.*?</svg>", "", article, flags=re.DOTALL)
+    assert "$" not in prose
+    ids = [i for i in Page(article).ids if i]
+    assert len(ids) == len(set(ids)), "an id stands twice"

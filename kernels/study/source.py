@@ -12,12 +12,12 @@ def kernel_file(backend: str, stem: str) -> Path:
     return ROOM / backend / f"{stem}.{'cu' if backend == 'cuda' else 'py'}"
 
 
-def python_functions(text: str) -> dict[str, tuple[int, int]]:
-    """(first, last) line, from 1, of every function at the top of a module, decorators included."""
+def python_definitions(text: str) -> dict[str, tuple[int, int]]:
+    """(first, last) line, from 1, of each function and class at the top, with decorators."""
     return {
         node.name: (min([node.lineno, *(d.lineno for d in node.decorator_list)]), node.end_lineno)
         for node in ast.parse(text).body
-        if isinstance(node, ast.FunctionDef)
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef))
     }
 
 
