@@ -11,6 +11,7 @@ the CUDA file, where there is one, the reference's names are shown, or else all 
 
 import html
 import re
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pictures
@@ -22,8 +23,8 @@ from kernels.study.source import cuda_functions, kernel_file, lines, python_defi
 
 DOCS = Path(__file__).resolve().parent.parent
 ROOT = DOCS.parent
-# The chapters in the order in which they build on each other; others follow by name.
-CHAPTERS = (
+# Pages in the order in which they build on each other; others follow by name.
+ORDER = (
     "index", "matmul", "convolution", "transposed-convolution", "winograd", "max-pooling",
     "average-pooling", "relu", "softmax-cross-entropy", "lrn", "batchnorm", "dropout", "optimisers",
 )  # fmt: skip
@@ -37,23 +38,23 @@ def on_config(config):
 
 def menu():
     """All pages there are: this site grows by files, not by entries in a list."""
-    chapters = {path.stem: path for path in (DOCS / "kernels").glob("*.md")}
-    ordered = [chapters.pop(name) for name in CHAPTERS if name in chapters]
-    ladders = sorted(DOCS.glob("**/*ladder*.md"))
-    networks = [path for path in sorted((DOCS / "networks").glob("*.md")) if path not in ladders]
-    shown = [DOCS / "index.md", *ordered, *chapters.values(), *ladders, *networks]
-    rest = [path for path in sorted(DOCS.glob("**/*.md")) if path not in shown]
-    sections = {
-        "Kernels": [*ordered, *(p for p in sorted(chapters.values()) if p not in ladders)],
-        "Ladders": ladders,
-        "Networks": networks,
-        "More": rest,
-    }
-    return [
-        "index.md",
-        *({title: [path.relative_to(DOCS).as_posix() for path in paths]}
-          for title, paths in sections.items() if paths),
-    ]  # fmt: skip
+    pages = {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")} - {"index.md"}
+
+    def take(pattern):
+        found = [page for page in pages if fnmatch(page, pattern)]
+        pages.difference_update(found)
+        return sorted(found, key=_place)
+
+    ladders = take("*ladder*")
+    sections = {"Kernels": take("kernels/*"), "Ladders": ladders, "Networks": take("networks/*"),
+                "More": take("*")}  # fmt: skip
+    filled = ({title: found} for title, found in sections.items() if found)
+    return [{"Home": "index.md"}, *filled]
+
+
+def _place(page):
+    stem = Path(page).stem
+    return ORDER.index(stem) if stem in ORDER else len(ORDER), page
 
 
 _MACRO = re.compile(r"^\{\{ *(code|source|picture|exercises)\b *(.*?) *\}\}$", re.MULTILINE)

@@ -270,8 +270,8 @@ def lrn(figure):
 
 
 @picture("Left: two channels before and after normalisation. Right: the gradient that comes in has "
-         "a mean and follows xh; in what goes out, both are 0, for a shift or a stretch of x does "
-         "not change y.")  # fmt: skip
+         "a mean and follows xh; in what goes out, both are next to 0, for a shift or a stretch of "
+         "x does not change y.")  # fmt: skip
 def batchnorm(figure):
     figure.set_size_inches(7, 2.3)
     draw = np.random.default_rng(0)

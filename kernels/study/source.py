@@ -23,7 +23,8 @@ def python_definitions(text: str) -> dict[str, tuple[int, int]]:
 
 _CUDA_HEAD = re.compile(
     r"^(?:template\s*<[^;{]*>\s*)?(?:extern\s+\"C\"\s+)?"
-    r"(?:static\s+|inline\s+|__forceinline__\s+)*(?:__global__|__device__)[^;{}]*?(\w+)\s*\([^;{}]*\)\s*\{",
+    r"(?:static\s+|inline\s+|__forceinline__\s+)*(?:__global__|__device__)[^;{}]*?"
+    r"\b(?!__)(\w+)\s*\([^;{}]*\)\s*\{",
     re.MULTILINE,
 )  # fmt: skip
 
