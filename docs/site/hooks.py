@@ -117,7 +117,10 @@ def _python(backend, stem, name):
 
 def _named(path, name):
     text = path.read_text(encoding="utf-8")
-    return _cut(path, text, python_definitions(text)[name])
+    found = python_definitions(text)
+    if name not in found:
+        raise KeyError(f"{path.name} defines no {name}, only {', '.join(found)}")
+    return _cut(path, text, found[name])
 
 
 def _cuda(stem, names):
