@@ -8,6 +8,7 @@ import html
 import importlib.util
 import os
 import re
+import shlex
 import subprocess
 import sys
 from functools import cache
@@ -15,7 +16,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from kernels.__main__ import COMMANDS, main
 from kernels.study.exercises import EXERCISES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -87,6 +90,23 @@ def test_every_exercise_is_named_in_a_chapter_and_exists():
     named = {word for page in CHAPTERS
              for word in re.findall(r"python -m kernels exercise (\w+)", read(page))}  # fmt: skip
     assert named == set(EXERCISES)
+
+
+def commands():
+    """Every `python -m kernels COMMAND ...` in the pages, without what stands around it."""
+    lines = (line for page in PAGES for line in read(page).splitlines())
+    found = (re.findall(r"python -m kernels (\w[^`#|&<]*)", line) for line in lines)
+    return sorted({command.strip() for row in found for command in row})
+
+
+@pytest.mark.parametrize("command", commands())
+def test_commands_exist_and_take_their_options(command):
+    """Parsed alone, for --help runs nothing: some measure for minutes."""
+    arguments = shlex.split(command)
+    if arguments[0] not in COMMANDS:
+        pytest.skip(f"there is no python -m kernels {arguments[0]} here yet")
+    done = CliRunner().invoke(main, [*arguments, "--help"])
+    assert done.exit_code == 0, done.output
 
 
 def test_blocks_can_be_marked_as_not_run():

@@ -189,8 +189,8 @@ def _diagnosis(exercise, code, reference, name, cases, failed):
     hints = everywhere or here
     if not hints:
         return ""
-    scope = "" if everywhere else "In this case yours is "
-    return "\n" + "\n".join(f"Hint: {scope}{hint}" for hint in hints)
+    where = "yours" if everywhere else "in this case yours"
+    return "\n" + "\n".join(f"Hint: {where} is {hint}" for hint in hints)
 
 
 def wrong_version(exercise: Exercise, mistake: Mistake) -> ModuleType:

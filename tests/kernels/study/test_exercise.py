@@ -82,7 +82,7 @@ def test_every_mistake_is_found_and_named(name, k, tmp_path):
     mistake = exercise.mistakes[k]
     message = failure(name, write(tmp_path, mistaken_source(exercise, mistake)))
     assert [line for line in message.splitlines() if line.startswith("Hint")] == [
-        f"Hint: {mistake.hint}"
+        f"Hint: yours is {mistake.hint}"
     ]
 
 
