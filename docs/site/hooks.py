@@ -155,6 +155,8 @@ def figure(name):
 
 
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
+# TeX sets a space between such a name and what it is applied to.
+_NAMED = re.compile(r"\\(log|ln|max)\s+(?=[a-z])")
 
 
 def on_page_content(content, **_):
@@ -163,6 +165,7 @@ def on_page_content(content, **_):
     def replace(match):
         tag, bracket, formula = match.groups()
         display = "block" if bracket == "[" else "inline"
-        return f"<{tag}>{convert(html.unescape(formula).strip(), display=display)}</{tag}>"
+        formula = _NAMED.sub(r"\\\1\\, ", html.unescape(formula).strip())
+        return f"<{tag}>{convert(formula, display=display)}</{tag}>"
 
     return _FORMULA.sub(replace, content)

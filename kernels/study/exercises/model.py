@@ -1,12 +1,12 @@
 """What an exercise is: functions of the reference whose bodies the reader writes."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-Case = dict[str, Any]
+Case = dict[str, Any]  # the arguments of a call, by keyword
 Slope = tuple[str, Callable[[np.ndarray], float], np.ndarray, np.ndarray]
 
 
@@ -48,7 +48,7 @@ class Exercise:
     parts: dict[str, Part]
     mistakes: tuple[Mistake, ...]
     slopes: Callable[[Any, np.random.Generator], Iterator[Slope]] | None = None
-    given: tuple[str, ...] = field(default=())
+    given: tuple[str, ...] = ()
 
 
 def arrays(draw, dtype, *shapes):

@@ -1,6 +1,7 @@
 """A check in a process of its own, so that code that never ends, or crashes, can be told."""
 
 import multiprocessing
+import sys
 import time
 from pathlib import Path
 
@@ -11,7 +12,11 @@ _CONTEXT = multiprocessing.get_context("spawn")
 
 
 def check_file(name: str, path: Path, timeout: float, seed: int = 0) -> str:
-    """`examine` for the exercise `name`, killed after `timeout` seconds. Raises CheckFailed."""
+    """`examine` for the exercise `name`, killed after `timeout` seconds.
+
+    Raises CheckFailed as `examine`, for a crash and for the lapse of time; ValueError as `find`.
+    """
+    find(name)
     ours, theirs = _CONTEXT.Pipe(duplex=False)
     worker = _CONTEXT.Process(target=_work, args=(theirs, name, path, seed), daemon=True)
     worker.start()
@@ -42,9 +47,13 @@ def check_file(name: str, path: Path, timeout: float, seed: int = 0) -> str:
 
 
 def _work(pipe, name, path, seed):
+    def send(kind, text):
+        sys.stdout.flush()  # what the reader's code printed, before this process may be killed
+        pipe.send((kind, text))
+
     try:
-        summary = examine(find(name), path, seed, lambda kind, text: pipe.send((kind, text)))
+        summary = examine(find(name), path, seed, send)
     except CheckFailed as failure:
-        pipe.send(("wrong", str(failure)))
+        send("wrong", str(failure))
     else:
-        pipe.send(("passed", summary))
+        send("passed", summary)
