@@ -71,6 +71,13 @@ LRN = Exercise(
             {"min(after, channels) + 1)": "min(after, channels))"},
         ),
         Mistake(
+            "what comes out of slices that begin below 0: a negative index counts from the end, "
+            "and x[:, -1:3] is empty.",
+            {"    return total\n":
+             "    return np.stack([x[:, i - before : i + after + 1].sum(axis=1)\n"
+             "                     for i in range(channels)], axis=1)\n"},
+        ),
+        Mistake(
             "what comes out when an even window reaches further after the channel than before it: "
             "it is size // 2 before and (size - 1) // 2 after.",
             {"_window_sum(x * x, size // 2, (size - 1) // 2)":

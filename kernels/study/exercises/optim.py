@@ -38,6 +38,11 @@ SGD = Exercise(
         Mistake("what comes out uphill: a step goes against the gradient.",
                 {"values -= lr * gradient": "values += lr * gradient"}),
         Mistake(
+            "what comes out when `values` stays as it was: `values = values - ...` makes a new "
+            "array, `values -= ...` writes to this one.",
+            {"values -= lr * gradient": "values - lr * gradient"},
+        ),
+        Mistake(
             "a running mean, (1 - momentum) times the gradient: here the gradient enters whole.",
             {"velocity += gradient": "velocity += (1 - momentum) * gradient"},
         ),
@@ -121,6 +126,11 @@ ADAM = Exercise(
                 {"square**0.5 / correction": "square / correction"}),
         Mistake("what comes out uphill: a step goes against the gradient.",
                 {"values -= rate * mean": "values += rate * mean"}),
+        Mistake(
+            "what comes out when `values` stays as it was: `values = values - ...` makes a new "
+            "array, `values -= ...` writes to this one.",
+            {"values -= rate * mean": "values - rate * mean"},
+        ),
     ),
 )  # fmt: skip
 
