@@ -99,8 +99,8 @@ def _column(title, language, functions):
         return ""
     blocks = [f"<p class=where>{where}</p>\n\n```{language}\n{code}\n```"
               for where, code in functions]  # fmt: skip
-    heading = f"**{title}**\n\n" if title else ""
-    return f"<div markdown>\n\n{heading}{chr(10).join(blocks)}\n\n</div>"
+    content = "\n\n".join([f"**{title}**", *blocks] if title else blocks)
+    return f"<div markdown>\n\n{content}\n\n</div>"
 
 
 def source(argument):
