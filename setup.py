@@ -38,6 +38,8 @@ setup(
         "browser": ["selenium>=4.20"],
         # Pictures of graphs; the program dot comes from the system's package graphviz.
         "graph": ["graphviz>=0.20"],
+        "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.6", "latex2mathml>=3.77",
+                 "graphviz>=0.20"],
         # Independent oracles for tests and benchmarks; never imported by the product.
         "oracle": ["torch>=2.2"],
         # mpich: the MPI library and mpiexec, for machines that bring none.

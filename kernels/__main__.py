@@ -14,6 +14,7 @@ COMMANDS: dict[str, str] = {
     "asm": "asm",
     "bench": "bench",
     "ladder": "ladder.command",
+    "exercise": "exercise",
 }
 
 
