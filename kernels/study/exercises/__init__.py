@@ -1,11 +1,11 @@
 """Exercises: kernels of the reference to be written anew, and what checks them."""
 
-from kernels.study.exercises import activation, conv, dropout, norm, optim, pool, winograd
+from kernels.study.exercises import activation, conv, dropout, loss, norm, optim, pool, winograd
 from kernels.study.exercises.model import Exercise
 
 EXERCISES: dict[str, Exercise] = {
     exercise.name: exercise
-    for family in (activation, pool, conv, norm, dropout, optim, winograd)
+    for family in (activation, pool, conv, norm, dropout, loss, optim, winograd)
     for exercise in family.EXERCISES
 }
 
