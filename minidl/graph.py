@@ -8,6 +8,8 @@ leaves, each once, after all gradients of its outputs have been summed.
 from contextlib import nullcontext
 from functools import partial
 
+import numpy as np
+
 from minidl.array_module import get_array_module
 from minidl.tensor import Tensor, _mode, as_tensor, enable_grad, no_grad
 
@@ -79,7 +81,7 @@ class _LeafGrads:
     """Where `backward` puts gradients: the leaves' `.grad`."""
 
     def __init__(self, seed):
-        self._taken = {id(seed._array)}
+        self._taken = {id(owner): owner for owner in (_owner(seed._array),)}
         self._open = {}  # leaf with hooks -> how many uses of it have not been visited yet
         self._reached = set()
 
@@ -118,13 +120,26 @@ class _LeafGrads:
     def _unshared(self, grad):
         # Two tensors, or a tensor and the caller, must not share one gradient array: optimisers and
         # clipping write to it. A graph-carrying gradient cannot be copied away from its graph.
-        array = grad._array
-        shared = array.base is not None or id(array) in self._taken
-        if shared and grad._node is None:
-            grad = Tensor._wrap(array.copy())
+        owner = _owner(grad._array)
+        if (owner is None or id(owner) in self._taken) and grad._node is None:
+            grad = Tensor._wrap(grad._array.copy())
+            owner = grad._array
         # The walk still reads a retained gradient: it belongs to that tensor all the same.
-        self._taken.add(id(grad._array))
+        self._taken[id(owner)] = owner
         return grad
+
+
+def _owner(array):
+    """The object that holds the memory of an array alone: itself, or the buffer it fills; or None.
+
+    A buffer of bytes is what kernels.cpu.workspace makes results on. Any other view may show only a
+    part of its memory, or one element many times.
+    """
+    base = array.base
+    if base is None:
+        return array
+    whole = isinstance(base, np.ndarray) and base.dtype == np.uint8 and base.flags.owndata
+    return base if whole and base.nbytes == array.nbytes else None
 
 
 class _Capture:

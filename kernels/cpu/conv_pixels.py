@@ -131,7 +131,7 @@ def _weight_grad(dy, x, sums, scratch, segments, offsets, block, stride, before,
                                 grads, f * y_step + strip * ROWS, y_step,
                                 pixels, segments[s] + k, offsets, f, depth, flat_sums,
                                 base + strip * ROWS * row_length + s * rounded + k, row_length,
-                                vectors,
+                                vectors, False,
                             )  # fmt: skip
 
 

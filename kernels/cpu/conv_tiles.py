@@ -260,7 +260,7 @@ def _correlate(x, weights, bias, y, scratch, offsets, layout, block, size, befor
                         product_tiles(
                             weights[g, b], k * ROWS, ROWS, flat, t, offsets, k, terms,
                             out, (b - b0) * ROWS * wide + t - f, wide,
-                            min(VECTORS, -(-(stop - t) // width)),
+                            min(VECTORS, -(-(stop - t) // width)), False,
                         )  # fmt: skip
             place = (pitch, rows, lines, ow)
             _store(

@@ -66,23 +66,31 @@ def _product_tile(vectors, fresh, apart):
     return tile
 
 
-_ADD, _SET, _ADD_APART, _SET_APART = (
+# By (rows apart, fresh) and vectors; Numba wants a name for each.
+(
+    (_add_1, _add_2, _add_3), (_set_1, _set_2, _set_3),
+    (_add_apart_1, _add_apart_2, _add_apart_3), (_set_apart_1, _set_apart_2, _set_apart_3),
+) = (
     tuple(_product_tile(vectors, fresh, apart) for vectors in (1, 2, VECTORS))
     for apart in (False, True)
     for fresh in (False, True)
-)
-_add_1, _add_2, _add_3 = _ADD
-_add_apart_1, _add_apart_2, _add_apart_3 = _ADD_APART
-_set_apart_1, _set_apart_2, _set_apart_3 = _SET_APART
+)  # fmt: skip
 
 
 @njit(inline="always")
-def product_tiles(a, a0, a_pitch, x, x0, offsets, first, depth, y, y0, y_pitch, vectors):
+def product_tiles(a, a0, a_pitch, x, x0, offsets, first, depth, y, y0, y_pitch, vectors, fresh):
     """y[y0 + r y_pitch + p] += sum_k a[a0 + k a_pitch + r] x[x0 + offsets[first + k] + p].
 
-    For r < ROWS, k < depth, and p in `vectors` vectors, at most VECTORS.
+    For r < ROWS, k < depth, and p in `vectors` vectors, at most VECTORS; = where `fresh`.
     """
-    if vectors == 1:
+    if fresh:
+        if vectors == 1:
+            _set_1(a, a0, a_pitch, x, x0, offsets, first, depth, y, y0, y_pitch)
+        elif vectors == 2:
+            _set_2(a, a0, a_pitch, x, x0, offsets, first, depth, y, y0, y_pitch)
+        else:
+            _set_3(a, a0, a_pitch, x, x0, offsets, first, depth, y, y0, y_pitch)
+    elif vectors == 1:
         _add_1(a, a0, a_pitch, x, x0, offsets, first, depth, y, y0, y_pitch)
     elif vectors == 2:
         _add_2(a, a0, a_pitch, x, x0, offsets, first, depth, y, y0, y_pitch)
@@ -91,21 +99,21 @@ def product_tiles(a, a0, a_pitch, x, x0, offsets, first, depth, y, y0, y_pitch, 
 
 
 @njit(inline="always")
-def row_tiles(a, a0, a_pitch, x, x0, offsets, first, depth, y, y0, y_pitch, vectors):
-    """As `product_tiles`, of a[a0 + r a_pitch + first + k]; = instead of += where `first` is 0."""
-    if first == 0:
+def row_tiles(a, a0, a_pitch, x, x0, offsets, first, depth, y, y0, y_pitch, vectors, fresh):
+    """As `product_tiles`, of a[a0 + r a_pitch + k]."""
+    if fresh:
         if vectors == 1:
-            _set_apart_1(a, a0, a_pitch, x, x0, offsets, 0, depth, y, y0, y_pitch)
+            _set_apart_1(a, a0, a_pitch, x, x0, offsets, first, depth, y, y0, y_pitch)
         elif vectors == 2:
-            _set_apart_2(a, a0, a_pitch, x, x0, offsets, 0, depth, y, y0, y_pitch)
+            _set_apart_2(a, a0, a_pitch, x, x0, offsets, first, depth, y, y0, y_pitch)
         else:
-            _set_apart_3(a, a0, a_pitch, x, x0, offsets, 0, depth, y, y0, y_pitch)
+            _set_apart_3(a, a0, a_pitch, x, x0, offsets, first, depth, y, y0, y_pitch)
     elif vectors == 1:
-        _add_apart_1(a, a0 + first, a_pitch, x, x0, offsets, first, depth, y, y0, y_pitch)
+        _add_apart_1(a, a0, a_pitch, x, x0, offsets, first, depth, y, y0, y_pitch)
     elif vectors == 2:
-        _add_apart_2(a, a0 + first, a_pitch, x, x0, offsets, first, depth, y, y0, y_pitch)
+        _add_apart_2(a, a0, a_pitch, x, x0, offsets, first, depth, y, y0, y_pitch)
     else:
-        _add_apart_3(a, a0 + first, a_pitch, x, x0, offsets, first, depth, y, y0, y_pitch)
+        _add_apart_3(a, a0, a_pitch, x, x0, offsets, first, depth, y, y0, y_pitch)
 
 
 @intrinsic

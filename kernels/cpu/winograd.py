@@ -199,8 +199,9 @@ def _product(v, v0, channels, u, m, m0, outputs, offsets, tiles, strip0, strip1,
             depth = min(_DEPTH, offsets.size - c)
             for t in range(0, tiles, ROWS):
                 row_tiles(
-                    v, v0 + t * channels, channels, u, s * offsets.size * strip, offsets, c, depth,
-                    m, m0 + t * outputs + s * strip, outputs, vectors,
+                    v, v0 + t * channels + c, channels,
+                    u, s * offsets.size * strip, offsets, c, depth,
+                    m, m0 + t * outputs + s * strip, outputs, vectors, c == 0,
                 )  # fmt: skip
 
 

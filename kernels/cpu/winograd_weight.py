@@ -87,7 +87,7 @@ def _step_sums(grads, grads_step, v, v_step, sums, places, offsets, tiles, strip
                 product_tiles(
                     grads, k * grads_step + t * outputs + o, outputs,
                     v, k * v_step + s * strip, offsets, t, depth,
-                    total, (k * sums.shape[1] + o) * channels + s * strip, channels, vectors,
+                    total, (k * sums.shape[1] + o) * channels + s * strip, channels, vectors, False,
                 )  # fmt: skip
 
 
