@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
 from architectures import alexnet, googlenet, lenet, resnet, vgg, zfnet
 from minidl import Tensor, no_grad, optim
 from minidl.architecture import Architecture
+from minidl.recompute import checkpoint_sequential
 
 # So small that hundreds of steps on noise leave the weights where they are.
 LR = 1e-6
@@ -65,8 +67,11 @@ def by_name(name: str) -> Subject:
     return next(subject for subject in SUBJECTS if subject.name == name)
 
 
-def minidl_run(subject: Subject, training: bool) -> Callable:
-    """A step of minidl's network (forward, loss, backward, SGD with momentum), or inference."""
+def minidl_run(subject: Subject, training: bool, segments: int | None = None) -> Callable:
+    """A step of minidl's network (forward, loss, backward, SGD with momentum), or inference.
+
+    `segments`: in so many checkpointed segments, for a network that is a Sequential.
+    """
     images, labels = subject.draw()
     images = Tensor(images)
     model = subject.build()
@@ -74,9 +79,12 @@ def minidl_run(subject: Subject, training: bool) -> Callable:
     optimizer = optim.SGD(model.parameters(), lr=LR, momentum=MOMENTUM)
     loss = subject.architecture.recipe(**subject.options).loss
 
+    def forward():
+        return checkpoint_sequential(model, segments, images) if segments else model(images)
+
     def step():
         optimizer.zero_grad()
-        loss(model, model(images), labels).backward()
+        loss(model, forward(), labels).backward()
         optimizer.step()
 
     def infer():
@@ -120,4 +128,8 @@ def torch_loss(outputs, labels):
     return total
 
 
-RUNS = {"minidl": minidl_run, "PyTorch": torch_run}
+RUNS = {
+    "minidl": minidl_run,
+    "minidl in 6 segments": partial(minidl_run, segments=6),
+    "PyTorch": torch_run,
+}
