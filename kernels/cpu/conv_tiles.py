@@ -174,7 +174,7 @@ def _pack(weight, packed, outputs, channels, taps, strides):
                     at += ROWS
 
 
-@njit(inline="always")
+@njit(cache=True)
 def _load_planes(x, image0, count, g, flat, layout, images, plane, slack, top, left):
     """The planes of `count` images of group g, from their row -top on."""
     rows, pitch = layout[2:4]
@@ -187,7 +187,7 @@ def _load_planes(x, image0, count, g, flat, layout, images, plane, slack, top, l
         flat[end : end + slack] = 0
 
 
-@njit(inline="always")
+@njit(cache=True)
 def _store(out, f, stop, wide, tile, y, first, outputs, place, area, target, floor):
     """Columns f to stop of `out` to their pixels in the planes of y, the first at `first`.
 

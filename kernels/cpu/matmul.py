@@ -24,7 +24,7 @@ _DEPTH, _STRIPS, _MIN_TASKS = 128, 8, 8
 _PART_ROWS = 64
 
 
-@njit(inline="always")
+@njit(cache=True)
 def _pack(b, turned, pitch, k, depth, c, columns, packed, strip, width):
     """packed (strips, _DEPTH, strip): rows k to k + depth of columns c to c + columns of b.
 

@@ -8,7 +8,7 @@ from numba import njit
 from kernels.cpu.simd import transpose_some, transpose_tile
 
 
-@njit(inline="always")
+@njit(cache=True)
 def turn(source, first, pitch, channels, run, target, start, step, width):
     """target[start + p step + c] = source[first + c pitch + p] for p < run and c < channels.
 
@@ -30,7 +30,7 @@ def turn(source, first, pitch, channels, run, target, start, step, width):
                         target[start + q * step + d] = source[first + d * pitch + q]
 
 
-@njit(inline="always")
+@njit(cache=True)
 def turn_image(x, first, area, shape, channels, top, left, target, start, place, width):
     """The rows from -top on of one image's planes (C, H, W), padded, as rows of pixels.
 
@@ -52,7 +52,7 @@ def turn_image(x, first, area, shape, channels, top, left, target, start, place,
         target[line + (lead + run) * step : line + pitch * step] = 0
 
 
-@njit(inline="always")
+@njit(cache=True)
 def turn_back(pixels, start, step, run, channels, y, first, area, bias, bias0, floor, width):
     """y[first + c area + p] = max(pixels[start + p step + c] + bias[bias0 + c], floor).
 

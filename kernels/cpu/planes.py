@@ -41,7 +41,7 @@ def tap_offsets(phases, kernel_size, dilation):
     return phase_taps(kernel_size, (sh, sw), dilation) @ np.array([rows * pitch, pitch, 1])
 
 
-@njit(inline="always")
+@njit(cache=True)
 def _real(phase, stride, before, extent, size):
     """The (first, stop) elements of a phase that are pixels of the image, along one axis."""
     first = max(0, -((phase - before) // stride))

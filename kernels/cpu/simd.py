@@ -77,7 +77,7 @@ def _product_tile(vectors, fresh, apart):
 )  # fmt: skip
 
 
-@njit(inline="always")
+@njit(cache=True)
 def product_tiles(a, a0, a_pitch, x, x0, offsets, first, depth, y, y0, y_pitch, vectors, fresh):
     """y[y0 + r y_pitch + p] += sum_k a[a0 + k a_pitch + r] x[x0 + offsets[first + k] + p].
 
@@ -98,7 +98,7 @@ def product_tiles(a, a0, a_pitch, x, x0, offsets, first, depth, y, y0, y_pitch, 
         _add_3(a, a0, a_pitch, x, x0, offsets, first, depth, y, y0, y_pitch)
 
 
-@njit(inline="always")
+@njit(cache=True)
 def row_tiles(a, a0, a_pitch, x, x0, offsets, first, depth, y, y0, y_pitch, vectors, fresh):
     """As `product_tiles`, of a[a0 + r a_pitch + k]."""
     if fresh:

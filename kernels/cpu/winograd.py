@@ -115,7 +115,7 @@ def _transform_filters(weight, u, scratch, size, turned, strips, width):
                         _filters_2(taps, tap, 3 * strip, strip, flat, at, 4 * k_step, k_step)
 
 
-@njit(inline="always")
+@njit(cache=True)
 def segments(row, stop, down):
     """The rows of tiles from `row` on that lie in one image: (image, first row, how many)."""
     image = row // down
@@ -123,7 +123,7 @@ def segments(row, stop, down):
     return image, first, min(down - first, stop - row)
 
 
-@njit(inline="always")
+@njit(cache=True)
 def transform_pixels(x, g, v, v_step, tile0, row0, row1, pixels, geometry, place, width):
     """V of the rows of tiles row0:row1, counted through all images, from tile `tile0` of v on.
 
@@ -158,7 +158,7 @@ def transform_pixels(x, g, v, v_step, tile0, row0, row1, pixels, geometry, place
         row += count
 
 
-@njit(inline="always")
+@njit(cache=True)
 def _transform_results(
     m, m_step, tile0, y, g, bias, row0, row1, pixels, geometry, place, floor, width
 ):
@@ -189,7 +189,7 @@ def _transform_results(
             )  # fmt: skip
 
 
-@njit(inline="always")
+@njit(cache=True)
 def _product(v, v0, channels, u, m, m0, outputs, offsets, tiles, strip0, strip1, width):
     """m (tiles, `outputs`) = v (tiles, `channels`) times u (strips, C, strip), some strips."""
     strip = VECTORS * width

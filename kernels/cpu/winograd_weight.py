@@ -29,7 +29,7 @@ _fold_2, _fold_4 = (transform_tile(MATRICES[size].filters.T) for size in (2, 4))
 _DEPTH = 128
 
 
-@njit(inline="always")
+@njit(cache=True)
 def _transform_grads(dy, g, v, v_step, tile0, row0, row1, pixels, geometry, place, width):
     """A dy A^T of the rows of tiles row0:row1, from tile `tile0` of v on; dy (N, G, O, OH, OW)."""
     size, down, across = geometry[:3]
