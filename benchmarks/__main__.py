@@ -67,6 +67,31 @@ def networks(**options):
     _measure("networks", tasks, networks.NOTES, **options)
 
 
+@main.command(help="ResNet-18 as the batch, the image and the threads grow: a table and curves.")
+@click.option("--threads", type=click.IntRange(min=1), help="Processor cores.  [default: all]")
+@click.option("--quick", is_flag=True, help=f"{QUICK_ROUNDS} rounds instead of {ROUNDS}.")
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), default=Path("runs/benchmarks"),
+    show_default=True, help="Directory of the table, the figures (JSON) and the picture.",
+)  # fmt: skip
+def scaling(threads, quick, out):
+    from benchmarks import report, scaling
+    from kernels.study import machine
+
+    common.setup("auto", 0, threads)
+    with common.user_errors(OSError):
+        out.mkdir(parents=True, exist_ok=True)
+    about = machine.describe(dispatch.get_num_threads(), report.PACKAGES)
+    about = f"{machine.sentence(about, report.PACKAGES)}; float32."
+    points = scaling.measure(
+        QUICK_ROUNDS if quick else ROUNDS, lambda what: click.echo(f"{what} ...", err=True)
+    )
+    click.echo(f"{about}\n\n{scaling.table(points)}")
+    with common.user_errors(OSError):
+        paths = scaling.save(out, points, about)
+    click.echo("\n" + "\n".join(map(str, paths)))
+
+
 def _measure(name, tasks, notes, against, threads, quick, only, out):
     from benchmarks import report
     from benchmarks.tasks import Plan, run

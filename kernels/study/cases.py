@@ -179,12 +179,15 @@ def _lrn(kernel, shape, size):
 def _batchnorm(kernel, shape):
     """7 for each value in training: sum; centre, square, sum; centre, scale, shift. Evaluation: 3.
 
+    Statistics alone: 4.
+
     Backward in training, 10: sum; centre, product, sum; centre, scale; the three terms of dx and
     their factor. Backward in evaluation, 5: the sums and the factor.
     """
     n, c, h, w = images(shape)
     x, dy, gamma, beta, mean, var = _draw(shape, shape, *((c,),) * 4)
     arguments, operations = {
+        "batchnorm_statistics": ((x,), 4),
         "batchnorm_train": ((x, gamma, beta, EPS), 7),
         "batchnorm_eval": ((x, gamma, beta, mean, var, EPS), 3),
         "batchnorm_backward": ((dy, x, gamma, mean, var), 10),
@@ -214,6 +217,20 @@ def _elementwise(kernel, shape):
         "dropout_mask": ((shape, P, SEED, STEP), 0),
     }[kernel]
     return Case(kernel, arguments, operations * a.size)
+
+
+def _cross_entropy(kernel, shape):
+    """For each value 6: largest, difference, exponential, sum, product with the target, sum.
+
+    Backward 8: largest, difference, exponential, sum, quotient, total, difference, factor.
+    """
+    if len(shape) < 2:
+        raise ValueError(f"shape must be N,C,..., got {','.join(map(str, shape))}")
+    logits, target = _draw(shape, shape)
+    (grad,) = _draw((shape[0], *shape[2:]))
+    if kernel == "softmax_cross_entropy":
+        return Case(kernel, (logits, target), 6 * logits.size)
+    return Case(kernel, (grad, logits, target), 8 * logits.size)
 
 
 def _step(kernel, shape):
@@ -249,11 +266,15 @@ _FAMILIES = (
     (_global_avg_pool, {"shape": _MAPS}, ("global_avg_pool2d", "global_avg_pool2d_backward")),
     (_lrn, {"shape": (16, 96, 55, 55), "size": 5}, ("lrn", "lrn_backward")),
     (_batchnorm, {"shape": _MAPS}, (
-        "batchnorm_train", "batchnorm_eval", "batchnorm_backward", "batchnorm_eval_backward",
+        "batchnorm_statistics", "batchnorm_train", "batchnorm_eval", "batchnorm_backward",
+        "batchnorm_eval_backward",
     )),
     (_elementwise, {"shape": _MAPS}, (
         "relu", "relu_backward", "bias_relu", "bias_relu_backward", "channel_sums", "dropout",
         "dropout_mask",
+    )),
+    (_cross_entropy, {"shape": (4096, 1000)}, (
+        "softmax_cross_entropy", "softmax_cross_entropy_backward",
     )),
     (_step, {"shape": (4096, 1024)}, ("sgd_step", "adam_step")),
 )  # fmt: skip

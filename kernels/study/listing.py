@@ -11,6 +11,10 @@ from kernels.study.inventory import ROOMS, Kernel, kernels
 from kernels.study.papers import PAPERS
 
 
+# A longer name gets a line of its own, so that the rest fits into 80 columns.
+_NAME = 26
+
+
 @click.command("list", help="List the kernels: where each is implemented, what papers call it.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def command(as_json):
@@ -36,13 +40,16 @@ def _entry(kernel: Kernel) -> dict:
 
 def _lines(found: list[Kernel]):
     names = [f"{kernel.name}{' *' if of_kernel(kernel.name) else ''}" for kernel in found]
-    wide = max(map(len, names))
+    wide = max(len(name) for name in names if len(name) <= _NAME)
     places = [[_short(kernel, room) for room in ROOMS] for kernel in found]
     widths = [max(len(row[i]) for row in (ROOMS, *places)) for i in range(len(ROOMS))]
     cells = [f"{room:<{width}}" for room, width in zip(ROOMS, widths, strict=True)]
     yield f"{'':<{wide}}  {'  '.join(cells)}".rstrip()
     for kernel, name, row in zip(found, names, places, strict=True):
         cells = [f"{text:<{width}}" for text, width in zip(row, widths, strict=True)]
+        if len(name) > wide:
+            yield name
+            name = ""
         yield f"{name:<{wide}}  {'  '.join(cells)}".rstrip()
         if kernel.name in PAPERS:
             paper = PAPERS[kernel.name]

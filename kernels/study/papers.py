@@ -18,6 +18,7 @@ _SWITCHES = Paper("switches", "Zeiler and Fergus 2014", "section 2.1")
 _SUBSAMPLING = Paper("sub-sampling", "LeCun et al. 1998", "section II.B")
 _GLOBAL = Paper("global average pooling", "Lin, Chen and Yan 2014", "section 3.2")
 _RESPONSE = Paper("local response normalization", "Krizhevsky et al. 2012", "section 3.3")
+_SOFTMAX = Paper("softmax", "Bridle 1990")
 _BATCH = Paper("batch normalizing transform", "Ioffe and Szegedy 2015", "algorithm 1")
 
 # A kernel that no paper names is not here.
@@ -28,6 +29,7 @@ PAPERS = {
     "batchnorm_backward": _BATCH._replace(place="section 3"),
     "batchnorm_eval": Paper("inference", "Ioffe and Szegedy 2015", "algorithm 2"),
     "batchnorm_eval_backward": Paper("inference", "Ioffe and Szegedy 2015", "algorithm 2"),
+    "batchnorm_statistics": _BATCH._replace(term="mini-batch mean and variance"),
     "batchnorm_train": _BATCH,
     "bias_relu": _RECTIFIED,
     "bias_relu_backward": _RECTIFIED,
@@ -50,6 +52,8 @@ PAPERS = {
     "max_unpool2d": _SWITCHES._replace(term="unpooling"),
     "relu": _RECTIFIED,
     "relu_backward": _RECTIFIED,
+    "softmax_cross_entropy": _SOFTMAX,
+    "softmax_cross_entropy_backward": _SOFTMAX,
     "sgd_step": Paper(
         "momentum, Nesterov's accelerated gradient", "Sutskever et al. 2013", "section 2"
     ),

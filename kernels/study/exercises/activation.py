@@ -58,11 +58,11 @@ RELU = Exercise(
     mistakes=(
         Mistake(
             "what comes out where a NaN becomes 0: every comparison with it is False.",
-            {"np.maximum(x, x.dtype.type(0))": "np.where(x > 0, x, x.dtype.type(0))"},
+            {"np.maximum(x, x.dtype.type(0), out=out)": "np.where(x > 0, x, x.dtype.type(0))"},
         ),
         Mistake(
             "the absolute value: negative elements become 0, not positive.",
-            {"np.maximum(x, x.dtype.type(0))": "np.abs(x)"},
+            {"np.maximum(x, x.dtype.type(0), out=out)": "np.abs(x)"},
         ),
         _AT_ZERO,
         Mistake(
