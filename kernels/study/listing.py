@@ -10,7 +10,6 @@ from kernels.study.explanations import EXPLANATIONS, of_kernel
 from kernels.study.inventory import ROOMS, Kernel, kernels
 from kernels.study.papers import PAPERS
 
-
 # A longer name gets a line of its own, so that the rest fits into 80 columns.
 _NAME = 26
 
