@@ -27,8 +27,8 @@ def is_array(value) -> bool:
 
 
 def device_of(array) -> str:
-    """``"cpu"`` for a NumPy array, ``"cuda"`` for a CuPy array."""
-    return "cpu" if isinstance(array, np.ndarray) else "cuda"
+    """``"cpu"`` for a NumPy array or scalar, ``"cuda"`` for a CuPy array."""
+    return "cpu" if isinstance(array, (np.ndarray, np.generic)) else "cuda"
 
 
 def to_device(array, device: str):

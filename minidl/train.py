@@ -31,7 +31,7 @@ class Trainer:
     `loss_function(model, outputs, labels)` gives a scalar tensor; `scores(outputs)` the (N, C)
     scores whose largest is the prediction. The schedule advances every batch or, with
     ``schedule_by="epoch"``, every epoch; ``after_step(model)`` follows every step of the optimiser.
-    `about` is stored with every checkpoint.
+    `about` is stored with every checkpoint. The loaders' batches are moved to the model's device.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Trainer:
     def _step(self, images, labels):
         # Ctrl-C waits for the end of the step: a checkpoint must not stand between two of them.
         with _interrupts_held():
-            outputs = self.model(Tensor(images))
+            outputs = self.model(Tensor(to_device(images, self.model.device)))
             loss = self.loss_function(self.model, outputs, labels)
             value = loss.item()
             if not math.isfinite(value):

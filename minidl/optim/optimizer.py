@@ -6,7 +6,8 @@ import numpy as np
 
 from kernels import reference
 from kernels.dispatch import kernels_for
-from minidl.array_module import get_array_module, to_device
+from minidl.array_module import to_device
+from minidl.function import check_one_device
 from minidl.tensor import Tensor
 
 
@@ -85,8 +86,12 @@ class Optimizer:
                         f"the gradient of a {p.dtype} parameter must be {p.dtype}, "
                         f"got {gradient.dtype}"
                     )
+                check_one_device(type(self).__name__, (p._array, gradient))
+                state = self.state.setdefault(id(p), {})
+                for name, value in state.items():  # a module that moved left them behind
+                    state[name] = value if isinstance(value, int) else to_device(value, p.device)
                 with p.mutate() as values:
-                    self.update(values, gradient, self.state.setdefault(id(p), {}), group)
+                    self.update(values, gradient, state, group)
 
     def update(self, values, gradient, state: dict, group: dict) -> None:
         """Change `values` in place; `gradient` is only read."""
@@ -136,9 +141,8 @@ class Optimizer:
                         f"saved {name} of parameter {index} has shape {value.shape}, "
                         f"expected {p.shape}"
                     )
-            xp = get_array_module(p._array)
             state[id(p)] = {
-                k: v if isinstance(v, int) else xp.array(np.asarray(v), dtype=p.dtype)
+                k: v if isinstance(v, int) else to_device(v.astype(p.dtype), p.device)
                 for k, v in entry.items()
             }
         for group, settings in zip(self.groups, saved["groups"], strict=True):
