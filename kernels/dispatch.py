@@ -11,6 +11,9 @@ WINOGRAD_SIZES = (None, 2, 4)
 _current = "auto"
 _modules = {}
 _winograd_size = 4
+PRODUCTS = ("auto", "cublas", "own")
+_products = "auto"
+_tf32 = False
 
 
 class use(AbstractContextManager):
@@ -84,6 +87,55 @@ class winograd(AbstractContextManager):
 def winograd_size() -> int | None:
     """The size chosen by `winograd`."""
     return _winograd_size
+
+
+class products(AbstractContextManager):
+    """Choose who makes the matrix products of the GPU kernels, those of convolutions included.
+
+    From here on or, as a context manager, for the enclosed block: cuBLAS ("cublas"), the kernels of
+    kernels/cuda/product.cuh ("own"), or whichever suits the shapes ("auto", the choice at the
+    start). Raises ValueError for another name.
+    """
+
+    def __init__(self, name: str):
+        global _products
+        if name not in PRODUCTS:
+            raise ValueError(f"products must be one of {PRODUCTS}, got {name!r}")
+        self._previous, _products = _products, name
+
+    def __exit__(self, *exc):
+        global _products
+        _products = self._previous
+
+
+def products_choice() -> str:
+    """The name chosen by `products`."""
+    return _products
+
+
+class tf32(AbstractContextManager):
+    """Allow cuBLAS to make float32 products in TF32, or forbid it (the choice at the start).
+
+    From here on or, as a context manager, for the enclosed block. TF32 rounds the operands to 10
+    bits of mantissa (3 decimal digits) and adds up in float32; GPUs from the Ampere generation on
+    do so many times faster, others ignore it. Products of the own kernels (see `products`) stay as
+    exact as they are. Raises TypeError for anything but True and False.
+    """
+
+    def __init__(self, allowed: bool):
+        global _tf32
+        if not isinstance(allowed, bool):
+            raise TypeError(f"allowed must be True or False, got {allowed!r}")
+        self._previous, _tf32 = _tf32, allowed
+
+    def __exit__(self, *exc):
+        global _tf32
+        _tf32 = self._previous
+
+
+def tf32_chosen() -> bool:
+    """Whether `tf32` allows TF32."""
+    return _tf32
 
 
 def set_num_threads(n: int) -> None:

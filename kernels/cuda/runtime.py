@@ -8,16 +8,20 @@ sources where there is no GPU.
 import hashlib
 import math
 import sys
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 
+from kernels.dispatch import tf32_chosen
+
 SOURCES = Path(__file__).parent
 THREADS, WARP = 256, 32
 C_TYPES = {"f": "float", "d": "double"}
 INSTALL = "pip install -e '.[cuda12]' (or '.[cuda13]' for CUDA 13)"
+CUBLAS_TF32_TENSOR_OP_MATH = 3  # of cublasMath_t; CuPy gives it no name
 # What a kernel may take without asking; more has to be allowed first.
 _PLAIN_SHARED_BYTES = 48 << 10
 # How many blocks a grid may have along y; along x it may have 2^31 - 1.
@@ -63,6 +67,29 @@ def zeros(shape, dtype):
 def contiguous(array):
     """`array` in C order; itself where it is so already."""
     return array if array.flags.c_contiguous else array_module().ascontiguousarray(array)
+
+
+def gemm(a, b, out) -> None:
+    """out[...] = a @ b by cuBLAS: matrices, or stacks of them that broadcast; `out` C-contiguous.
+
+    float32 products are made in TF32 where `dispatch.tf32` asks for it.
+    """
+    with _tf32_products() if tf32_chosen() else nullcontext():
+        array_module().matmul(a, b, out=out)
+
+
+@contextmanager
+def _tf32_products():
+    """Within, cuBLAS may round the operands of float32 products to TF32."""
+    from cupy.cuda import cublas, device
+
+    handle = device.get_cublas_handle()
+    before = cublas.getMathMode(handle)
+    cublas.setMathMode(handle, CUBLAS_TF32_TENSOR_OP_MATH)
+    try:
+        yield
+    finally:
+        cublas.setMathMode(handle, before)
 
 
 def compiler_options(dtype) -> tuple[str, ...]:
