@@ -1,0 +1,200 @@
+"""Convolutions and matrix products of the GPU against their definitions, under the emulator."""
+
+import sys
+import types
+from unittest import mock
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kernels import cuda, dispatch, reference
+from kernels.cuda import conv, runtime
+from kernels.geometry import conv_output_size
+from minidl.testing import conv2d_parameters
+from tests.emulator import (
+    HAS_COMPILER,
+    NO_COMPILER,
+    EmulationError,
+    compiler,
+    emulated,
+    launch,
+    run,
+)
+
+pytestmark = pytest.mark.skipif(not HAS_COMPILER, reason=NO_COMPILER)
+
+some = settings(max_examples=15, deadline=None)
+dtypes = st.sampled_from([np.float32, np.float64])
+ways = pytest.mark.parametrize("way", ["own", "cublas"])
+seeds = st.integers(0, 2**32 - 1)
+TOLERANCE = {np.dtype(np.float32): 2e-5, np.dtype(np.float64): 1e-12}
+
+
+def draw(seed, *shapes, dtype=np.float64):
+    rng = np.random.default_rng(seed)
+    return [rng.standard_normal(shape).astype(dtype) for shape in shapes]
+
+
+def agree(name, *arguments, exact=False):
+    """Run a kernel and its definition; the results must agree. Returns the definition's."""
+    expected = getattr(reference, name)(*arguments)
+    with emulated():
+        actual = getattr(cuda, name)(*arguments)
+    assert actual.dtype == expected.dtype and actual.shape == expected.shape, name
+    assert actual.flags.c_contiguous, name
+    tolerance = 0 if exact else TOLERANCE[expected.dtype]
+    tolerance *= max(1.0, float(np.abs(expected).max(initial=0)))
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance, err_msg=name)
+    return expected
+
+
+def agree_on_all(x, weight, bias, dy, settings_):
+    agree("conv2d", x, weight, bias, *settings_)
+    agree("conv2d_input_grad", dy, weight, x.shape, *settings_)
+    agree("conv2d_weight_grad", dy, x, weight.shape[2:], *settings_)
+
+
+@ways
+@given(p=conv2d_parameters(max_batch=3, min_batch=0, max_extra=8), seed=seeds, dtype=dtypes)
+@some
+def test_convolution(way, p, seed, dtype):
+    shapes = p.x_shape, p.weight_shape, p.weight_shape[:1], p.y_shape
+    x, weight, bias, dy = draw(seed, *shapes, dtype=dtype)
+    with dispatch.products(way):
+        agree_on_all(x, weight, bias if seed % 2 else None, dy, p.settings)
+
+
+@given(p=conv2d_parameters(max_batch=3, min_batch=0, max_extra=8), seed=seeds, dtype=dtypes)
+@some
+def test_columns(p, seed, dtype):
+    (x,) = draw(seed, p.x_shape, dtype=dtype)
+    columns = agree("im2col", x, p.weight_shape[2:], *p.settings[:3], exact=True)
+    agree("col2im", columns, p.x_shape, p.weight_shape[2:], *p.settings[:3])
+
+
+@ways
+@given(
+    p=conv2d_parameters(min_batch=0), seed=seeds, dtype=dtypes,
+    extra=st.tuples(st.integers(0, 2), st.integers(0, 2)),
+)  # fmt: skip
+@some
+def test_conv_transpose2d(way, p, seed, dtype, extra):
+    extra = tuple(e % s for e, s in zip(extra, p.stride, strict=True))
+    outputs = p.weight_shape[1] * p.groups
+    x, weight, bias = draw(seed, p.y_shape, p.weight_shape, (outputs,), dtype=dtype)
+    arguments = (x, weight, bias, p.stride, p.padding, extra, p.dilation, p.groups)
+    with dispatch.products(way):
+        try:
+            reference.conv_transpose2d(*arguments)
+        except ValueError:
+            with emulated(), pytest.raises(ValueError):
+                cuda.conv_transpose2d(*arguments)
+            return
+        agree("conv_transpose2d", *arguments)
+
+
+LARGER = (  # tiles that are full and tiles that are not, along every axis
+    ((2, 9, 9, 8), (70, 9, 3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1),
+    ((3, 70, 5, 6), (66, 70, 1, 1), (1, 1), (0, 0, 0, 0), (1, 1), 1),
+    ((2, 6, 20, 19), (12, 3, 5, 4), (3, 2), (2, 1, 0, 3), (1, 2), 2),
+    ((1, 5, 13, 12), (5, 1, 3, 3), (4, 3), (0, 1, 2, 0), (2, 3), 5),
+)  # fmt: skip
+
+
+def draw_larger(x_shape, weight_shape, settings_):
+    size = conv_output_size(*x_shape[2:], weight_shape[2:], *settings_[:3])
+    y_shape = (x_shape[0], weight_shape[0], *size)
+    return draw(0, x_shape, weight_shape, weight_shape[:1], y_shape)
+
+
+@ways
+@pytest.mark.parametrize("case", LARGER)
+def test_several_tiles(way, case):
+    with dispatch.products(way), mock.patch.object(run, "RUNS", run.RUNS[:1]):
+        agree_on_all(*draw_larger(*case[:2], case[2:]), case[2:])
+
+
+@pytest.mark.parametrize("case", LARGER)
+def test_many_stretches_and_parts(case):
+    """A workspace for some of an image's positions at a time, and several parts of a sum."""
+    small = {
+        "WORKSPACE_BYTES": 20_000, "MOST_POSITIONS": 40, "FEWEST_POSITIONS": 20,
+    }  # fmt: skip
+    arrays = draw_larger(*case[:2], case[2:])
+    for way in ("own", "cublas"):
+        with dispatch.products(way), mock.patch.multiple(conv, **small):
+            with mock.patch.object(run, "RUNS", run.RUNS[:1]):
+                agree_on_all(*arrays, case[2:])
+
+
+def test_which_products_a_convolution_takes():
+    """cuBLAS where a product is thick enough; a pointwise one without columns."""
+    x, thick, thin = draw(0, (1, 32, 3, 3), (32, 32, 1, 1), (31, 32, 1, 1))
+    for weight, forced, expected in (
+        (thick, "auto", True), (thin, "auto", False), (thin, "cublas", True), (thick, "own", False)
+    ):  # fmt: skip
+        with emulated(), dispatch.products(forced):
+            with mock.patch.object(runtime, "gemm", wraps=runtime.gemm) as gemm:
+                cuda.conv2d(x, weight)
+        assert gemm.called is expected
+
+
+@ways
+@given(
+    sides=st.tuples(*(st.integers(0, 5) | st.integers(60, 70) for _ in range(3))),
+    turned=st.tuples(st.booleans(), st.booleans()), seed=seeds, dtype=dtypes,
+)  # fmt: skip
+@some
+def test_matmul(way, sides, turned, seed, dtype):
+    m, k, n = sides
+    shapes = (k, m) if turned[0] else (m, k), (n, k) if turned[1] else (k, n)
+    a, b = draw(seed, *shapes, dtype=dtype)
+    with dispatch.products(way):
+        agree("matmul", a.T if turned[0] else a, b.T if turned[1] else b)
+
+
+def test_a_planted_index_error_is_caught():
+    """A guard that is left out lets a tile read beyond the weights, which the emulator reports."""
+    header = (runtime.SOURCES / "product.cuh").read_text()
+    code = compiler.read_source("matmul").replace('#include "product.cuh"', header)
+    assert "k < depth && other < others" in code
+    planted = code.replace("k < depth && other < others", "k < depth")
+    a, b = draw(0, (3, 5), (5, 4))
+    y = np.empty((3, 4))
+    args = (a, b, y, *map(np.int32, (3, 5, 4)), 5, 1, 4, 1)
+    launch("matmul", "matmul", np.float64, 1, 256, args, text=code)
+    np.testing.assert_allclose(y, a @ b)
+    with pytest.raises(EmulationError, match="reads `[ab]"):
+        launch("matmul", "matmul", np.float64, 1, 256, args, text=planted)
+
+
+def test_tf32_sets_the_math_mode_of_cublas_for_its_products_alone(monkeypatch):
+    """cuBLAS itself is not here: a stand-in notes what it is told, and when."""
+    modes, seen = [0], []
+
+    class Cublas:
+        getMathMode = staticmethod(lambda handle: modes[-1])
+        setMathMode = staticmethod(lambda handle, mode: modes.append(mode))
+
+    library = types.ModuleType("cupy.cuda")
+    library.cublas, library.device = Cublas, mock.Mock()
+    monkeypatch.setitem(sys.modules, "cupy", types.ModuleType("cupy"))
+    monkeypatch.setitem(sys.modules, "cupy.cuda", library)
+    arrays = mock.Mock()
+    arrays.matmul = lambda a, b, out: seen.append(modes[-1])
+    monkeypatch.setattr(runtime, "array_module", lambda: arrays)
+    one = np.ones((2, 2), np.float32)
+    runtime.gemm(one, one, one)
+    with dispatch.tf32(True):
+        runtime.gemm(one, one, one)
+    runtime.gemm(one, one, one)
+    assert seen == [0, runtime.CUBLAS_TF32_TENSOR_OP_MATH, 0] and modes[-1] == 0
+
+
+def test_bad_choices():
+    with pytest.raises(ValueError, match="products must be one of .* got 'cudnn'"):
+        dispatch.products("cudnn")
+    with pytest.raises(TypeError, match="allowed must be True or False, got 1"):
+        dispatch.tf32(1)
