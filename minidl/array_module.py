@@ -5,8 +5,6 @@ from types import ModuleType
 
 import numpy as np
 
-CUPY_HINT = "CuPy with a CUDA device is needed: pip install -e '.[cuda12]'"
-
 
 def get_array_module(array) -> ModuleType:
     """The module whose functions work on `array`: ``numpy``, or ``cupy`` for a CuPy array."""
@@ -42,10 +40,9 @@ def to_device(array, device: str):
         return array
     if device == "cpu":
         return array.get()
-    try:
-        import cupy
-    except ImportError as error:
-        raise RuntimeError(CUPY_HINT) from error
-    if not cupy.is_available():
-        raise RuntimeError(CUPY_HINT)
+    from kernels.cuda import runtime
+
+    runtime.require()
+    import cupy
+
     return cupy.asarray(array)

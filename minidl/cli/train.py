@@ -21,7 +21,7 @@ def train_command(architecture) -> click.Command:
         if sum(source is not None for source in (resume, weights, warm_start)) > 1:
             raise UserError("--resume, --weights and --warm-start exclude each other")
         out = out or _default_out(architecture, resume)
-        common.setup(backend, seed, threads)
+        device = common.setup(backend, seed, threads)
         train_set, test_set = common.load_data(data, skip_unreadable)
         state = None
         if resume is not None:
@@ -31,8 +31,9 @@ def train_command(architecture) -> click.Command:
             common.check_classes(state.about["class_names"], test_set)
         settings = {"epochs": epochs, "batch_size": batch_size, "lr": lr}
         trainer = _trainer(
-            architecture, options, settings, train_set, test_set, out, seed, workers, state
-        )
+            architecture, options, settings, train_set, test_set, out, seed, workers, state,
+            device,
+        )  # fmt: skip
         if weights is not None:
             common.load_weights(architecture, trainer.model, weights, options)
         if warm_start is not None:
@@ -109,7 +110,9 @@ def _finite(context, option, value):
     return value
 
 
-def _trainer(architecture, options, settings, train_set, test_set, out, seed, workers, state):
+def _trainer(
+    architecture, options, settings, train_set, test_set, out, seed, workers, state, device
+):  # fmt: skip
     from minidl.data import DataLoader
     from minidl.train import Trainer
 
@@ -124,7 +127,7 @@ def _trainer(architecture, options, settings, train_set, test_set, out, seed, wo
     common.check_images(architecture, train_set, recipe, options)
     common.check_images(architecture, test_set, recipe, options)
     with user_errors(ValueError):
-        model = architecture.build(num_classes=train_set.num_classes, **options)
+        model = architecture.build(num_classes=train_set.num_classes, **options).to(device)
     train_loader = DataLoader(
         train_set, settings["batch_size"], shuffle=True, seed=seed, workers=workers,
         transform=recipe.train_transform,

@@ -1,11 +1,5 @@
 """What all optimisers share: parameter groups, their settings, and their state."""
 
-from types import ModuleType
-
-import numpy as np
-
-from kernels import reference
-from kernels.dispatch import kernels_for
 from minidl.array_module import to_device
 from minidl.function import check_one_device
 from minidl.tensor import Tensor
@@ -30,11 +24,6 @@ def _several(params) -> list:
     if isinstance(params, Tensor):
         raise TypeError("params must be several tensors or groups, got a Tensor: put it in a list")
     return list(params)
-
-
-def step_kernels(values) -> ModuleType:
-    """The module of kernels whose steps update `values`."""
-    return kernels_for(values) if isinstance(values, np.ndarray) else reference
 
 
 class Optimizer:
