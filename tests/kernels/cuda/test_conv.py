@@ -1,4 +1,4 @@
-"""Convolutions and matrix products of the GPU against their definitions, under the emulator."""
+"""Convolutions and matrix products of the GPU against their definitions, emulated and on a GPU."""
 
 import sys
 import types
@@ -9,27 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels import cuda, dispatch, reference
+from kernels import dispatch, reference
 from kernels.cuda import conv, runtime
 from kernels.geometry import conv_output_size
 from minidl.testing import conv2d_parameters
-from tests.emulator import (
-    HAS_COMPILER,
-    NO_COMPILER,
-    EmulationError,
-    compiler,
-    emulated,
-    launch,
-    run,
-)
+from tests.emulator import HAS_COMPILER, NO_COMPILER, EmulationError, compiler, launch, run
+from tests.kernels.agreement import dtypes
 
-pytestmark = pytest.mark.skipif(not HAS_COMPILER, reason=NO_COMPILER)
-
-some = settings(max_examples=15, deadline=None)
-dtypes = st.sampled_from([np.float32, np.float64])
+few = settings(max_examples=15, deadline=None)
 ways = pytest.mark.parametrize("way", ["own", "cublas"])
 seeds = st.integers(0, 2**32 - 1)
-TOLERANCE = {np.dtype(np.float32): 2e-5, np.dtype(np.float64): 1e-12}
 
 
 def draw(seed, *shapes, dtype=np.float64):
@@ -37,41 +26,28 @@ def draw(seed, *shapes, dtype=np.float64):
     return [rng.standard_normal(shape).astype(dtype) for shape in shapes]
 
 
-def agree(name, *arguments, exact=False):
-    """Run a kernel and its definition; the results must agree. Returns the definition's."""
-    expected = getattr(reference, name)(*arguments)
-    with emulated():
-        actual = getattr(cuda, name)(*arguments)
-    assert actual.dtype == expected.dtype and actual.shape == expected.shape, name
-    assert actual.flags.c_contiguous, name
-    tolerance = 0 if exact else TOLERANCE[expected.dtype]
-    tolerance *= max(1.0, float(np.abs(expected).max(initial=0)))
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance, err_msg=name)
-    return expected
-
-
-def agree_on_all(x, weight, bias, dy, settings_):
-    agree("conv2d", x, weight, bias, *settings_)
-    agree("conv2d_input_grad", dy, weight, x.shape, *settings_)
-    agree("conv2d_weight_grad", dy, x, weight.shape[2:], *settings_)
+def agree_on_all(device, x, weight, bias, dy, settings_):
+    device.agree("conv2d", x, weight, bias, *settings_)
+    device.agree("conv2d_input_grad", dy, weight, x.shape, *settings_)
+    device.agree("conv2d_weight_grad", dy, x, weight.shape[2:], *settings_)
 
 
 @ways
 @given(p=conv2d_parameters(max_batch=3, min_batch=0, max_extra=8), seed=seeds, dtype=dtypes)
-@some
-def test_convolution(way, p, seed, dtype):
+@few
+def test_convolution(device, way, p, seed, dtype):
     shapes = p.x_shape, p.weight_shape, p.weight_shape[:1], p.y_shape
     x, weight, bias, dy = draw(seed, *shapes, dtype=dtype)
     with dispatch.products(way):
-        agree_on_all(x, weight, bias if seed % 2 else None, dy, p.settings)
+        agree_on_all(device, x, weight, bias if seed % 2 else None, dy, p.settings)
 
 
 @given(p=conv2d_parameters(max_batch=3, min_batch=0, max_extra=8), seed=seeds, dtype=dtypes)
-@some
-def test_columns(p, seed, dtype):
+@few
+def test_columns(device, p, seed, dtype):
     (x,) = draw(seed, p.x_shape, dtype=dtype)
-    columns = agree("im2col", x, p.weight_shape[2:], *p.settings[:3], exact=True)
-    agree("col2im", columns, p.x_shape, p.weight_shape[2:], *p.settings[:3])
+    columns = device.agree("im2col", x, p.weight_shape[2:], *p.settings[:3], exact=True)
+    device.agree("col2im", columns, p.x_shape, p.weight_shape[2:], *p.settings[:3])
 
 
 @ways
@@ -79,8 +55,8 @@ def test_columns(p, seed, dtype):
     p=conv2d_parameters(min_batch=0), seed=seeds, dtype=dtypes,
     extra=st.tuples(st.integers(0, 2), st.integers(0, 2)),
 )  # fmt: skip
-@some
-def test_conv_transpose2d(way, p, seed, dtype, extra):
+@few
+def test_conv_transpose2d(device, way, p, seed, dtype, extra):
     extra = tuple(e % s for e, s in zip(extra, p.stride, strict=True))
     outputs = p.weight_shape[1] * p.groups
     x, weight, bias = draw(seed, p.y_shape, p.weight_shape, (outputs,), dtype=dtype)
@@ -89,10 +65,10 @@ def test_conv_transpose2d(way, p, seed, dtype, extra):
         try:
             reference.conv_transpose2d(*arguments)
         except ValueError:
-            with emulated(), pytest.raises(ValueError):
-                cuda.conv_transpose2d(*arguments)
+            with pytest.raises(ValueError):
+                device.run("conv_transpose2d", *arguments)
             return
-        agree("conv_transpose2d", *arguments)
+        device.agree("conv_transpose2d", *arguments)
 
 
 LARGER = (  # tiles that are full and tiles that are not, along every axis
@@ -111,13 +87,13 @@ def draw_larger(x_shape, weight_shape, settings_):
 
 @ways
 @pytest.mark.parametrize("case", LARGER)
-def test_several_tiles(way, case):
+def test_several_tiles(device, way, case):
     with dispatch.products(way), mock.patch.object(run, "RUNS", run.RUNS[:1]):
-        agree_on_all(*draw_larger(*case[:2], case[2:]), case[2:])
+        agree_on_all(device, *draw_larger(*case[:2], case[2:]), case[2:])
 
 
 @pytest.mark.parametrize("case", LARGER)
-def test_many_stretches_and_parts(case):
+def test_many_stretches_and_parts(device, case):
     """A workspace for some of an image's positions at a time, and several parts of a sum."""
     small = {
         "WORKSPACE_BYTES": 20_000, "MOST_POSITIONS": 40, "FEWEST_POSITIONS": 20,
@@ -126,18 +102,18 @@ def test_many_stretches_and_parts(case):
     for way in ("own", "cublas"):
         with dispatch.products(way), mock.patch.multiple(conv, **small):
             with mock.patch.object(run, "RUNS", run.RUNS[:1]):
-                agree_on_all(*arrays, case[2:])
+                agree_on_all(device, *arrays, case[2:])
 
 
-def test_which_products_a_convolution_takes():
+def test_which_products_a_convolution_takes(device):
     """cuBLAS where a product is thick enough; a pointwise one without columns."""
     x, thick, thin = draw(0, (1, 32, 3, 3), (32, 32, 1, 1), (31, 32, 1, 1))
     for weight, forced, expected in (
         (thick, "auto", True), (thin, "auto", False), (thin, "cublas", True), (thick, "own", False)
     ):  # fmt: skip
-        with emulated(), dispatch.products(forced):
+        with dispatch.products(forced):
             with mock.patch.object(runtime, "gemm", wraps=runtime.gemm) as gemm:
-                cuda.conv2d(x, weight)
+                device.run("conv2d", x, weight)
         assert gemm.called is expected
 
 
@@ -146,15 +122,16 @@ def test_which_products_a_convolution_takes():
     sides=st.tuples(*(st.integers(0, 5) | st.integers(60, 70) for _ in range(3))),
     turned=st.tuples(st.booleans(), st.booleans()), seed=seeds, dtype=dtypes,
 )  # fmt: skip
-@some
-def test_matmul(way, sides, turned, seed, dtype):
+@few
+def test_matmul(device, way, sides, turned, seed, dtype):
     m, k, n = sides
     shapes = (k, m) if turned[0] else (m, k), (n, k) if turned[1] else (k, n)
     a, b = draw(seed, *shapes, dtype=dtype)
     with dispatch.products(way):
-        agree("matmul", a.T if turned[0] else a, b.T if turned[1] else b)
+        device.agree("matmul", a.T if turned[0] else a, b.T if turned[1] else b)
 
 
+@pytest.mark.skipif(not HAS_COMPILER, reason=NO_COMPILER)
 def test_a_planted_index_error_is_caught():
     """A guard that is left out lets a tile read beyond the weights, which the emulator reports."""
     header = (runtime.SOURCES / "product.cuh").read_text()
