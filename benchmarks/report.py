@@ -7,23 +7,27 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from benchmarks import cuda
 from benchmarks.tasks import Figure
 from minidl.files import atomic_path, write_text
 from minidl.table import format_bytes
 
-PACKAGES = ("numpy", "numba", "torch")
+PACKAGES = ("numpy", "numba", "cupy", "torch")
 
 
-def machine(threads: int) -> dict:
-    """What the figures were taken on, and when."""
+def machine(where) -> dict:
+    """What the figures were taken on (a `tasks.Machine`), and when."""
+    versions = {package: _version(package) for package in PACKAGES}
     return {
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
-        "threads": threads,
+        "threads": where.threads,
+        "precision": where.precision,
         "load": os.getloadavg()[0],
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
-        **{package: _version(package) for package in PACKAGES},
+        **versions,
+        **(cuda.about() if where.device == "cuda" else {}),
     }
 
 
@@ -52,9 +56,9 @@ def table(figures: list[Figure], about: dict, notes) -> str:
     memory = any(figure.memory for figure in figures)
     columns = _columns(peers, memory)
     lines = [
-        f"{about['cpu']}, {about['cores']} cores, {about['threads']} threads; load "
+        f"{_gpu(about)}{about['cpu']}, {about['cores']} cores, {about['threads']} threads; load "
         f"{about['load']:.1f} at the end; Python {about['python']}, {packages}; {about['date']}; "
-        "float32.",
+        f"{about['precision']}.",
         "",
         f"Measured ceilings: {ceilings.flops / 1e9:.0f} GFLOP/s of a large product, "
         f"{ceilings.bandwidth / 1e9:.1f} GB/s of memory.",
@@ -70,6 +74,12 @@ def table(figures: list[Figure], about: dict, notes) -> str:
         "or memory."
     )
     return "\n".join([*lines, "", *(f"- {note}" for note in (meaning, *notes))])
+
+
+def _gpu(about):
+    if "gpu" not in about:
+        return ""
+    return f"{about['gpu']}, CUDA {about['cuda']}, driver {about['driver']}; beside it "
 
 
 def _columns(peers, memory):
