@@ -86,7 +86,7 @@ def _measure(
     device = common.setup("auto" if backend == "cpu" else backend, 0, threads)
     machine = Machine(dispatch.get_num_threads(), device, precision)
     peer = peer and _set_up_torch(machine)
-    dispatch.tf32(precision == "tf32")
+    dispatch.precision(precision)
     todo = list(tasks(lambda task: fnmatchcase(task.lower(), f"*{only.lower()}*"), machine))
     if not todo:
         raise click.BadParameter(f"nothing that is measured matches {only!r}", param_hint="--only")

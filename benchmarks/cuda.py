@@ -31,7 +31,7 @@ def seconds(run, calls: int) -> float:
 def measure_ceilings(rounds: int) -> Ceilings:
     """The best of `rounds` runs of cuBLAS on a large float32 product, and of a copy.
 
-    The product is made in TF32 where `dispatch.tf32` allows it.
+    The product is made as `dispatch.precision` says.
     """
     return Ceilings(_product_rate(rounds), _copy_rate(rounds))
 

@@ -36,7 +36,7 @@ def _main(candidate, network, training, threads, device, precision):
     from benchmarks import cuda
     from kernels import dispatch
 
-    dispatch.tf32(precision == "tf32")
+    dispatch.precision(precision)
 
     if candidate == "PyTorch":
         import torch

@@ -8,12 +8,13 @@ import numpy as np
 
 BACKENDS = ("auto", "reference", "cpu", "cuda")
 WINOGRAD_SIZES = (None, 2, 4)
+PRODUCTS = ("auto", "cublas", "own")
+PRECISIONS = ("float32", "tf32", "float16")
 _current = "auto"
 _modules = {}
 _winograd_size = 4
-PRODUCTS = ("auto", "cublas", "own")
 _products = "auto"
-_tf32 = False
+_precision = "float32"
 
 
 class use(AbstractContextManager):
@@ -113,29 +114,31 @@ def products_choice() -> str:
     return _products
 
 
-class tf32(AbstractContextManager):
-    """Allow cuBLAS to make float32 products in TF32, or forbid it (the choice at the start).
+class precision(AbstractContextManager):
+    """Choose how cuBLAS makes float32 products.
 
-    From here on or, as a context manager, for the enclosed block. TF32 rounds the operands to 10
-    bits of mantissa (3 decimal digits) and adds up in float32; GPUs from the Ampere generation on
-    do so many times faster, others ignore it. Products of the own kernels (see `products`) stay as
-    exact as they are. Raises TypeError for anything but True and False.
+    From here on or, as a context manager, for the enclosed block:
+    "float32" (the choice at the start); "tf32", which lets it round the operands to 10 bits of
+    mantissa (GPUs from the Ampere generation on do; others ignore it); "float16", which rounds them
+    to float16, 10 bits and numbers up to 65504 only. Products are summed in float32 all the same.
+    The GPU's own products (see `products`), and those of the CPU, stay as exact as they are. Raises
+    ValueError for another name.
     """
 
-    def __init__(self, allowed: bool):
-        global _tf32
-        if not isinstance(allowed, bool):
-            raise TypeError(f"allowed must be True or False, got {allowed!r}")
-        self._previous, _tf32 = _tf32, allowed
+    def __init__(self, name: str):
+        global _precision
+        if name not in PRECISIONS:
+            raise ValueError(f"precision must be one of {PRECISIONS}, got {name!r}")
+        self._previous, _precision = _precision, name
 
     def __exit__(self, *exc):
-        global _tf32
-        _tf32 = self._previous
+        global _precision
+        _precision = self._previous
 
 
-def tf32_chosen() -> bool:
-    """Whether `tf32` allows TF32."""
-    return _tf32
+def precision_choice() -> str:
+    """The name chosen by `precision`."""
+    return _precision
 
 
 def set_num_threads(n: int) -> None:

@@ -4,12 +4,14 @@ import math
 import signal
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 
 from minidl import checkpoint as checkpoints
 from minidl import random
+from minidl.amp import autocast
 from minidl.array_module import to_device
 from minidl.evaluation import Running, count_correct, evaluate
 from minidl.history import write_history
@@ -32,12 +34,13 @@ class Trainer:
     scores whose largest is the prediction. The schedule advances every batch or, with
     ``schedule_by="epoch"``, every epoch; ``after_step(model)`` follows every step of the optimiser.
     `about` is stored with every checkpoint. The loaders' batches are moved to the model's device.
+    With a `scaler` (`minidl.amp.GradScaler`) it trains in mixed precision.
     """
 
     def __init__(
         self, model, optimizer, train_loader, test_loader, loss_function, directory, epochs,
         *, scheduler=None, schedule_by="batch", clip_norm=None, scores=lambda outputs: outputs,
-        after_step=None, about=None, display=None,
+        after_step=None, about=None, display=None, scaler=None,
     ):  # fmt: skip
         if epochs < 1:
             raise ValueError(f"epochs must be at least 1, got {epochs}")
@@ -57,6 +60,7 @@ class Trainer:
         self.after_step = after_step
         self.about = about or {}
         self.display = display
+        self.scaler = scaler
         self.epoch = 1
         self.batch = 0  # batches of this epoch that are done with
         self.running = Running()
@@ -101,27 +105,39 @@ class Trainer:
     def _step(self, images, labels):
         # Ctrl-C waits for the end of the step: a checkpoint must not stand between two of them.
         with _interrupts_held():
-            outputs = self.model(Tensor(to_device(images, self.model.device)))
-            loss = self.loss_function(self.model, outputs, labels)
-            value = loss.item()
-            if not math.isfinite(value):
-                rate = self.optimizer.groups[0]["lr"]
-                raise TrainingDiverged(
-                    f"the loss became {value} in epoch {self.epoch}, batch {self.batch + 1}, at "
-                    f"learning rate {rate:g}: try a lower one (--lr) or clip the gradients"
-                )
-            self.optimizer.zero_grad()
-            loss.backward()
-            if self.clip_norm is not None:
-                clip_grad_norm_(self.optimizer.parameters, self.clip_norm)
-            self.optimizer.step()
-            if self.after_step is not None:
-                self.after_step(self.model)
+            with nullcontext() if self.scaler is None else autocast():
+                outputs = self.model(Tensor(to_device(images, self.model.device)))
+                loss = self.loss_function(self.model, outputs, labels)
+                value = loss.item()
+                if not math.isfinite(value):
+                    raise self._diverged(f"the loss became {value}")
+                self.optimizer.zero_grad()
+                (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+            if self._gradients_are_usable():
+                if self.clip_norm is not None:
+                    clip_grad_norm_(self.optimizer.parameters, self.clip_norm)
+                self.optimizer.step()
+                if self.after_step is not None:
+                    self.after_step(self.model)
             if self.scheduler is not None and self.schedule_by == "batch":
                 self.scheduler.step()
             scores = to_device(self.scores(outputs)._array, "cpu")
             self.running.add(value, count_correct(scores, labels), len(labels))
             self.batch = self.train_loader.position
+
+    def _gradients_are_usable(self):
+        if self.scaler is None or self.scaler.unscale_(self.optimizer.parameters):
+            return True
+        if self.scaler.factor < 1:
+            raise self._diverged("the gradients overflow float16, however the loss is scaled")
+        return False
+
+    def _diverged(self, what):
+        rate = self.optimizer.groups[0]["lr"]
+        return TrainingDiverged(
+            f"{what} in epoch {self.epoch}, batch {self.batch + 1}, at learning rate {rate:g}: "
+            "try a lower one (--lr) or clip the gradients"
+        )
 
     def _finish_epoch(self, tested, speed):
         with _interrupts_held():
@@ -163,6 +179,7 @@ class Trainer:
             "rows": self.rows,
             "best_accuracy": self.best_accuracy,
             "scheduler": self.scheduler.state_dict() if self.scheduler is not None else None,
+            "scaler": self.scaler.state_dict() if self.scaler is not None else None,
             "random": random.get_state(),
             "loader_seed": self.train_loader.seed,
             "train_images": len(self.train_loader.dataset),
@@ -192,6 +209,8 @@ class Trainer:
         self.optimizer.load_state_dict(state.optimizer)
         if self.scheduler is not None:
             self.scheduler.load_state_dict(progress["scheduler"])
+        if self.scaler is not None:
+            self.scaler.load_state_dict(progress["scaler"])
         random.set_state(progress["random"])
         self.train_loader.seed = progress["loader_seed"]
         self.epoch, self.batch = progress["epoch"], progress["batch"]

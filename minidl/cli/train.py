@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from kernels import dispatch
 from minidl.cli import common
 from minidl.cli.common import UserError, user_errors
 
@@ -13,8 +14,8 @@ def train_command(architecture) -> click.Command:
     """The command ``train`` of a network."""
 
     def command(
-        backend, seed, threads, data, skip_unreadable, workers, epochs, batch_size, lr, out, resume,
-        weights, warm_start=None, **options,
+        backend, seed, threads, data, skip_unreadable, workers, epochs, batch_size, lr, precision,
+        out, resume, weights, warm_start=None, **options,
     ):  # fmt: skip
         from minidl.train import LAST
 
@@ -29,7 +30,9 @@ def train_command(architecture) -> click.Command:
             options = state.about["options"]
             common.check_unchanged({**options, **state.about["settings"], "epochs": epochs})
             common.check_classes(state.about["class_names"], test_set)
-        settings = {"epochs": epochs, "batch_size": batch_size, "lr": lr}
+        settings = {
+            "epochs": epochs, "batch_size": batch_size, "lr": lr, "precision": precision
+        }  # fmt: skip
         trainer = _trainer(
             architecture, options, settings, train_set, test_set, out, seed, workers, state,
             device,
@@ -55,6 +58,7 @@ def _resumed(architecture, path):
     if not (
         isinstance(settings, dict) and isinstance(settings.get("lr"), (int, float))
         and all(common.is_count(settings.get(name)) for name in ("epochs", "batch_size"))
+        and settings.get("precision", "float32") in dispatch.PRECISIONS
     ):  # fmt: skip
         raise UserError(f"{path}: no checkpoint of a run: settings is {settings!r}")
     return state
@@ -76,6 +80,11 @@ def _options(architecture):
         click.Option(
             ["--lr"], type=click.FloatRange(min=0, min_open=True), callback=_finite,
             help=f"Learning rate, at the start.{ours}",
+        ),
+        click.Option(
+            ["--precision"], type=click.Choice(dispatch.PRECISIONS),
+            help="Of matrix products: float32, tf32 (with --backend cuda), or float16 with scaled "
+            "gradients.  [default: float32]",
         ),
         click.Option(
             ["--out"], type=click.Path(path_type=Path),
@@ -113,17 +122,24 @@ def _finite(context, option, value):
 def _trainer(
     architecture, options, settings, train_set, test_set, out, seed, workers, state, device
 ):  # fmt: skip
+    from minidl.amp import GradScaler
     from minidl.data import DataLoader
     from minidl.train import Trainer
 
     recipe = architecture.recipe(**options)
     stored = state.about["settings"] if state else {}
-    defaults = {"epochs": recipe.epochs, "batch_size": recipe.batch_size, "lr": recipe.lr}
+    defaults = {
+        "epochs": recipe.epochs, "batch_size": recipe.batch_size, "lr": recipe.lr,
+        "precision": "float32",
+    }  # fmt: skip
     asked = {name: value for name, value in settings.items() if value is not None}
     if state:
         # The length may change; what else the run was started with belongs to its state.
         asked = {name: asked[name] for name in ("epochs",) if name in asked}
     settings = {**defaults, **stored, **asked}
+    if settings["precision"] == "tf32" and device != "cuda":
+        raise UserError("--precision tf32 needs --backend cuda")
+    dispatch.precision("tf32" if settings["precision"] == "tf32" else "float32")
     common.check_images(architecture, train_set, recipe, options)
     common.check_images(architecture, test_set, recipe, options)
     with user_errors(ValueError):
@@ -150,6 +166,7 @@ def _trainer(
         model, optimizer, train_loader, test_loader, recipe.loss, out, settings["epochs"],
         scheduler=scheduler, schedule_by=recipe.schedule_by, clip_norm=recipe.clip_norm,
         scores=recipe.scores, after_step=recipe.after_step, about=about,
+        scaler=GradScaler() if settings["precision"] == "float16" else None,
     )  # fmt: skip
     if state:
         with user_errors(ValueError, KeyError, TypeError, prefix="the checkpoint does not fit: "):

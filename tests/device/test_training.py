@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from architectures import alexnet, googlenet, lenet, nin, resnet, vgg, zfnet
+from kernels import dispatch
 from minidl import Tensor, checkpoint, cli, data, manual_seed, nn, ops, optim, weights
+from minidl.amp import GradScaler, autocast
 from minidl.evaluation import evaluate, probabilities
 from minidl.gradcheck import move_biases
 from minidl.summary import summary
@@ -87,6 +89,27 @@ def test_steps_of_optimizers(gpu, optimizer, tolerance):
 
 def test_a_step_in_float32(gpu):
     assert_same_steps("lenet, modern", "sgd", 1e-5, count=2, dtype=np.float32)
+
+
+def test_a_step_in_mixed_precision(gpu):
+    """A last digit of float32 that differs may round to another float16: hence the tolerance."""
+    # The stand-in has no cuBLAS, whose float16 products tests/kernels/cuda looks at.
+    with dispatch.products("own" if gpu == "stand-in" else "auto"), autocast():
+        assert_same_steps("lenet, modern", "sgd", 2e-3, count=1, dtype=np.float32)
+
+
+def test_the_scale_of_gradients_on_the_device(gpu):
+    parameters = [Tensor(np.ones(2), requires_grad=True) for _ in range(2)]
+    for parameter in parameters:
+        parameter.data = parameter.to("cuda").detach()
+    scaler = GradScaler(4.0)
+    for value, usable in ((8.0, True), (np.inf, False), (np.nan, False)):
+        for parameter, gradient in zip(parameters, (np.ones(2), np.full(2, value)), strict=True):
+            parameter.grad = Tensor(gradient).to("cuda")
+        assert scaler.unscale_(parameters) is usable
+        if usable:
+            assert parameters[1].grad.cpu().numpy().tolist() == [2, 2]
+    assert scaler.factor == 1 and parameters[0].grad is None
 
 
 # -- modules that move -----------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from kernels.cuda import runtime
 from tests.emulator import run
 
 METHODS = (
-    "all", "any", "astype", "clip", "copy", "max", "mean", "min", "ravel", "reshape", "sum",
+    "all", "any", "astype", "clip", "copy", "fill", "max", "mean", "min", "ravel", "reshape", "sum",
     "swapaxes", "transpose", "view",
 )  # fmt: skip
 FUNCTIONS = (
@@ -53,6 +53,7 @@ class DeviceArray:
     size = property(lambda self: self._array.size)
     nbytes = property(lambda self: self._array.nbytes)
     itemsize = property(lambda self: self._array.itemsize)
+    data = property(lambda self: types.SimpleNamespace(ptr=self._array.ctypes.data))
     T = property(lambda self: self.transpose())
 
     @property

@@ -1,5 +1,6 @@
 """Convolutions and matrix products of the GPU against their definitions, emulated and on a GPU."""
 
+import ctypes
 import sys
 import types
 from unittest import mock
@@ -14,6 +15,7 @@ from kernels.cuda import conv, runtime
 from kernels.geometry import conv_output_size
 from minidl.testing import conv2d_parameters
 from tests.emulator import HAS_COMPILER, NO_COMPILER, EmulationError, compiler, launch, run
+from tests.emulator.stand_in import stand_in
 from tests.kernels.agreement import dtypes
 
 few = settings(max_examples=15, deadline=None)
@@ -147,31 +149,83 @@ def test_a_planted_index_error_is_caught():
         launch("matmul", "matmul", np.float64, 1, 256, args, text=planted)
 
 
-def test_tf32_sets_the_math_mode_of_cublas_for_its_products_alone(monkeypatch):
-    """cuBLAS itself is not here: a stand-in notes what it is told, and when."""
-    modes, seen = [0], []
+class Cublas:
+    """A stand-in for cuBLAS, which is not here: notes math modes, and multiplies by its own rules.
 
-    class Cublas:
-        getMathMode = staticmethod(lambda handle: modes[-1])
-        setMathMode = staticmethod(lambda handle, mode: modes.append(mode))
+    gemmEx makes column-major C (m, n) = A (m, k) B (k, n), of float16 operands, in float32.
+    """
 
+    CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT = 68, -1
+
+    def __init__(self):
+        self.modes = [0]
+
+    def getMathMode(self, handle):
+        return self.modes[-1]
+
+    def setMathMode(self, handle, mode):
+        self.modes.append(mode)
+
+    def gemmEx(self, handle, *arguments):
+        (turn_a, turn_b, m, n, k, alpha, a, a_type, a_step, b, b_type, b_step, beta, c, c_type,
+         c_step, compute, _) = arguments  # fmt: skip
+        assert (turn_a, turn_b, a_type, b_type, c_type, compute) == (0, 0, 2, 2, 0, 68)
+        assert (columns(alpha, 1, 1, 1, np.float32), columns(beta, 1, 1, 1, np.float32)) == (1, 0)
+        left = columns(a, m, k, a_step, np.float16).astype(np.float32)
+        right = columns(b, k, n, b_step, np.float16).astype(np.float32)
+        columns(c, m, n, c_step, np.float32)[...] = left @ right
+
+
+def columns(address, height, width, step, dtype):
+    """The column-major matrix at an address, its columns `step` elements apart."""
+    size = np.dtype(dtype).itemsize * step * width
+    memory = np.frombuffer((ctypes.c_uint8 * size).from_address(address), dtype)
+    return memory.reshape(width, step).T[:height]
+
+
+@pytest.fixture
+def cublas(monkeypatch):
+    """cupy.cuda with the stand-in, for arrays of the stand-in for CuPy."""
     library = types.ModuleType("cupy.cuda")
-    library.cublas, library.device = Cublas, mock.Mock()
-    monkeypatch.setitem(sys.modules, "cupy", types.ModuleType("cupy"))
-    monkeypatch.setitem(sys.modules, "cupy.cuda", library)
+    library.cublas, library.device = Cublas(), mock.Mock()
+    library.runtime = mock.Mock(CUDA_R_16F=2, CUDA_R_32F=0)
+    with stand_in():
+        monkeypatch.setitem(sys.modules, "cupy.cuda", library)
+        yield library.cublas
+
+
+def test_tf32_sets_the_math_mode_of_cublas_for_its_products_alone(cublas, monkeypatch):
+    seen = []
     arrays = mock.Mock()
-    arrays.matmul = lambda a, b, out: seen.append(modes[-1])
+    arrays.matmul = lambda a, b, out: seen.append(cublas.modes[-1])
     monkeypatch.setattr(runtime, "array_module", lambda: arrays)
-    one = np.ones((2, 2), np.float32)
+    one, wide = np.ones((2, 2), np.float32), np.ones((2, 2))
     runtime.gemm(one, one, one)
-    with dispatch.tf32(True):
+    with dispatch.precision("tf32"):
         runtime.gemm(one, one, one)
+        runtime.gemm(wide, wide, wide)
     runtime.gemm(one, one, one)
-    assert seen == [0, runtime.CUBLAS_TF32_TENSOR_OP_MATH, 0] and modes[-1] == 0
+    assert seen == [0, runtime.CUBLAS_TF32_TENSOR_OP_MATH, 0, 0] and cublas.modes[-1] == 0
+
+
+@pytest.mark.parametrize(
+    "a_shape, b_shape", [((3, 4), (4, 5)), ((1, 2, 3, 4), (6, 2, 4, 5)), ((2, 3, 0), (2, 0, 5))]
+)
+def test_float16_products_are_summed_in_float32(cublas, a_shape, b_shape):
+    import cupy
+
+    a, b = draw(0, a_shape, b_shape, dtype=np.float32)
+    rounded = [x.astype(np.float16).astype(np.float32) for x in (a, b)]
+    turned = cupy.asarray(np.ascontiguousarray(a.swapaxes(-1, -2))).swapaxes(-1, -2)
+    for left in (cupy.asarray(a), turned):
+        out = cupy.empty(np.matmul(a, b).shape, np.float32)
+        with dispatch.precision("float16"):
+            runtime.gemm(left, cupy.asarray(b), out)
+        np.testing.assert_allclose(out.get(), np.matmul(*rounded), rtol=1e-5, atol=1e-6)
 
 
 def test_bad_choices():
     with pytest.raises(ValueError, match="products must be one of .* got 'cudnn'"):
         dispatch.products("cudnn")
-    with pytest.raises(TypeError, match="allowed must be True or False, got 1"):
-        dispatch.tf32(1)
+    with pytest.raises(ValueError, match="precision must be one of .* got 'bfloat16'"):
+        dispatch.precision("bfloat16")
