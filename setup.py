@@ -31,8 +31,9 @@ setup(
         "onnx": ["onnx>=1.16"],
         # Independent oracles for tests and benchmarks; never imported by the product.
         "oracle": ["torch>=2.2"],
-        "cuda12": ["cupy-cuda12x>=13"],
-        "cuda13": ["cupy-cuda13x>=13"],
+        # With NVIDIA's libraries: a machine needs its driver alone.
+        "cuda12": ["cupy-cuda12x[ctk]>=14"],
+        "cuda13": ["cupy-cuda13x[ctk]>=14"],
         # Compiles the CUDA kernels where there is no GPU, for the tests.
         "nvrtc": ["cupy-cuda12x>=13", "nvidia-cuda-nvrtc-cu12"],
     },

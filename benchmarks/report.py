@@ -12,12 +12,11 @@ from benchmarks.tasks import Figure
 from minidl.files import atomic_path, write_text
 from minidl.table import format_bytes
 
-PACKAGES = ("numpy", "numba", "cupy", "torch")
+PACKAGES = ("numpy", "numba", "torch")
 
 
 def machine(where) -> dict:
     """What the figures were taken on (a `tasks.Machine`), and when."""
-    versions = {package: _version(package) for package in PACKAGES}
     return {
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
@@ -26,7 +25,7 @@ def machine(where) -> dict:
         "load": os.getloadavg()[0],
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
-        **versions,
+        **{package: _version(package) for package in PACKAGES},
         **(cuda.about() if where.device == "cuda" else {}),
     }
 
@@ -79,7 +78,8 @@ def table(figures: list[Figure], about: dict, notes) -> str:
 def _gpu(about):
     if "gpu" not in about:
         return ""
-    return f"{about['gpu']}, CUDA {about['cuda']}, driver {about['driver']}; beside it "
+    versions = f"CUDA {about['cuda']}, driver {about['driver']}, cupy {about['cupy']}"
+    return f"{about['gpu']}, {versions}; beside it "
 
 
 def _columns(peers, memory):

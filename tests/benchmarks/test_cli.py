@@ -147,7 +147,7 @@ def test_networks_on_a_gpu(run, tmp_path, monkeypatch):
             "networks", "--backend", "cuda", "--only", "lenet*", "--quick", "--out", tmp_path
         )
     assert status == 0, stderr
-    assert stdout.startswith("A GPU, CUDA 12080, driver 12080; beside it ") and "15.0" in stdout
+    assert stdout.startswith("A GPU, CUDA 12080, driver 12080, cupy 15.0; beside it ")
     assert "| LeNet-5 (2), training step | 50 (50 to 50) |" in stdout and "5.0 MiB" in stdout
     machine = json.loads((tmp_path / "networks.json").read_text())["machine"]
     assert machine["gpu"] == "A GPU" and machine["precision"] == "float32"
