@@ -112,7 +112,7 @@ class _Sizes:
     @property
     def is_pointwise(self) -> bool:
         """Whether the columns are the images themselves."""
-        return self.settings == (1, 1, 1, 1, 0, 0, *self.dilation) and not any(self.padding)
+        return (*self.kernel_size, *self.stride, *self.padding) == (1, 1, 1, 1, 0, 0, 0, 0)
 
     def stretches(self, itemsize):
         """(start, count) of the positions whose columns and results fit the workspace."""
