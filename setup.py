@@ -14,7 +14,11 @@ setup(
     packages=find_packages(
         include=["minidl", "minidl.*", "kernels", "kernels.*", "architectures", "architectures.*"]
     ),
-    package_data={"minidl.data": ["digits/*"], "kernels.cuda": ["*.cu", "*.cuh"]},
+    package_data={
+        "minidl.data": ["digits/*"],
+        "kernels.cuda": ["*.cu", "*.cuh"],
+        "kernels.study": ["*.css", "*.js"],
+    },
     install_requires=[
         "numpy>=2.0",
         "numba>=0.60",
@@ -27,10 +31,19 @@ setup(
         "safetensors>=0.4",
     ],
     extras_require={
-        "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6", "onnx>=1.16", "onnxruntime>=1.18"],
+        "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6", "onnx>=1.16", "onnxruntime>=1.18",
+                 "graphviz>=0.20"],
         "onnx": ["onnx>=1.16"],
+        # Tests that look at pages in a browser; they need chromium and chromedriver too.
+        "browser": ["selenium>=4.20"],
+        # Pictures of graphs; the program dot comes from the system's package graphviz.
+        "graph": ["graphviz>=0.20"],
+        "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.6", "latex2mathml>=3.77",
+                 "graphviz>=0.20"],
         # Independent oracles for tests and benchmarks; never imported by the product.
         "oracle": ["torch>=2.2"],
+        # mpich: the MPI library and mpiexec, for machines that bring none.
+        "distributed": ["mpi4py>=4", "mpich>=4"],
         # With NVIDIA's libraries: a machine needs its driver alone.
         "cuda12": ["cupy-cuda12x[ctk]>=14"],
         "cuda13": ["cupy-cuda13x[ctk]>=14"],

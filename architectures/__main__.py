@@ -1,4 +1,4 @@
-"""``python -m architectures compare``: the networks side by side."""
+"""``python -m architectures``: ``compare`` sets the networks side by side, ``draw`` draws them."""
 
 import sys
 from pathlib import Path
@@ -36,6 +36,19 @@ def compare(batch_size, rounds, measure, threads, out):
     with common.user_errors(OSError):
         save_chart(out, results)
     click.echo(out)
+
+
+@main.command(help="Draw all networks, layer by layer with shapes, as SVG files.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("runs/networks"), show_default=True,
+    help="Directory for the files.",
+)  # fmt: skip
+def draw(out):
+    from architectures.diagrams import DIAGRAMS, save_diagram
+
+    for name in DIAGRAMS:
+        with common.user_errors(ImportError, OSError, RuntimeError):
+            click.echo(save_diagram(name, out))
 
 
 if __name__ == "__main__":

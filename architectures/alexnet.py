@@ -2,8 +2,9 @@
 neural networks", NIPS 2012.
 
 ``towers=2`` is the paper's network, split over two GPUs that talk to each other in conv3 and in the
-fully connected layers only: conv2, conv4 and conv5 are convolutions in two groups. 60,965,224
-parameters. It takes 227x227 pixels: the 224 of the paper do not divide.
+fully connected layers only: conv2, conv4 and conv5 are convolutions in two groups, and maps are
+normalised beside those of their own tower. 60,965,224 parameters. It takes 227x227 pixels: the 224
+of the paper do not divide. `architectures.alexnet_two_gpus` spreads it over two processes.
 
 ``towers=1`` is the form that public weights have (Krizhevsky, "One weird trick for parallelizing
 convolutional neural networks", 2014): fewer maps, no response normalisation, 224x224 pixels padded
@@ -43,6 +44,18 @@ FULL_SIZE = {2: 227, 1: 224}
 SMALL_SIZE = 67  # the smallest image of which conv1 and the three pools leave a pixel
 
 
+class WithinTowers(nn.Module):
+    """A layer on the maps of each of the two towers by itself."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        n, c, h, w = x.shape
+        return self.layer(x.reshape(2 * n, c // 2, h, w)).reshape(n, c, h, w)
+
+
 class AlexNet(nn.Sequential):
     """(N, 3, H, W) -> logits (N, num_classes).
 
@@ -64,11 +77,11 @@ class AlexNet(nn.Sequential):
             {
                 "conv1": nn.Conv2d(3, c1, 11, stride=4, padding=0 if two else 2),
                 "relu1": nn.ReLU(inplace=True),
-                "norm1": response_norm() if two else nn.Identity(),
+                "norm1": WithinTowers(response_norm()) if two else nn.Identity(),
                 "pool1": nn.MaxPool2d(3, 2),
                 "conv2": nn.Conv2d(c1, c2, 5, padding=2, groups=towers),
                 "relu2": nn.ReLU(inplace=True),
-                "norm2": response_norm() if two else nn.Identity(),
+                "norm2": WithinTowers(response_norm()) if two else nn.Identity(),
                 "pool2": nn.MaxPool2d(3, 2),
                 "conv3": nn.Conv2d(c2, c3, 3, padding=1),
                 "relu3": nn.ReLU(inplace=True),

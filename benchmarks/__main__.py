@@ -95,7 +95,7 @@ def _measure(
     plan = Plan(QUICK_ROUNDS if quick else ROUNDS, peer, machine)
     with common.user_errors(RuntimeError):
         figures = run(todo, plan, lambda task: click.echo(f"{task} ...", err=True))
-    about = report.machine(machine)
+    about = report.taken_on(machine)
     click.echo(report.table(figures, about, notes))
     with common.user_errors(OSError):
         paths = report.save(out, name, figures, about, notes)

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from benchmarks.ceilings import Ceilings
-from benchmarks.timing import interleaved
 from kernels.cuda import runtime
+from kernels.study.ceilings import Ceilings
+from kernels.study.timing import interleaved
 
 # A product that fills every GPU for milliseconds, and arrays far larger than its caches.
 SIDE = 8192

@@ -1,47 +1,24 @@
 """The figures as a table in Markdown, as JSON and as a picture."""
 
 import json
-import os
-import platform
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from benchmarks import cuda
-from benchmarks.tasks import Figure
-from minidl.files import atomic_path, write_text
-from minidl.table import format_bytes
+from benchmarks.tasks import Figure, Machine
+from kernels.files import atomic_path, write_text
+from kernels.study import machine
+from kernels.table import format_bytes
 
 PACKAGES = ("numpy", "numba", "torch")
 
 
-def machine(where) -> dict:
-    """What the figures were taken on (a `tasks.Machine`), and when."""
+def taken_on(where: Machine) -> dict:
+    """What the figures were taken on, and when."""
     return {
-        "cpu": _cpu_model(),
-        "cores": os.cpu_count(),
-        "threads": where.threads,
+        **machine.describe(where.threads, PACKAGES),
         "precision": where.precision,
-        "load": os.getloadavg()[0],
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "python": platform.python_version(),
-        **{package: _version(package) for package in PACKAGES},
         **(cuda.about() if where.device == "cuda" else {}),
     }
-
-
-def _cpu_model():
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()
-
-
-def _version(package):
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 # -- table -----------------------------------------------------------------------------------------
@@ -50,17 +27,13 @@ def _version(package):
 def table(figures: list[Figure], about: dict, notes) -> str:
     """Everything in Markdown: the machine, a row a figure, what the columns mean."""
     ceilings = figures[0].ceilings
-    packages = ", ".join(f"{name} {about[name]}" for name in PACKAGES if about[name])
     peers = any(figure.ratio is not None for figure in figures)
     memory = any(figure.memory for figure in figures)
     columns = _columns(peers, memory)
     lines = [
-        f"{_gpu(about)}{about['cpu']}, {about['cores']} cores, {about['threads']} threads; load "
-        f"{about['load']:.1f} at the end; Python {about['python']}, {packages}; {about['date']}; "
-        f"{about['precision']}.",
+        f"{_gpu(about)}{machine.sentence(about, PACKAGES)}; {about['precision']}.",
         "",
-        f"Measured ceilings: {ceilings.flops / 1e9:.0f} GFLOP/s of a large product, "
-        f"{ceilings.bandwidth / 1e9:.1f} GB/s of memory.",
+        ceilings.sentence(),
         "",
         "| " + " | ".join(columns) + " |",
         "|---" * len(columns) + "|",

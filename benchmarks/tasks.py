@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 from benchmarks import cuda
-from benchmarks.ceilings import Ceilings, measure_ceilings
-from benchmarks.timing import Spread, interleaved, seconds, spread
+from kernels.study.ceilings import Ceilings, measure_ceilings
+from kernels.study.timing import Spread, interleaved, seconds, spread
 
 
 @dataclass(frozen=True)

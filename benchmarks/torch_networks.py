@@ -64,14 +64,25 @@ class AlexNetOneTower(nn.Module):
         return self.classifier(torch.flatten(self.avgpool(self.features(x)), 1))
 
 
+class TowerLRN(nn.Module):
+    """`paper_lrn` on each half of the maps."""
+
+    def __init__(self):
+        super().__init__()
+        self.lrn = paper_lrn()
+
+    def forward(self, x):
+        return self.lrn(x.unflatten(1, (2, -1)).flatten(0, 1)).view_as(x)
+
+
 def alexnet_two_towers(classes=1000, width=1.0, dropout=0.5, grid=6):
     """The paper's network: conv2, conv4 and conv5 see half of the maps each."""
     a, b, c, d, e, h = (thin(maps, width) for maps in (96, 256, 384, 384, 256, 4096))
     return nn.Sequential(
         OrderedDict(
-            conv1=nn.Conv2d(3, a, 11, stride=4), r1=nn.ReLU(), n1=paper_lrn(),
+            conv1=nn.Conv2d(3, a, 11, stride=4), r1=nn.ReLU(), n1=TowerLRN(),
             p1=nn.MaxPool2d(3, 2),
-            conv2=nn.Conv2d(a, b, 5, padding=2, groups=2), r2=nn.ReLU(), n2=paper_lrn(),
+            conv2=nn.Conv2d(a, b, 5, padding=2, groups=2), r2=nn.ReLU(), n2=TowerLRN(),
             p2=nn.MaxPool2d(3, 2),
             conv3=nn.Conv2d(b, c, 3, padding=1), r3=nn.ReLU(),
             conv4=nn.Conv2d(c, d, 3, padding=1, groups=2), r4=nn.ReLU(),

@@ -1,11 +1,21 @@
 """``python -m kernels COMMAND``: look at the kernels, explain them, measure them."""
 
+import sys
 from importlib import import_module
 
 import click
 
+from kernels.command_line import run_group
+
 # Command -> the module of kernels.study whose `command` it is; imported when it is called for.
-COMMANDS: dict[str, str] = {}
+COMMANDS: dict[str, str] = {
+    "list": "listing",
+    "explain": "explain",
+    "asm": "asm",
+    "bench": "bench",
+    "ladder": "ladder.command",
+    "exercise": "exercise",
+}
 
 
 class StudyGroup(click.Group):
@@ -26,4 +36,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main.main(prog_name="python -m kernels")
+    sys.exit(run_group(main, sys.argv[1:], "python -m kernels"))

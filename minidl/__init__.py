@@ -18,6 +18,16 @@ __all__ = [
     "manual_seed",
     "no_grad",
     "ops",
+    "profile",
     "random",
     "tensor",
 ]
+
+
+def __getattr__(name):
+    # Loaded when asked for: most programs profile nothing.
+    if name == "profile":
+        from minidl.profiler import profile
+
+        return profile
+    raise AttributeError(f"module 'minidl' has no attribute {name!r}")

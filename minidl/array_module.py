@@ -29,6 +29,12 @@ def device_of(array) -> str:
     return "cpu" if isinstance(array, (np.ndarray, np.generic)) else "cuda"
 
 
+def synchronize(array) -> None:
+    """Wait until a GPU has computed what leads to `array`; on the CPU nothing is outstanding."""
+    if not isinstance(array, np.ndarray):
+        get_array_module(array).cuda.get_current_stream().synchronize()
+
+
 def to_device(array, device: str):
     """Copy `array` to `device` ("cpu" or "cuda"); the array itself if it is already there.
 

@@ -21,10 +21,14 @@ class Running:
 
     def add(self, loss: float, correct: int, samples: int, top5: int = 0) -> None:
         """Count a batch with this mean loss."""
-        self.loss_sum += loss * samples
-        self.correct += correct
-        self.samples += samples
-        self.top5 += top5
+        self.merge(Running(loss * samples, correct, samples, top5))
+
+    def merge(self, other: "Running") -> None:
+        """Count what `other` has counted."""
+        self.loss_sum += other.loss_sum
+        self.correct += other.correct
+        self.samples += other.samples
+        self.top5 += other.top5
 
     @property
     def loss(self) -> float:

@@ -48,6 +48,8 @@ class Function:
         raise NotImplementedError(f"{type(self).__name__}.backward is not defined")
 
     def __call__(self, *inputs):
+        if _mode.profiler is not None:
+            return _mode.profiler.forward(self, inputs)
         inputs = _as_tensors(inputs)
         arrays = [t._array for t in inputs]
         if len(arrays) > 1:
@@ -153,6 +155,8 @@ class Function:
 
     def release(self) -> None:
         """Free what was kept for backward and lift the write locks."""
+        if _mode.profiler is not None:
+            _mode.profiler.released(self)
         self._unlock()
         self._inputs = self._outputs = None
         self.edges = ()

@@ -5,6 +5,9 @@ stack, so that only memory bounds the graph's depth), then visit them from the o
 leaves, each once, after all gradients of its outputs have been summed.
 """
 
+from contextlib import nullcontext
+from functools import partial
+
 from minidl.array_module import get_array_module
 from minidl.tensor import Tensor, _mode, as_tensor, enable_grad, no_grad
 
@@ -80,11 +83,30 @@ class _LeafGrads:
 
     def __init__(self, seed):
         self._taken = {id(seed._array)}
+        self._open = {}  # leaf with hooks -> how many uses of it have not been visited yet
+        self._reached = set()
 
     def wants(self, edge_target) -> bool:
         return isinstance(edge_target, Tensor)
 
+    def expect(self, targets):
+        for target in targets:
+            if getattr(target, "_gradient_hooks", None):
+                self._open[target] = self._open.get(target, 0) + 1
+
+    def passed(self, targets):
+        if not self._open:
+            return
+        for target in targets:
+            if target in self._open:
+                self._open[target] -= 1
+                if not self._open[target] and target in self._reached:
+                    for hook in tuple(target._gradient_hooks.values()):
+                        hook(target)
+
     def leaf(self, leaf: Tensor, grad: Tensor):
+        if self._open:
+            self._reached.add(leaf)
         if leaf.grad is not None:
             leaf.grad = leaf.grad + grad
             return
@@ -122,6 +144,11 @@ class _Capture:
     def wants(self, edge_target) -> bool:
         return edge_target in self._leaves or edge_target in self._outputs
 
+    def expect(self, targets):
+        """Hooks belong to `.grad`, which stays as it is here."""
+
+    passed = expect
+
     def leaf(self, leaf, grad):
         if leaf in self._leaves:
             self.grads[leaf] = self.grads[leaf] + grad if leaf in self.grads else grad
@@ -137,14 +164,17 @@ def _walk(outputs, seeds, retain_graph, create_graph, sink, rules):
     # Only nodes from which a wanted tensor can be reached are worth visiting.
     useful = set()
     for node in order:
-        targets = [edge[0] for edge in node.edges if edge is not None]
+        targets = _targets(node)
+        sink.expect(targets)
         if sink.wants(node) or any(sink.wants(t) or t in useful for t in targets):
             useful.add(node)
     pending = {}
-    with enable_grad() if create_graph else no_grad():
+    with enable_grad() if create_graph else no_grad(), _profiled():
         for output, seed in zip(outputs, seeds, strict=True):
             if output._node is None:
+                sink.expect([output])
                 sink.leaf(output, seed)
+                sink.passed([output])
             else:
                 _add(pending, output._node, output._index, seed)
         while order:
@@ -153,8 +183,18 @@ def _walk(outputs, seeds, retain_graph, create_graph, sink, rules):
             if grads is not None and node in useful:
                 sink.node(node, grads)
                 _visit(node, grads, pending, useful, sink, rules)
+            sink.passed(_targets(node))
             if not retain_graph:
                 node.release()
+
+
+def _targets(node) -> list:
+    """Where the node's edges lead: other nodes, and leaves."""
+    return [edge[0] for edge in node.edges if edge is not None]
+
+
+def _profiled():
+    return nullcontext() if _mode.profiler is None else _mode.profiler.walk()
 
 
 def _topological_order(roots) -> list:
@@ -183,7 +223,9 @@ def _visit(node, grads, pending, useful, sink, rules):
         for g, meta in zip(grads, node.output_meta, strict=True)
     ]
     rule = rules.get(type(node))
-    results = node.backward(*filled) if rule is None else rule(node, *filled)
+    run = node.backward if rule is None else partial(rule, node)
+    profiler = _mode.profiler
+    results = run(*filled) if profiler is None else profiler.backward(node, run, filled)
     if not isinstance(results, tuple):
         results = (results,)
     if len(results) != len(node.edges):

@@ -8,6 +8,10 @@ replay it, on any backend and with any number of threads.
 import numpy as np
 
 _DEFAULT_SEED = 0
+_STREAM_STRIDE = 0x9E3779B97F4A7C15  # 2**64 / golden ratio: seeds near each other do not meet
+
+
+_stream = 0  # not part of the state: it belongs to the process
 
 
 class _State:
@@ -35,11 +39,17 @@ def generator() -> np.random.Generator:
     return _state.generator
 
 
+def set_stream(number: int) -> None:
+    """Let this process draw dropout masks of its own: processes of one seed differ by `number`."""
+    global _stream
+    _stream = number
+
+
 def next_dropout_step() -> tuple[int, int]:
     """Return (seed, step) of the next dropout mask; each call takes the next step."""
     step = _state.dropout_step
     _state.dropout_step += 1
-    return _state.seed, step
+    return (_state.seed + _stream * _STREAM_STRIDE) % 2**64, step
 
 
 def get_state() -> dict:

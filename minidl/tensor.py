@@ -18,6 +18,7 @@ from minidl.storage import Storage
 class _GradMode(local):
     enabled = True
     listener = None  # called with (function, inputs, outputs) of every operation that runs
+    profiler = None  # the profile that runs what it is to measure, see minidl.profiler
 
 
 _mode = _GradMode()
@@ -26,6 +27,19 @@ _mode = _GradMode()
 def is_grad_enabled() -> bool:
     """True where operations record the graph (the default)."""
     return _mode.enabled
+
+
+@contextmanager
+def listening(listen):
+    """Inside, ``listen(function, inputs, outputs)`` is called after every operation of this thread.
+
+    A listener from outside is not called meanwhile.
+    """
+    previous, _mode.listener = _mode.listener, listen
+    try:
+        yield
+    finally:
+        _mode.listener = previous
 
 
 class _SetGrad(ContextDecorator):

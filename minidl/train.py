@@ -4,7 +4,7 @@ import math
 import signal
 import threading
 import time
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,47 @@ class TrainingDiverged(RuntimeError):
     """The loss is no longer a finite number."""
 
 
+class Alone:
+    """The team of a Trainer that trains by itself; minidl.distributed.DataParallel is another.
+
+    Rank 0 of the `size` ranks of a team writes the files. Every step goes through `begin`,
+    `backward`, `total` and `average`.
+    """
+
+    rank, size = 0, 1
+
+    @property
+    def is_chief(self) -> bool:
+        return self.rank == 0
+
+    def start(self, model) -> None:
+        """Before the first step."""
+
+    def stop(self) -> None:
+        """After the last step."""
+
+    def begin(self, samples: int) -> None:
+        """A step starts, in which so many samples of this rank count."""
+
+    def backward(self, loss) -> None:
+        """Gradients of the mean `loss` over this rank's samples."""
+        loss.backward()
+
+    def total(self, running: Running, stop: bool) -> tuple[Running, bool]:
+        """The sums over all ranks, and whether one of them wants to stop."""
+        return running, stop
+
+    def average(self, samples: int) -> None:
+        """Make the gradients those of the mean loss over all ranks' samples, so many."""
+
+    def share_buffers(self, model) -> None:
+        """Let all ranks evaluate the same network."""
+
+    def collect(self, model, optimizer) -> tuple[dict, dict]:
+        """The states of the whole network and its optimiser; every rank must call it."""
+        return model.state_dict(), optimizer.state_dict()
+
+
 class Trainer:
     """Trains `model` and keeps what is needed to go on in `directory`.
 
@@ -34,13 +75,14 @@ class Trainer:
     scores whose largest is the prediction. The schedule advances every batch or, with
     ``schedule_by="epoch"``, every epoch; ``after_step(model)`` follows every step of the optimiser.
     `about` is stored with every checkpoint. The loaders' batches are moved to the model's device.
-    With a `scaler` (`minidl.amp.GradScaler`) it trains in mixed precision.
+    `team` says who shares the work: each rank of it has a Trainer, whose loaders give this rank's
+    part of the data. With a `scaler` (`minidl.amp.GradScaler`) it trains in mixed precision.
     """
 
     def __init__(
         self, model, optimizer, train_loader, test_loader, loss_function, directory, epochs,
         *, scheduler=None, schedule_by="batch", clip_norm=None, scores=lambda outputs: outputs,
-        after_step=None, about=None, display=None, scaler=None,
+        after_step=None, about=None, display=None, team=None, scaler=None,
     ):  # fmt: skip
         if epochs < 1:
             raise ValueError(f"epochs must be at least 1, got {epochs}")
@@ -60,7 +102,9 @@ class Trainer:
         self.after_step = after_step
         self.about = about or {}
         self.display = display
+        self.team = team or Alone()
         self.scaler = scaler
+        self._held = None
         self.epoch = 1
         self.batch = 0  # batches of this epoch that are done with
         self.running = Running()
@@ -72,18 +116,35 @@ class Trainer:
     def run(self) -> list[dict]:
         """Train to the last epoch and return one row of figures an epoch.
 
-        KeyboardInterrupt saves ``last.safetensors`` before it goes on its way. Raises
-        TrainingDiverged for a loss that is not finite, leaving the checkpoints as they were.
+        KeyboardInterrupt saves ``last.safetensors`` before it goes on its way; the ranks of a team
+        agree on the step after which they stop. Raises TrainingDiverged for a loss that is not
+        finite, leaving the checkpoints as they were.
         """
+        self.team.start(self.model)
         try:
             # A loss that overflows is reported once, by TrainingDiverged.
-            with np.errstate(over="ignore", invalid="ignore"):
+            with np.errstate(over="ignore", invalid="ignore"), self._interrupts_of_a_team():
                 while self.epoch <= self.epochs:
                     self._run_epoch()
         except KeyboardInterrupt:
             self.save(LAST)
             raise
+        finally:
+            self.team.stop()
         return self.rows
+
+    @contextmanager
+    def _interrupts_of_a_team(self):
+        """One rank must not leave the others waiting: Ctrl-C is told to all with the next sums."""
+        if self.team.size == 1:
+            yield
+            return
+        with _interrupts_held() as self._held:
+            yield
+            self._held.pending = None  # the run is over on all ranks: there is nothing to stop
+
+    def _total(self, running):
+        return self.team.total(running, self._held is not None and self._held.pending is not None)
 
     def _run_epoch(self):
         batches = len(self.train_loader)
@@ -99,20 +160,32 @@ class Trainer:
                 speed = (self.running.samples - already) / elapsed
                 self.display.batch(self.running.loss, self.running.accuracy, speed)
         elapsed = time.perf_counter() - started
-        tested = evaluate(self.model, self.test_loader, self.loss_function, self.scores)
+        self.team.share_buffers(self.model)
+        tested, stop = self._total(
+            evaluate(self.model, self.test_loader, self.loss_function, self.scores)
+        )
         self._finish_epoch(tested, (self.running.samples - already) / max(elapsed, 1e-9))
+        if stop:
+            raise KeyboardInterrupt
 
     def _step(self, images, labels):
         # Ctrl-C waits for the end of the step: a checkpoint must not stand between two of them.
         with _interrupts_held():
+            samples = len(labels) if self.train_loader.counted else 0
+            self.team.begin(samples)
             with nullcontext() if self.scaler is None else autocast():
                 outputs = self.model(Tensor(to_device(images, self.model.device)))
                 loss = self.loss_function(self.model, outputs, labels)
-                value = loss.item()
-                if not math.isfinite(value):
-                    raise self._diverged(f"the loss became {value}")
+                seen = Running()
+                if samples:
+                    scores = to_device(self.scores(outputs)._array, "cpu")
+                    seen.add(loss.item(), count_correct(scores, labels), samples)
                 self.optimizer.zero_grad()
-                (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+                self.team.backward(loss if self.scaler is None else self.scaler.scale(loss))
+            seen, stop = self._total(seen)
+            self.team.average(seen.samples)
+            if not math.isfinite(seen.loss):
+                raise self._diverged(f"the loss became {seen.loss}")
             if self._gradients_are_usable():
                 if self.clip_norm is not None:
                     clip_grad_norm_(self.optimizer.parameters, self.clip_norm)
@@ -121,9 +194,10 @@ class Trainer:
                     self.after_step(self.model)
             if self.scheduler is not None and self.schedule_by == "batch":
                 self.scheduler.step()
-            scores = to_device(self.scores(outputs)._array, "cpu")
-            self.running.add(value, count_correct(scores, labels), len(labels))
+            self.running.merge(seen)
             self.batch = self.train_loader.position
+        if stop:
+            raise KeyboardInterrupt
 
     def _gradients_are_usable(self):
         if self.scaler is None or self.scaler.unscale_(self.optimizer.parameters):
@@ -164,14 +238,18 @@ class Trainer:
                 self.best_accuracy = tested.accuracy
                 self.save(BEST)
             self.save(LAST)
-            write_history(self.directory, self.rows)
+            if self.team.is_chief:
+                write_history(self.directory, self.rows)
         if self.display:
             self.display.summary(self.rows[-1])
 
     # -- checkpoints -----------------------------------------------------------------------------
 
     def save(self, name: str) -> None:
-        """Write the whole state of the run to `name` in the directory."""
+        """Write the whole state of the run to `name` in the directory, on rank 0 of the team."""
+        model, optimizer = self.team.collect(self.model, self.optimizer)
+        if not self.team.is_chief:
+            return
         progress = {
             "epoch": self.epoch,
             "batch": self.batch,
@@ -184,9 +262,7 @@ class Trainer:
             "loader_seed": self.train_loader.seed,
             "train_images": len(self.train_loader.dataset),
         }
-        state = checkpoints.Checkpoint(
-            self.model.state_dict(), self.optimizer.state_dict(), self.about, progress
-        )
+        state = checkpoints.Checkpoint(model, optimizer, self.about, progress)
         checkpoints.save(self.directory / name, state)
 
     def restore(self, state: checkpoints.Checkpoint) -> None:
@@ -223,16 +299,17 @@ class _interrupts_held:
     """Postpones Ctrl-C to the end of the block (in the main thread; elsewhere none arrives)."""
 
     def __enter__(self):
-        self._pending = None
+        self.pending = None
         self._main = threading.current_thread() is threading.main_thread()
         if self._main:
             self._previous = signal.signal(signal.SIGINT, self._note)
+        return self
 
     def _note(self, number, frame):
-        self._pending = (number, frame)
+        self.pending = (number, frame)
 
     def __exit__(self, *exc):
         if self._main:
             signal.signal(signal.SIGINT, self._previous)
-            if self._pending and callable(self._previous):
-                self._previous(*self._pending)
+            if self.pending and callable(self._previous):
+                self._previous(*self.pending)

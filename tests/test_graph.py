@@ -1,5 +1,6 @@
 """The engine: order, accumulation, freeing, double backward, detection of in-place writes."""
 
+import copy as copying
 import gc
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 import minidl
 from minidl import Function, Tensor, grad, no_grad
+from minidl.nn import Parameter
 
 
 def leaf(values):
@@ -290,3 +292,89 @@ def test_overlapping_arrays_thaw_in_any_order(first):
     assert [a.flags.writeable for a in (array, part)] == [first == 0, first == 1]
     losses[1 - first].backward()
     assert array.flags.writeable and part.flags.writeable
+
+
+# -- hooks on complete gradients -------------------------------------------------------------------
+
+
+def hooked(values):
+    """A parameter and the list of what its hook has seen: copies of the gradient."""
+    parameter, seen = Parameter(np.array(values)), []
+    parameter.register_post_accumulate_grad_hook(lambda p: seen.append(p.grad.numpy().copy()))
+    return parameter, seen
+
+
+def test_a_hook_sees_the_sum_of_all_uses_once():
+    w, seen = hooked([2.0, 3.0])
+    (w * w + w * 3.0 + w).sum().backward()
+    assert len(seen) == 1
+    np.testing.assert_array_equal(seen[0], [8, 10])
+    (w * 1.0).sum().backward()  # what was there before counts, too
+    np.testing.assert_array_equal(seen[1], [9, 11])
+
+
+def test_hooks_run_while_backward_goes_on():
+    order = []
+    first, last = Parameter(np.ones(2)), Parameter(np.ones(2))
+    for name, parameter in (("first", first), ("last", last)):
+        parameter.register_post_accumulate_grad_hook(lambda p, name=name: order.append(name))
+
+    class Between(Function):
+        def forward(self, x):
+            return x + 0
+
+        def backward(self, grad):
+            order.append("between")
+            return grad
+
+    (Between()(first * 2.0) * last).sum().backward()
+    assert order == ["last", "between", "first"]
+
+
+def test_a_hook_waits_for_uses_that_give_nothing_and_not_for_ones_out_of_reach():
+    class Nothing(Function):
+        def forward(self, x):
+            return x + 0
+
+        def backward(self, grad):
+            return None
+
+    w, seen = hooked([2.0])
+    Nothing()(w).sum().backward()
+    assert seen == [] and w.grad is None
+    (Nothing()(w) + w * 5.0).sum().backward()
+    assert len(seen) == 1 and seen[0] == 5
+    unused = w * 7.0
+    (w * 1.0).sum().backward()
+    assert len(seen) == 2 and unused.requires_grad
+
+
+def test_hooks_of_a_parameter_that_is_itself_the_output():
+    w, seen = hooked(3.0)
+    w.backward()
+    assert seen == [1]
+
+
+def test_grad_calls_no_hook_and_a_removed_one_is_silent():
+    w, seen = hooked([2.0])
+    grad((w * w).sum(), w)
+    assert seen == []
+    with w.register_post_accumulate_grad_hook(lambda p: seen.append("second")):
+        (w * w).sum().backward()
+    assert len(seen) == 2 and seen[1] == "second"
+    (w * w).sum().backward()
+    assert len(seen) == 3
+    copy = copying.deepcopy(w)
+    (copy * copy).sum().backward()  # a copy starts without hooks
+    assert len(seen) == 3
+
+
+def test_a_hook_may_replace_the_gradient():
+    w = Parameter(np.array([2.0]))
+
+    def halve(p):
+        p.grad = p.grad * 0.5
+
+    w.register_post_accumulate_grad_hook(halve)
+    (w * 8.0).sum().backward()
+    assert w.grad.item() == 4

@@ -11,11 +11,16 @@ ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("kernels", "minidl", "architectures")
 # What each room may import of the project, and of the array libraries.
 ALLOWED = {
-    "kernels": {"kernels", "numpy", "numba", "scipy", "threadpoolctl", "click", "llvmlite"},
+    "kernels": {"kernels", "numpy", "numba", "llvmlite", "scipy", "threadpoolctl", "click", "rich"},
     "minidl": {"minidl", "kernels", "numpy", "click", "rich", "matplotlib", "PIL", "safetensors",
-               "hypothesis", "onnx"},
+               "hypothesis", "onnx", "mpi4py", "graphviz"},
     "architectures": {"architectures", "minidl", "numpy", "click"},
 }  # fmt: skip
+# Optional packages, each behind a door of its own.
+OPTIONAL = {
+    "kernels/study/ptx.py": {"cupy_backends"},
+    "kernels/study/roofline.py": {"matplotlib"},
+}
 FILES = sorted(path.relative_to(ROOT) for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 
 
@@ -32,10 +37,13 @@ def imported(path):
 @pytest.mark.parametrize("path", FILES, ids=str)
 def test_imports_go_one_way(path):
     allowed = ALLOWED[path.parts[0]] | set(sys.stdlib_module_names)
-    if path.as_posix() in (
-        "minidl/array_module.py", "minidl/ops/shape.py", "kernels/cuda/runtime.py"
-    ):  # fmt: skip
+    doors = (
+        "minidl/array_module.py", "minidl/ops/shape.py", "minidl/distributed/nccl.py",
+        "kernels/cuda/runtime.py",
+    )  # fmt: skip
+    if path.as_posix() in doors:
         allowed |= {"cupy", "cupyx"}
+    allowed |= OPTIONAL.get(path.as_posix(), set())
     for module in imported(path):
         assert module.split(".")[0] in allowed, module
         if path.parts[:2] == ("kernels", "reference"):
@@ -47,9 +55,9 @@ def test_imports_go_one_way(path):
 
 def test_import_is_light():
     heavy = ("numba", "cupy", "matplotlib", "rich", "PIL", "torch", "click", "scipy", "hypothesis",
-             "onnx")
+             "onnx", "mpi4py", "graphviz")
     code = (
-        "import sys, minidl, minidl.nn, minidl.optim, minidl.data; "
+        "import sys, minidl, minidl.nn, minidl.optim, minidl.data, minidl.distributed; "
         f"print([m for m in {heavy} if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -5,6 +5,7 @@ from kernels.cpu.batchnorm import (
     batchnorm_backward,
     batchnorm_eval,
     batchnorm_eval_backward,
+    batchnorm_statistics,
     batchnorm_train,
 )
 from kernels.cpu.conv import (
@@ -38,6 +39,7 @@ __all__ = [
     "batchnorm_backward",
     "batchnorm_eval",
     "batchnorm_eval_backward",
+    "batchnorm_statistics",
     "batchnorm_train",
     "bias_relu",
     "bias_relu_backward",

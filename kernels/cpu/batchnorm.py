@@ -82,16 +82,30 @@ def batchnorm_train(x, gamma, beta, eps):
     """See kernels.reference.batchnorm_train."""
     check_batchnorm(x, training=True, gamma=gamma, beta=beta)
     planes = _planes(x)
-    count = x.size // x.shape[1]
-    sums = np.empty(x.shape[:2])
-    _plane_sums(planes, sums)
-    mean = (sums.sum(axis=0) / count).astype(x.dtype)
-    _plane_squares(planes, mean, sums)
-    var = (sums.sum(axis=0) / count).astype(x.dtype)
+    mean, var = (moment.astype(x.dtype) for moment in _moments(planes))
     inv_std = 1 / np.sqrt(var + x.dtype.type(eps))
     y = empty(planes.shape, planes.dtype)
     _scale_shift(planes, mean, gamma * inv_std, np.ascontiguousarray(beta), y)
     return y.reshape(x.shape), mean, var, inv_std
+
+
+def _moments(planes):
+    n, channels, size = planes.shape
+    sums = np.empty((n, channels))
+    _plane_sums(planes, sums)
+    mean = sums.sum(axis=0) / (n * size)
+    # In the dtype of x the loop is twice as wide; the squares are then off by the same everywhere.
+    near = mean.astype(planes.dtype)
+    _plane_squares(planes, near, sums)
+    return mean, sums.sum(axis=0) / (n * size) - (mean - near) ** 2
+
+
+def batchnorm_statistics(x):
+    """See kernels.reference.batchnorm_statistics."""
+    check_batchnorm(x)
+    if x.size == 0:
+        raise ValueError(f"x must have a value a channel, got shape {x.shape}")
+    return _moments(_planes(x))
 
 
 def batchnorm_eval(x, gamma, beta, mean, var, eps):

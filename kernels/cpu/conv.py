@@ -4,7 +4,8 @@ The definition and the algebra stand in kernels.reference.conv; the ways, each t
 is taken, as measured:
 
 * a kernel as large as the image is a plain product: kernels.cpu.matmul;
-* 3x3 kernels at stride 1 with many channels, in float32: kernels.cpu.winograd;
+* 3x3 kernels at stride 1 with many channels, in float32: kernels.cpu.winograd, and for the
+  gradient by the weight kernels.cpu.winograd_weight;
 * results of one to three channels, depthwise among them: kernels.cpu.conv_direct;
 * all else: kernels.cpu.conv_tiles, and for the gradient by the weight kernels.cpu.conv_pixels.
 
@@ -28,6 +29,7 @@ from kernels.cpu.conv_pixels import weight_grad_pixels
 from kernels.cpu.conv_tiles import conv2d_tiles, input_grad_tiles
 from kernels.cpu.matmul import matmul
 from kernels.cpu.winograd import conv2d_winograd, input_grad_winograd, is_winograd
+from kernels.cpu.winograd_weight import weight_grad_winograd
 from kernels.cpu.workspace import empty
 from kernels.dispatch import winograd_size
 from kernels.geometry import (
@@ -158,7 +160,7 @@ def choose(
     if x_shape[1:] == weight_shape[1:] and padding == (0, 0, 0, 0):
         return "product"
     image_shape = x_shape if result == "dx" else y_shape
-    if result != "dw" and is_winograd(image_shape, weight_shape, stride, dilation, groups, dtype):
+    if is_winograd(result, image_shape, weight_shape, stride, dilation, groups, dtype):
         return "winograd"
     return "direct" if is_direct(result, weight_shape, stride, groups) else "tiles"
 
@@ -218,6 +220,8 @@ def conv2d_weight_grad(
         return matmul(_rows(dy).T, _rows(x)).reshape(weight_shape)
     if not dy.size:
         return np.zeros(weight_shape, dy.dtype)
+    if way == "winograd":
+        return weight_grad_winograd(dy, x, weight_shape, padding, winograd_size(), groups)
     if way == "direct":
         return weight_grad_direct(dy, x, weight_shape, padding, dilation, groups)
     return weight_grad_pixels(dy, x, weight_shape, stride, padding, dilation, groups)

@@ -48,14 +48,15 @@ def _product_tile(vectors, fresh, apart):
                         results.append(e.fma(weight, loaded[v], sums[r * vectors + v]))
                 return results
 
-            if fresh:
-                before = [ir.Constant(e.vector, [0.0] * e.lanes)] * (ROWS * vectors)
-            else:
-                before = [e.load_vector(line, start) for line in lines for start in starts]
-            sums = e.loop(args[7], 1, before, body)
+            zero = e.constant(0.0)
+            sums = e.loop(args[7], 1, [zero] * (ROWS * vectors), body)
             for r, line in enumerate(lines):
                 for v, start in enumerate(starts):
-                    e.store_vector(sums[r * vectors + v], line, start)
+                    total = sums[r * vectors + v]
+                    if not fresh:
+                        # Parts that start from zero round less than one long sum.
+                        total = builder.fadd(e.load_vector(line, start), total)
+                    e.store_vector(total, line, start)
             return context.get_dummy_value()
 
         integer = types.int64

@@ -13,10 +13,8 @@ computed in tiles of registers from where the transforms put their operands. The
 * **by steps** otherwise: all threads transform the rows of tiles, then share out the products, then
   the rows of the result.
 
-The gradient by the input is the same convolution of dy. That by the weight is the transpose of the
-algorithm: with U = G g G^T, Y = A^T (U V) A summed over the tiles,
-
-    dU[k] (O, C) = sum over tiles of (A dy A^T)[k]^T (B^T d B)[k]        dg = G^T dU G.
+The gradient by the input is the same convolution of dy; that by the weight stands in
+kernels.cpu.winograd_weight.
 
 How the work is cut depends on the shapes alone, never on the number of threads, and so do the
 results, to the last bit.
@@ -45,22 +43,25 @@ _outputs_2, _outputs_4 = (transform_tile(MATRICES[size].outputs) for size in (2,
 # A block's transformed tiles fill at most this much cache, and are at least so many.
 _BLOCK_BYTES, _MIN_BLOCK = 1536 << 10, 48
 # Tiles that go through the steps together.
-_STEP_TILES = 512
-_MIN_TASKS = 8
-_FILTER_CHANNELS = 64  # whose filters a task transforms
+STEP_TILES = 512
+MIN_TASKS = 8
+# Channels whose filters a task transforms, and those whose filters it fetches in one go.
+_FILTER_CHANNELS, _FILTER_BATCH = 64, 8
 # Terms of a sum that are added in one go: their vectors stay in a first cache.
 _DEPTH = 128
 # Values between one matrix and the next. Without them all 36 would begin at multiples of the page
 # size, where they displace each other from the cache.
-_SKEW = 32
+SKEW = 32
 # Fewer channels, tiles or multiplications a product position are left to the other kernels.
 _MIN_CHANNELS, _MIN_TILES, _MIN_MACS = 16, 16, 1 << 16
+# Pairs of channels from which the gradient by the weight is faster so.
+_MIN_PAIRS = 1 << 13
 
 
-def is_winograd(y_shape, weight_shape, stride, dilation, groups: int, dtype) -> bool:
+def is_winograd(result, y_shape, weight_shape, stride, dilation, groups: int, dtype) -> bool:
     """True where these kernels are allowed and the faster ones, as measured.
 
-    `y_shape` is that of the result: of the outputs, or of the gradient by the input.
+    `result`: "y", "dx" or "dw"; `y_shape`: of the outputs, for "dx" of the inputs.
     """
     size = winograd_size()
     if size is None or dtype != np.float32:
@@ -70,12 +71,14 @@ def is_winograd(y_shape, weight_shape, stride, dilation, groups: int, dtype) -> 
     outputs, channels = weight_shape[0] // groups, weight_shape[1]
     tiles = y_shape[0] * -(-y_shape[2] // size) * -(-y_shape[3] // size)
     thick = outputs >= _MIN_CHANNELS and channels >= _MIN_CHANNELS
+    if result == "dw" and outputs * channels < _MIN_PAIRS:
+        return False
     return thick and tiles >= _MIN_TILES and outputs * channels * tiles >= _MIN_MACS
 
 
 @njit(parallel=True, cache=True)
 def _transform_filters(weight, u, scratch, size, turned, strips, width):
-    """u (G, products, strips C strip + _SKEW), the transforms of weight (G, O, C, 9).
+    """u (G, products, strips C strip + SKEW), the transforms of weight (G, O, C, 9).
 
     If `turned`, the filters are turned round, and O and C change places. A strip holds as many
     outputs as a tile of the product.
@@ -94,23 +97,26 @@ def _transform_filters(weight, u, scratch, size, turned, strips, width):
         o0, o1 = chunk_bounds(s, strip, outputs)
         c0, c1 = chunk_bounds(part, _FILTER_CHANNELS, channels)
         taps = scratch[get_thread_id()]
-        for c in range(c0, c1):
-            first = (g * channels * outputs * 9) + c * c_step
+        for first in range(c0, c1, _FILTER_BATCH):
+            last = min(c1, first + _FILTER_BATCH)
             for o in range(o0, o1):
-                source, lane = first + o * o_step, o - o0
-                for k in range(9):
-                    taps[(8 - k if turned else k) * strip + lane] = filters[source + k]
-            target = g * products * k_step + (s * channels + c) * strip
-            for o in range(0, strip, width):
-                at = target + o
-                if size == 4:
-                    _filters_4(taps, o, 3 * strip, strip, flat, at, 6 * k_step, k_step)
-                else:
-                    _filters_2(taps, o, 3 * strip, strip, flat, at, 4 * k_step, k_step)
+                for c in range(first, last):
+                    source = g * channels * outputs * 9 + c * c_step + o * o_step
+                    lane = (c - first) * 9 * strip + o - o0
+                    for k in range(9):
+                        taps[lane + (8 - k if turned else k) * strip] = filters[source + k]
+            for c in range(first, last):
+                target = g * products * k_step + (s * channels + c) * strip
+                for o in range(0, strip, width):
+                    at, tap = target + o, (c - first) * 9 * strip + o
+                    if size == 4:
+                        _filters_4(taps, tap, 3 * strip, strip, flat, at, 6 * k_step, k_step)
+                    else:
+                        _filters_2(taps, tap, 3 * strip, strip, flat, at, 4 * k_step, k_step)
 
 
 @njit(inline="always")
-def _segments(row, stop, down):
+def segments(row, stop, down):
     """The rows of tiles from `row` on that lie in one image: (image, first row, how many)."""
     image = row // down
     first = row - image * down
@@ -118,7 +124,7 @@ def _segments(row, stop, down):
 
 
 @njit(inline="always")
-def _transform_pixels(x, g, v, v_step, tile0, row0, row1, pixels, geometry, place, width):
+def transform_pixels(x, g, v, v_step, tile0, row0, row1, pixels, geometry, place, width):
     """V of the rows of tiles row0:row1, counted through all images, from tile `tile0` of v on.
 
     x (N, G, C, H, W); `pixels`: scratch memory; `place`: elements of a pixel.
@@ -129,7 +135,7 @@ def _transform_pixels(x, g, v, v_step, tile0, row0, row1, pixels, geometry, plac
     flat = x.reshape(x.size)
     row = row0
     while row < row1:
-        image, first, count = _segments(row, row1, down)
+        image, first, count = segments(row, row1, down)
         turn_image(
             flat, (image * groups + g) * channels * h * w, h * w, (h, w), channels,
             top - first * size, left, pixels, 0, (count * size + 2, pitch, place), width,
@@ -206,14 +212,14 @@ def _by_blocks(x, u, bias, y, scratch, offsets, block, geometry, places, floor, 
     size, down, across = geometry[:3]
     v_place, m_place, strips = places
     most = -(-block * across // ROWS) * ROWS
-    v_step, m_step = most * v_place + _SKEW, most * m_place + _SKEW
+    v_step, m_step = most * v_place + SKEW, most * m_place + SKEW
     for task in prange(-(-n * down // block) * groups):
         piece, g = split(task, groups)
         row0, row1 = chunk_bounds(piece, block, n * down)
         memory = scratch[get_thread_id()]
         v, rest = memory[: products * v_step], memory[products * v_step :]
         m, pixels = rest[: products * m_step], rest[products * m_step :]
-        _transform_pixels(x, g, v, v_step, 0, row0, row1, pixels, geometry, v_place, width)
+        transform_pixels(x, g, v, v_step, 0, row0, row1, pixels, geometry, v_place, width)
         tiles = (row1 - row0) * across
         for k in range(products):
             _product(
@@ -226,12 +232,12 @@ def _by_blocks(x, u, bias, y, scratch, offsets, block, geometry, places, floor, 
 
 
 @njit(parallel=True, cache=True)
-def _step_pixels(x, g, v, v_step, scratch, row0, row1, piece, geometry, place, width):
+def step_pixels(x, g, v, v_step, scratch, row0, row1, piece, geometry, place, width):
     """V of the rows of tiles row0:row1; a task takes `piece` of them."""
     across = geometry[2]
     for task in prange(-(-(row1 - row0) // piece)):
         first, last = chunk_bounds(task, piece, row1 - row0)
-        _transform_pixels(
+        transform_pixels(
             x, g, v, v_step, first * across, row0 + first, row0 + last, scratch[get_thread_id()],
             geometry, place, width,
         )  # fmt: skip
@@ -281,13 +287,13 @@ def _convolve(x, weight, bias, y, padding, size, groups, turned, floor):
     width, products = lanes(x.dtype), (size + 2) ** 2
     strip = VECTORS * width
     x = np.ascontiguousarray(x).reshape(n, groups, channels, *x.shape[2:])
-    v_place, m_place = _round_up(channels, width), _round_up(outputs, width)
+    v_place, m_place = place_of(channels, width), place_of(outputs, width)
     biases = np.zeros((groups, m_place), x.dtype)
     biases[:, :outputs] = bias.reshape(groups, outputs)
     strips = -(-outputs // strip)
-    u = workspace("filters", (groups, products, strips * channels * strip + _SKEW), x.dtype)
+    u = workspace("filters", (groups, products, strips * channels * strip + SKEW), x.dtype)
     taps = np.ascontiguousarray(weight).reshape(groups, -1, weight.shape[1], 9)
-    scratch = workspace("conv", (num_threads(), 9 * strip), x.dtype)
+    scratch = workspace("conv", (num_threads(), _FILTER_BATCH * 9 * strip), x.dtype)
     _transform_filters(taps, u, scratch, size, turned, strips, width)
     y = y.reshape(n, groups, outputs, oh, ow)
     geometry = (size, -(-oh // size), -(-ow // size), padding[0], padding[2])
@@ -300,19 +306,19 @@ def _convolve(x, weight, bias, y, padding, size, groups, turned, floor):
     spare = (2 * pitch + width) * max(v_place, m_place)
     block = _BLOCK_BYTES // (products * (v_place + m_place) * x.itemsize * across)
     if block * across >= _MIN_BLOCK:
-        block = min(block, -(-n * down * groups // _MIN_TASKS))
+        block = min(block, -(-n * down * groups // MIN_TASKS))
         most = _round_up(block * across, ROWS)
-        length = products * (most * (v_place + m_place) + 2 * _SKEW) + block * row_pixels + spare
+        length = products * (most * (v_place + m_place) + 2 * SKEW) + block * row_pixels + spare
         scratch = workspace("conv", (num_threads(), length), x.dtype)
         _by_blocks(
             x, u, biases, y, scratch, offsets, block, geometry, (v_place, m_place, strips), floor,
             width,
         )  # fmt: skip
         return
-    rows = min(n * down, max(1, _STEP_TILES // across))
-    piece = -(-rows // _MIN_TASKS)
+    rows = max(1, min(n * down, STEP_TILES // across))
+    piece = -(-rows // MIN_TASKS)
     most = _round_up(rows * across, ROWS)
-    v_step, m_step = most * v_place + _SKEW, most * m_place + _SKEW
+    v_step, m_step = most * v_place + SKEW, most * m_place + SKEW
     v = workspace("tiles", (products * v_step,), x.dtype)
     m = workspace("products", (products * m_step,), x.dtype)
     scratch = workspace("conv", (num_threads(), piece * row_pixels + spare), x.dtype)
@@ -320,7 +326,7 @@ def _convolve(x, weight, bias, y, padding, size, groups, turned, floor):
         for row0 in range(0, n * down, rows):
             row1 = min(n * down, row0 + rows)
             tiles = (row1 - row0) * across
-            _step_pixels(x, g, v, v_step, scratch, row0, row1, piece, geometry, v_place, width)
+            step_pixels(x, g, v, v_step, scratch, row0, row1, piece, geometry, v_place, width)
             _step_products(
                 v, v_step, v_place, u[g], strips, m, m_step, m_place, offsets, tiles, width
             )
@@ -328,6 +334,11 @@ def _convolve(x, weight, bias, y, padding, size, groups, turned, floor):
                 m, m_step, y, g, biases, scratch, row0, row1, piece, geometry, m_place, floor,
                 width,
             )  # fmt: skip
+
+
+def place_of(channels, width):
+    """Elements of a pixel: an odd number of vectors, which spread best over the cache."""
+    return (-(-channels // width) | 1) * width
 
 
 def _round_up(size, step):

@@ -33,13 +33,25 @@ def batchnorm_train(x, gamma, beta, eps):
     mixed dtypes or other than float32 and float64.
     """
     check_batchnorm(x, training=True, gamma=gamma, beta=beta)
+    mean, var = batchnorm_statistics(x)
+    inv_std = 1 / np.sqrt(var + eps)
+    y = (x - _per_channel(mean)) * _per_channel(inv_std * gamma) + _per_channel(beta)
+    return tuple(result.astype(x.dtype) for result in (y, mean, var, inv_std))
+
+
+def batchnorm_statistics(x):
+    """(mean, var): float64 (C,), the mean and biased variance of every channel of x (N, C, H, W).
+
+    What several processes need to normalise by the statistics of all their images. Raises
+    ValueError for another shape or no value a channel, TypeError as `batchnorm_train`.
+    """
+    check_batchnorm(x)
+    if x.size == 0:
+        raise ValueError(f"x must have a value a channel, got shape {x.shape}")
     wide = x.astype(np.float64)
     mean = wide.mean(_AXES)
     centred = wide - _per_channel(mean)
-    var = np.mean(centred * centred, _AXES)
-    inv_std = 1 / np.sqrt(var + eps)
-    y = centred * _per_channel(inv_std * gamma) + _per_channel(beta)
-    return tuple(result.astype(x.dtype) for result in (y, mean, var, inv_std))
+    return mean, np.mean(centred * centred, _AXES)
 
 
 def batchnorm_eval(x, gamma, beta, mean, var, eps):

@@ -27,14 +27,15 @@ KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 _LOW = 0xFFFFFFFF
 
 
-def philox4x32(counter, key):
+def philox4x32(counter, key, rounds=ROUNDS):
     """Four random words (uint32 arrays) from a counter of four words and a key of two.
 
-    The counter's words are uint64 arrays or integers below 2^32, broadcast together.
+    The counter's words are uint64 arrays or integers below 2^32, broadcast together. Fewer rounds
+    than the ten of the definition show how the words are mixed.
     """
     c0, c1, c2, c3 = (np.asarray(word, np.uint64) for word in counter)
     low, half = np.uint64(_LOW), np.uint64(32)
-    for turn in range(ROUNDS):
+    for turn in range(rounds):
         steps = zip(key, KEY_STEPS, strict=True)
         k0, k1 = (np.uint64((k + turn * step) & _LOW) for k, step in steps)
         product0 = c0 * np.uint64(MULTIPLIERS[0])

@@ -74,13 +74,13 @@ MATRICES = {
 }  # fmt: skip
 
 
-def _on_both_axes(matrix, tiles):
+def on_both_axes(matrix, tiles):
     """matrix tile matrix^T for every tile (..., h, w), in the dtype of the tiles."""
     matrix = matrix.astype(tiles.dtype)
     return matrix @ tiles @ matrix.T
 
 
-def _tiles(x, size, padding, down, across):
+def tiles(x, size, padding, down, across):
     """The overlapping tiles (N, C, down, across, size + 2, size + 2) of the padded x."""
     n, c, h, w = x.shape
     top, _, left, _ = padding
@@ -104,12 +104,12 @@ def conv2d_winograd(x, weight, bias=None, padding=(0, 0, 0, 0), groups=1, size=4
     check_shape("weight", weight.shape, (o, weight.shape[1], 3, 3))
     matrices = MATRICES[size]
     down, across = -(-oh // size), -(-ow // size)
-    u = _on_both_axes(matrices.filters, weight)
-    v = _on_both_axes(matrices.pixels, _tiles(x, size, padding, down, across))
+    u = on_both_axes(matrices.filters, weight)
+    v = on_both_axes(matrices.pixels, tiles(x, size, padding, down, across))
     u = u.reshape(groups, o // groups, *u.shape[1:])
     v = v.reshape(n, groups, v.shape[1] // groups, *v.shape[2:])
     m = np.einsum("gocij,ngcyxij->ngoyxij", u, v, optimize=True)
-    y = _on_both_axes(matrices.outputs, m)
+    y = on_both_axes(matrices.outputs, m)
     y = y.transpose(0, 1, 2, 3, 5, 4, 6).reshape(n, o, down * size, across * size)
     y = np.ascontiguousarray(y[:, :, :oh, :ow])
     if bias is not None:

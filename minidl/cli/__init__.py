@@ -4,17 +4,19 @@ import sys
 
 import click
 
+from kernels.command_line import run_group
 from minidl.architecture import Architecture
-from minidl.cli.common import INTERRUPTED
 from minidl.cli.evaluate import evaluate_command, predict_command
 from minidl.cli.export import export_command
+from minidl.cli.graph import draw_command, graph_command
 from minidl.cli.inspect import gradcheck_command, summary_command
+from minidl.cli.profile import profile_command
 from minidl.cli.train import train_command
 from minidl.cli.visualize import visualize_command
 
 _COMMANDS = (
     train_command, evaluate_command, predict_command, summary_command, gradcheck_command,
-    visualize_command, export_command,
+    visualize_command, export_command, profile_command, graph_command, draw_command,
 )  # fmt: skip
 
 
@@ -28,19 +30,6 @@ def run(architecture: Architecture, arguments: list[str]) -> int:
     return run_group(
         build_group(architecture), arguments, f"python -m architectures.{architecture.name}"
     )
-
-
-def run_group(group: click.Group, arguments: list[str], name: str) -> int:
-    """Run a click group under the conventions of `run`."""
-    try:
-        status = group.main(arguments, prog_name=name, standalone_mode=False)
-        return status if isinstance(status, int) else 0
-    except click.ClickException as error:
-        click.echo(f"Error: {error.format_message()}", err=True)
-        return 2
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("Interrupted.", err=True)
-        return INTERRUPTED
 
 
 def build_group(architecture: Architecture) -> click.Group:

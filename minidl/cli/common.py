@@ -7,24 +7,8 @@ import click
 import numpy as np
 
 from kernels import dispatch
+from kernels.command_line import UserError, user_errors
 from minidl import random
-
-INTERRUPTED = 130  # the shell's status for a program that SIGINT ended
-
-
-class UserError(click.ClickException):
-    """A mistake of the user's, reported in one line with exit status 2."""
-
-    exit_code = 2
-
-
-@contextmanager
-def user_errors(*kinds, prefix=""):
-    """Turn exceptions of these kinds into one-line errors that start with `prefix`."""
-    try:
-        yield
-    except kinds as error:
-        raise UserError(prefix + " ".join(str(error).split())) from error
 
 
 @contextmanager

@@ -5,8 +5,8 @@ from pathlib import Path
 import click
 import numpy as np
 
+from kernels.command_line import UserError, user_errors
 from minidl.cli import common
-from minidl.cli.common import UserError, user_errors
 
 _SINGLE = "single"
 

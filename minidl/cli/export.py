@@ -4,8 +4,8 @@ from pathlib import Path
 
 import click
 
+from kernels.command_line import UserError, user_errors
 from minidl.cli import common
-from minidl.cli.common import UserError, user_errors
 
 
 def export_command(architecture) -> click.Command:

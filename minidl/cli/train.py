@@ -1,28 +1,35 @@
 """``train``: from data and a recipe to checkpoints, a log and curves."""
 
 import math
+from contextlib import nullcontext
 from pathlib import Path
 
 import click
+import numpy as np
 
 from kernels import dispatch
+from kernels.command_line import INTERRUPTED, UserError, user_errors
 from minidl.cli import common
-from minidl.cli.common import UserError, user_errors
+from minidl.cli import distributed as ranks
 
 
 def train_command(architecture) -> click.Command:
     """The command ``train`` of a network."""
 
-    def command(
-        backend, seed, threads, data, skip_unreadable, workers, epochs, batch_size, lr, precision,
-        out, resume, weights, warm_start=None, **options,
+    def command(distributed, sync_batch_norm, bucket_mb, timeout, **arguments):
+        with ranks.joined(distributed, timeout) as world:
+            return train(world, sync_batch_norm or None, bucket_mb, **arguments)
+
+    def train(
+        world, sync_batch_norm, bucket_mb, backend, seed, threads, data, skip_unreadable, workers,
+        epochs, batch_size, lr, precision, out, resume, weights, warm_start=None, **options,
     ):  # fmt: skip
         from minidl.train import LAST
 
         if sum(source is not None for source in (resume, weights, warm_start)) > 1:
             raise UserError("--resume, --weights and --warm-start exclude each other")
         out = out or _default_out(architecture, resume)
-        device = common.setup(backend, seed, threads)
+        device = common.setup(backend, seed, ranks.placed(world, backend, threads))
         train_set, test_set = common.load_data(data, skip_unreadable)
         state = None
         if resume is not None:
@@ -30,12 +37,11 @@ def train_command(architecture) -> click.Command:
             options = state.about["options"]
             common.check_unchanged({**options, **state.about["settings"], "epochs": epochs})
             common.check_classes(state.about["class_names"], test_set)
-        settings = {
-            "epochs": epochs, "batch_size": batch_size, "lr": lr, "precision": precision
-        }  # fmt: skip
+        settings = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "precision": precision,
+                    "sync_batch_norm": sync_batch_norm}  # fmt: skip
         trainer = _trainer(
             architecture, options, settings, train_set, test_set, out, seed, workers, state,
-            device,
+            device, ranks.team_of(world, bucket_mb),
         )  # fmt: skip
         if weights is not None:
             common.load_weights(architecture, trainer.model, weights, options)
@@ -44,7 +50,7 @@ def train_command(architecture) -> click.Command:
                 architecture.warm_start(
                     trainer.model, common.load_checkpoint(architecture, warm_start).model
                 )
-        return _run(architecture, trainer, out)
+        return run_trainer(architecture, trainer, out)
 
     return click.Command(
         "train", callback=command, params=_options(architecture), help="Train the network."
@@ -100,7 +106,7 @@ def _options(architecture):
             ["--weights"], type=click.Path(path_type=Path),
             help="Start from the weights in this file (.safetensors or .pth).",
         ),
-        *common.model_options(architecture, full=False),
+        *ranks.OPTIONS, *common.model_options(architecture, full=False),
     ]  # fmt: skip
     if architecture.warm_start is not None:
         options.append(
@@ -120,18 +126,17 @@ def _finite(context, option, value):
 
 
 def _trainer(
-    architecture, options, settings, train_set, test_set, out, seed, workers, state, device
+    architecture, options, settings, train_set, test_set, out, seed, workers, state, device, team
 ):  # fmt: skip
     from minidl.amp import GradScaler
     from minidl.data import DataLoader
+    from minidl.distributed import synchronize_batch_norm
     from minidl.train import Trainer
 
     recipe = architecture.recipe(**options)
     stored = state.about["settings"] if state else {}
-    defaults = {
-        "epochs": recipe.epochs, "batch_size": recipe.batch_size, "lr": recipe.lr,
-        "precision": "float32",
-    }  # fmt: skip
+    defaults = {"epochs": recipe.epochs, "batch_size": recipe.batch_size, "lr": recipe.lr,
+                "precision": "float32", "sync_batch_norm": False}  # fmt: skip
     asked = {name: value for name, value in settings.items() if value is not None}
     if state:
         # The length may change; what else the run was started with belongs to its state.
@@ -144,10 +149,15 @@ def _trainer(
     common.check_images(architecture, test_set, recipe, options)
     with user_errors(ValueError):
         model = architecture.build(num_classes=train_set.num_classes, **options).to(device)
-    train_loader = DataLoader(
-        train_set, settings["batch_size"], shuffle=True, seed=seed, workers=workers,
-        transform=recipe.train_transform,
-    )  # fmt: skip
+    shard = (0, 1) if team is None else (team.rank, team.size)
+    if team is not None and settings["sync_batch_norm"]:
+        synchronize_batch_norm(model, team)
+    with user_errors(ValueError):
+        train_loader = DataLoader(
+            train_set, settings["batch_size"], shuffle=True, seed=seed, workers=workers,
+            transform=recipe.train_transform, shard=shard,
+        )  # fmt: skip
+    test_set = _part(test_set, shard)
     test_loader = DataLoader(
         test_set, settings["batch_size"], workers=workers, transform=recipe.eval_transform
     )
@@ -165,7 +175,7 @@ def _trainer(
     trainer = Trainer(
         model, optimizer, train_loader, test_loader, recipe.loss, out, settings["epochs"],
         scheduler=scheduler, schedule_by=recipe.schedule_by, clip_norm=recipe.clip_norm,
-        scores=recipe.scores, after_step=recipe.after_step, about=about,
+        scores=recipe.scores, after_step=recipe.after_step, about=about, team=team,
         scaler=GradScaler() if settings["precision"] == "float16" else None,
     )  # fmt: skip
     if state:
@@ -174,21 +184,34 @@ def _trainer(
     return trainer
 
 
-def _run(architecture, trainer, out):
+def _part(dataset, shard):
+    """The part of a dataset that a rank tests."""
+    from minidl.data import shard_slice
+
+    if shard == (0, 1):
+        return dataset
+    return dataset.subset(np.arange(len(dataset))[shard_slice(len(dataset), *shard)])
+
+
+def run_trainer(architecture, trainer, out) -> int:
+    """Train to the end, drawing curves at last; returns the command's exit status."""
     from minidl.progress import TrainingDisplay
     from minidl.train import BEST, LAST, TrainingDiverged
     from minidl.visualize.curves import save_curves
 
+    chief = trainer.team.is_chief
     with user_errors(OSError):
         out.mkdir(parents=True, exist_ok=True)  # not only after an epoch of work
-    with TrainingDisplay(trainer.epochs) as display:
-        trainer.display = display
+    with TrainingDisplay(trainer.epochs) if chief else nullcontext() as trainer.display:
         try:
             with common.data_errors(), user_errors(TrainingDiverged):
                 rows = trainer.run()
         except KeyboardInterrupt:
-            click.echo(f"Stopped. To go on: train --resume {out / LAST}", err=True)
-            return common.INTERRUPTED
+            if chief:
+                click.echo(f"Stopped. To go on: train --resume {out / LAST}", err=True)
+            return INTERRUPTED
+    if not chief:
+        return 0
     with user_errors(OSError):
         save_curves(out / "curves.png", rows, architecture.title)
     best = max(rows, key=lambda row: row["test_accuracy"])

@@ -21,6 +21,12 @@ class DataLoader:
     picklable, and stay for the next epoch until `close`, or until the loader is collected; an
     iteration that is given up ends them. They have one thread each and do not load Numba.
 
+    ``shard=(rank, size)`` gives rank's part of every batch only: what `size` loaders of the same
+    seed give together are the batches of one loader without. Parts are contiguous, and their sizes
+    differ by one at most. All ranks have as many batches: one whose part is empty, of a batch
+    smaller than `size` or of unreadable items, is given another sample of that batch, and `counted`
+    is False. `transform` draws numbers of its own on every rank.
+
     A dataset has `__len__` and either ``batch(indices)``, which gives images (an array, or a list
     where sizes differ) and labels, or ``[index]``. It may leave out items that cannot be read (see
     ImageFolder): a batch then has fewer, and one without any is not given. Raises ValueError for a
@@ -29,7 +35,7 @@ class DataLoader:
 
     def __init__(
         self, dataset, batch_size, shuffle=False, seed=0, drop_last=False, prefetch=2,
-        transform=None, workers=0,
+        transform=None, workers=0, shard=(0, 1),
     ):  # fmt: skip
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size must be a positive integer, got {batch_size!r}")
@@ -37,6 +43,11 @@ class DataLoader:
             raise ValueError(f"prefetch must not be negative, got {prefetch}")
         if isinstance(workers, bool) or not isinstance(workers, int) or workers < 0:
             raise ValueError(f"workers must be an integer of at least 0, got {workers!r}")
+        rank, size = shard
+        if not 0 <= rank < size:
+            raise ValueError(f"shard must be (rank, size) with 0 <= rank < size, got {shard}")
+        if batch_size < size:
+            raise ValueError(f"batch_size must be at least {size}, one a rank, got {batch_size}")
         self.dataset = dataset
         self.batch_size = batch_size
         self.shuffle = shuffle
@@ -45,8 +56,10 @@ class DataLoader:
         self.prefetch = prefetch
         self.transform = transform
         self.workers = workers
+        self.shard = shard
         self.epoch = 0
         self.position = 0
+        self.counted = True  # whether the batch last given is to count
         self._pool = None  # between two iterations: the idle workers, and what they hold
         self._held = None
 
@@ -82,20 +95,23 @@ class DataLoader:
         order = np.arange(len(self.dataset))
         if self.shuffle:
             order = _random(self.seed, self.epoch).permutation(order)
-        return [
-            ((self.seed, self.epoch, index),
-             order[index * self.batch_size : (index + 1) * self.batch_size])
-            for index in range(first, len(self))
-        ]  # fmt: skip
+        tasks = []
+        for index in range(first, len(self)):
+            batch = order[index * self.batch_size : (index + 1) * self.batch_size]
+            rank, size = self.shard
+            place = (self.seed, self.epoch, index, *([rank] if size > 1 else ()))
+            tasks.append((place, batch[shard_slice(len(batch), rank, size)], batch))
+        return tasks
 
     def _iterate(self, tasks, first):
         results = self._from_workers(tasks) if self.workers else self._from_here(tasks)
         with closing(results):
-            for number, (images, labels, skipped) in enumerate(results, first):
+            for number, (images, labels, counted, skipped) in enumerate(results, first):
                 if skipped:
                     self.dataset.note_skipped(skipped)
                 if len(labels):
                     self.position = number + 1
+                    self.counted = counted
                     yield images, labels
         if hasattr(self.dataset, "warn_skipped"):
             self.dataset.warn_skipped()
@@ -122,25 +138,43 @@ class DataLoader:
         self._pool, self._held = pool, held
 
 
+def shard_slice(count: int, rank: int, size: int) -> slice:
+    """Which of `count` items are the part of `rank`, among `size` parts as equal as can be."""
+    return slice(count * rank // size, count * (rank + 1) // size)
+
+
 def _random(*place):
     return np.random.Generator(np.random.PCG64(list(place)))
 
 
 class _BatchMaker:
-    """Makes a batch from its place (seed, epoch, batch index) and the indices of its items."""
+    """Makes a loader's part of a batch from the batch's place (seed, epoch, batch index, and rank
+    where there are several), the indices of the part's items, and those of the whole batch.
+    """
 
     def __init__(self, dataset, transform):
         self.dataset = dataset
         self.transform = transform
 
     def __call__(self, task):
-        """(images, labels, the items newly found to be unreadable)."""
-        place, chosen = task
+        """(images, labels, whether they count, the items newly found to be unreadable)."""
+        place, part, batch = task
         known = len(getattr(self.dataset, "skipped", ()))
-        images, labels = self._collect(chosen)
+        images, labels = self._collect(part) if len(part) else ((), ())
+        counted = len(labels) > 0
+        if not counted and len(part) < len(batch):
+            images, labels = self._stand_in(batch)
         if self.transform is not None and len(labels):
             images = self.transform(images, _random(*place))
-        return images, labels, list(getattr(self.dataset, "skipped", ()))[known:]
+        return images, labels, counted, list(getattr(self.dataset, "skipped", ()))[known:]
+
+    def _stand_in(self, batch):
+        """The first item of a batch that can be read; without any, the batch is no rank's."""
+        for index in batch:
+            images, labels = self._collect(batch[batch == index])
+            if len(labels):
+                return images, labels
+        return (), ()
 
     def _collect(self, chosen):
         if hasattr(self.dataset, "batch"):

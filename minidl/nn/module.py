@@ -6,16 +6,7 @@ from itertools import chain
 import numpy as np
 
 from minidl.array_module import is_array, to_device
-from minidl.tensor import Tensor
-
-
-class Parameter(Tensor):
-    """A tensor that a Module trains: it requires grad, and assigning it registers it."""
-
-    __slots__ = ()
-
-    def __init__(self, data, requires_grad: bool = True):
-        super().__init__(data, requires_grad=requires_grad)
+from minidl.tensor import Tensor, _mode
 
 
 class RemovableHook:
@@ -33,6 +24,25 @@ class RemovableHook:
 
     def __exit__(self, *exc):
         self.remove()
+
+
+class Parameter(Tensor):
+    """A tensor that a Module trains: it requires grad, and assigning it registers it."""
+
+    __slots__ = ("_gradient_hooks",)
+
+    def __init__(self, data, requires_grad: bool = True):
+        super().__init__(data, requires_grad=requires_grad)
+
+    def register_post_accumulate_grad_hook(self, hook) -> RemovableHook:
+        """Call ``hook(parameter)`` once in every `backward`, as soon as its `grad` is complete.
+
+        That is when all operations that use the parameter have passed their gradients back, which
+        for the last layers is long before backward ends. Not called where no gradient arrives.
+        """
+        if not hasattr(self, "_gradient_hooks"):
+            self._gradient_hooks = {}
+        return RemovableHook(self._gradient_hooks, hook)
 
 
 class Module:
@@ -55,6 +65,11 @@ class Module:
         raise NotImplementedError(f"{type(self).__name__}.forward is not defined")
 
     def __call__(self, *inputs):
+        if _mode.profiler is not None:
+            return _mode.profiler.module(self, inputs)
+        return self._call(*inputs)
+
+    def _call(self, *inputs):
         for hook in tuple(self._pre_hooks.values()):
             replaced = hook(self, inputs)
             if replaced is not None:

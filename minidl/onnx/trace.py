@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from minidl import evaluation, random
 from minidl.function import Function
 from minidl.onnx.common import OnnxError
-from minidl.tensor import Tensor, _mode, no_grad
+from minidl.tensor import Tensor, listening, no_grad
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def trace(model, inputs: tuple[Tensor, ...]) -> Trace:
         versions = tuple(t._storage.version for t in tensors)
         calls.append(Call(function, tuple(read), tuple(made), versions))
 
-    with no_grad(), _listener(listen):
+    with no_grad(), listening(listen):
         result = model(*inputs)
     outputs = tuple(result) if isinstance(result, (tuple, list)) else (result,)
     if not outputs or not all(isinstance(t, Tensor) for t in outputs):
@@ -62,15 +62,6 @@ def trace(model, inputs: tuple[Tensor, ...]) -> Trace:
             f"the model must return a Tensor or a tuple of them, got {type(result).__name__}"
         )
     return Trace(inputs, outputs, calls)
-
-
-@contextmanager
-def _listener(listen):
-    previous, _mode.listener = _mode.listener, listen
-    try:
-        yield
-    finally:
-        _mode.listener = previous
 
 
 @contextmanager

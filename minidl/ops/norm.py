@@ -106,12 +106,19 @@ def batch_norm(
     function = BatchNormTrain(eps)
     y = function(x, weight, bias)
     count = x.size // x.shape[1]
-    unbiased = function.var * x.dtype.type(count / (count - 1))
-    for running, batch in ((running_mean, function.mean), (running_var, unbiased)):
+    update_running_statistics(
+        running_mean, running_var, function.mean, function.var, count, momentum
+    )
+    return y
+
+
+def update_running_statistics(running_mean, running_var, mean, var, count, momentum) -> None:
+    """Move the running tensors (C,) towards a batch's arrays: mean and biased var of `count`."""
+    unbiased = var * var.dtype.type(count / (count - 1))
+    for running, batch in ((running_mean, mean), (running_var, unbiased)):
         with running.mutate() as array:
             array *= 1 - momentum
             array += momentum * batch
-    return y
 
 
 class LocalResponseNorm(Function):

@@ -2,7 +2,7 @@
 
 from minidl.array_module import to_device
 from minidl.function import check_one_device
-from minidl.tensor import Tensor
+from minidl.tensor import Tensor, _mode
 
 
 def not_negative(name: str, value: float) -> float:
@@ -65,6 +65,8 @@ class Optimizer:
 
     def step(self) -> None:
         """Update every parameter that has a gradient."""
+        if _mode.profiler is not None:
+            return _mode.profiler.optimizer(self)
         for group in self.groups:
             for p in group["params"]:
                 if p.grad is None:

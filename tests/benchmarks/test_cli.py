@@ -12,9 +12,9 @@ import pytest
 
 from benchmarks import __main__ as cli
 from benchmarks import cuda, kernels, networks, tasks
-from benchmarks.ceilings import Ceilings
 from benchmarks.subjects import by_name
 from kernels import dispatch
+from kernels.study.ceilings import Ceilings
 from minidl.cli import run_group
 from tests.emulator import HAS_COMPILER, NO_COMPILER
 from tests.emulator.stand_in import stand_in

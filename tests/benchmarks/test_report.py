@@ -2,12 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 
-from benchmarks import report, tasks, timing
-from benchmarks.ceilings import Ceilings, measure_ceilings
+from benchmarks import report, tasks
 from benchmarks.tasks import Figure, Machine, Plan, Task
-from benchmarks.timing import Spread
+from kernels.study import ceilings, timing
+from kernels.study.ceilings import Ceilings, measure_ceilings
+from kernels.study.timing import Spread
 
 CEILINGS = Ceilings(flops=200e9, bandwidth=10e9)
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -63,10 +65,18 @@ def test_arithmetic_of_a_figure():
 
 
 def test_ceilings_are_measured(monkeypatch):
-    monkeypatch.setattr("benchmarks.ceilings._SIDE", 64)
-    monkeypatch.setattr("benchmarks.ceilings._VALUES", 1 << 12)
+    monkeypatch.setattr("kernels.study.ceilings._SIDE", 64)
+    monkeypatch.setattr("kernels.study.ceilings._VALUES", 1 << 12)
     measured = measure_ceilings(rounds=2)
     assert measured.flops > 0 and measured.bandwidth > 0
+
+
+@pytest.mark.parametrize("shares", [1, 2, 3])
+def test_the_measured_product_is_one(shares):
+    a, b = np.random.default_rng(0).random((2, 32, 32))
+    y = np.empty_like(a)
+    ceilings._product(a, b, y, shares)
+    np.testing.assert_allclose(y, a @ b, rtol=1e-13)
 
 
 def task(name, step=lambda: None):
@@ -103,7 +113,7 @@ def test_interrupted_run_keeps_what_is_measured(fixed_ceilings):
 
 def test_table():
     figures = [figure(memory={"minidl": 3 << 20, "PyTorch": 5 << 20}), figure("relu", 0, 100000000)]
-    lines = report.table(figures, report.machine(Machine(2)), ["A note."]).splitlines()
+    lines = report.table(figures, report.taken_on(Machine(2)), ["A note."]).splitlines()
     (row,) = (line for line in lines if line.startswith("| conv"))
     assert row == (
         "| conv | 20 (18 to 30) | 40 (40 to 40) | 0.50 | 10 | 100.0 GFLOP/s | 50 % of arithmetic "
@@ -113,13 +123,13 @@ def test_table():
     assert lines[-1] == "- A note."
     header = next(line for line in lines if line.startswith("|  |"))
     assert "ratio" in header
-    alone = report.table([figure(peer=None)], report.machine(Machine(2)), [])
+    alone = report.table([figure(peer=None)], report.taken_on(Machine(2)), [])
     assert "PyTorch ms" not in alone and "ratio" not in alone
 
 
 @pytest.mark.parametrize("peer", [0.04, None])
 def test_files(tmp_path, peer):
-    about = report.machine(Machine(2))
+    about = report.taken_on(Machine(2))
     paths = report.save(tmp_path / "new", "layers", [figure(peer=peer)], about, ["A note."])
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [
         "layers.json", "layers.md", "layers.png",

@@ -251,3 +251,39 @@ def test_a_checkpoint_of_nonsense_is_one_line(trained, capsys, tmp_path, part):
         path = tmp_path / f"{i}.safetensors"
         rewritten(trained / "run" / "last.safetensors", path, **{part: change})
         fails(capsys, "train", "--resume", path, "--data", trained / "data", "--out", tmp_path)
+
+
+def test_profile(capsys, tmp_path):
+    trace = tmp_path / "trace.json"
+    status, out, _ = run(
+        capsys, "profile", "--batch-size", 2, "--steps", 2, "--by", "module", "--trace", trace
+    )
+    lines = out.splitlines()
+    assert status == 0 and lines[-1] == str(trace) and lines[0].startswith("module")
+    assert any(line.split()[0] == "c3" for line in lines[2:])
+    assert json.loads(trace.read_text())["traceEvents"]
+    assert "--sort" in fails(capsys, "profile", "--sort", "colour")
+    (tmp_path / "file").write_text("")
+    assert "file" in fails(capsys, "profile", "--steps", 1, "--trace", tmp_path / "file" / "t.json")
+
+
+def test_graph(capsys, tmp_path, monkeypatch):
+    pytest.importorskip("graphviz")
+    status, out, _ = run(capsys, "graph", "--out", tmp_path / "graph.dot")
+    assert status == 0 and "1x6x28x28 float32" in out and "c1.weight" in out
+    assert (tmp_path / "graph.dot").read_text().startswith("digraph")
+    status, out, _ = run(capsys, "graph", "--backward", "--batch-size", 2)
+    assert status == 0 and "Conv2dWeightGrad (backward)" in out and "gradient of c1.weight" in out
+    assert ".jpg" in fails(capsys, "graph", "--out", tmp_path / "graph.jpg")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "apt install graphviz" in fails(capsys, "graph", "--out", tmp_path / "graph.svg")
+    monkeypatch.setitem(sys.modules, "graphviz", None)
+    assert ".[graph]" in fails(capsys, "graph", "--out", tmp_path / "graph.svg")
+
+
+def test_draw(capsys, tmp_path):
+    pytest.importorskip("graphviz")
+    status, out, _ = run(capsys, "draw", tmp_path / "lenet.dot")
+    assert status == 0 and out.strip() == str(tmp_path / "lenet.dot")
+    assert "5x5 convolution, 6" in (tmp_path / "lenet.dot").read_text()
+    assert ".jpg" in fails(capsys, "draw", tmp_path / "lenet.jpg")

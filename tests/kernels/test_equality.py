@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from kernels import cpu, reference
 from minidl.testing import conv2d_parameters, pool2d_parameters
 from tests.kernels.agreement import (
+    TOLERANCE,
     arrays,
     assert_agree,
     check_cross_entropy_of_extremes,
@@ -216,6 +217,14 @@ def test_batchnorm(data, shape, dtype):
         for kernels in (reference, cpu):
             with pytest.raises(ValueError, match="one value"):
                 kernels.batchnorm_train(x, gamma, beta, 1e-2)
+    if x.size:
+        slow, fast = (kernels.batchnorm_statistics(x) for kernels in (reference, cpu))
+        # float64, but the fast ones are taken from differences in the dtype of x
+        np.testing.assert_allclose(fast, slow, rtol=0, atol=10 * TOLERANCE[x.dtype])
+    else:
+        for kernels in (reference, cpu):
+            with pytest.raises(ValueError, match="a value a channel"):
+                kernels.batchnorm_statistics(x)
     agree("batchnorm_eval", x, gamma, beta, mean, ones, 1e-2)
     agree("batchnorm_eval_backward", dy, x, gamma, mean, ones)
 
@@ -227,6 +236,10 @@ def test_batchnorm_keeps_digits_beside_a_large_mean():
     for kernels in (reference, cpu):
         _, _, var, _ = kernels.batchnorm_train(x, ones, zeros, 1e-5)
         np.testing.assert_allclose(var, x.astype(np.float64).var(axis=(0, 2, 3)), rtol=1e-4)
+        mean, var = kernels.batchnorm_statistics(x)
+        assert mean.dtype == var.dtype == np.float64
+        np.testing.assert_allclose(mean, x.astype(np.float64).mean(axis=(0, 2, 3)), rtol=1e-12)
+        np.testing.assert_allclose(var, x.astype(np.float64).var(axis=(0, 2, 3)), rtol=1e-6)
 
 
 shapes = st.lists(st.integers(0, 5), min_size=0, max_size=4).map(tuple)

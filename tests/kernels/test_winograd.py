@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from kernels import cpu, dispatch, reference
 from kernels.cpu import winograd as fast
+from kernels.cpu import winograd_weight as fast_weight
+from kernels.cpu.winograd_weight import weight_grad_winograd
 from kernels.reference.winograd import MATRICES
 from kernels.reference.winograd import conv2d_winograd as defined
 
@@ -47,18 +49,20 @@ def problems(draw, dtype=np.float64, most_channels=5, max_groups=1, max_padding=
     return x, weight, normal(seed + 2, (outputs,), dtype, layout), padding, groups
 
 
-def forward(x, weight, bias, padding, size):
+def forward(x, weight, bias, padding, size, groups=1):
     """The fast forward kernel on whatever shape."""
-    shape = reference.conv2d(x, weight, bias, UNIT, padding).shape
+    shape = reference.conv2d(x, weight, bias, UNIT, padding, UNIT, groups).shape
     y = np.full(shape, np.nan, x.dtype)
-    fast.conv2d_winograd(x, weight, bias, y, padding, size)
+    if y.size:
+        fast.conv2d_winograd(x, weight, bias, y, padding, size, groups)
     return y
 
 
-def input_grad(dy, weight, x_shape, padding, size):
+def input_grad(dy, weight, x_shape, padding, size, groups=1):
     """The fast gradient by the input on whatever shape."""
     dx = np.full(x_shape, np.nan, dy.dtype)
-    fast.input_grad_winograd(dy, weight, dx, padding, size)
+    if dx.size:
+        fast.input_grad_winograd(dy, weight, dx, padding, size, groups)
     return dx
 
 
@@ -94,23 +98,32 @@ def test_the_definition_refuses_other_kernels():
         defined(x, np.zeros((3, 2, 3, 3)), size=3)
 
 
-@given(problems(max_padding=4), sizes)
+@given(problems(max_groups=3, max_padding=4, most_channels=40), sizes)
 @some
 def test_forward(problem, size):
-    x, weight, bias, padding, _ = problem
-    y = forward(x, weight, bias, padding, size)
-    np.testing.assert_allclose(y, defined(x, weight, bias, padding, 1, size), rtol=0, atol=1e-9)
+    x, weight, bias, padding, groups = problem
+    y = forward(x, weight, bias, padding, size, groups)
+    assert_close(y, defined(x, weight, bias, padding, groups, size), 1e-11)
 
 
-@given(problems(max_padding=4), sizes)
+@given(problems(max_groups=3, max_padding=4, most_channels=40), sizes)
 @some
 def test_input_gradient(problem, size):
     """Paddings beyond 2 are among them: there the convolution of dy leaves pixels out."""
-    x, weight, bias, padding, _ = problem
-    dy = reference.conv2d(x, weight, bias, UNIT, padding)
-    expected = reference.conv2d_input_grad(dy, weight, x.shape, UNIT, padding)
-    actual = input_grad(dy, weight, x.shape, padding, size)
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-9)
+    x, weight, bias, padding, groups = problem
+    dy = reference.conv2d(x, weight, bias, UNIT, padding, UNIT, groups)
+    expected = reference.conv2d_input_grad(dy, weight, x.shape, UNIT, padding, UNIT, groups)
+    assert_close(input_grad(dy, weight, x.shape, padding, size, groups), expected, 1e-11)
+
+
+@given(problems(max_groups=3, max_padding=4, most_channels=40), sizes)
+@some
+def test_weight_gradient(problem, size):
+    x, weight, bias, padding, groups = problem
+    dy = reference.conv2d(x, weight, bias, UNIT, padding, UNIT, groups)
+    expected = reference.conv2d_weight_grad(dy, x, (3, 3), UNIT, padding, UNIT, groups)
+    actual = weight_grad_winograd(dy, x, weight.shape, padding, size, groups)
+    assert_close(actual, expected, 1e-11)
 
 
 @pytest.mark.parametrize("size", [2, 4])
@@ -123,12 +136,15 @@ def test_work_in_many_pieces(size, n, channels, height, width, outputs):
     x, weight = normal(0, (n, channels, height, width)), normal(1, (outputs, channels, 3, 3))
     padding, bias = (1, 0, 2, 1), normal(2, (outputs,))
     expected = reference.conv2d(x, weight, bias, UNIT, padding)
-    for blocks in (1, 10**9):  # all by blocks, all by steps
-        with mock.patch.object(fast, "MIN_BLOCKS", blocks):
+    for least in (1, 10**9):  # all by blocks, all by steps
+        with mock.patch.multiple(fast, _MIN_BLOCK=least, STEP_TILES=100):
             y = forward(x, weight, bias, padding, size)
             assert_close(y, expected, 1e-12)
             dx = input_grad(y, weight, x.shape, padding, size)
-    assert_close(dx, reference.conv2d_input_grad(y, weight, x.shape, UNIT, padding), 1e-12)
+            assert_close(dx, reference.conv2d_input_grad(y, weight, x.shape, UNIT, padding), 1e-12)
+    with mock.patch.object(fast_weight, "STEP_TILES", 100):
+        dw = weight_grad_winograd(y, x, weight.shape, padding, size)
+    assert_close(dw, reference.conv2d_weight_grad(y, x, (3, 3), UNIT, padding), 1e-12)
 
 
 @given(problems(np.float32, most_channels=64), sizes)
@@ -143,35 +159,39 @@ def test_float32_error(problem, size):
     dx = input_grad(y, weight, x.shape, padding, size)
     expected = reference.conv2d_input_grad(y.astype(float), exact[1], x.shape, UNIT, padding)
     assert_close(dx, expected, FLOAT32_BOUND[size])
+    dw = weight_grad_winograd(y, x, weight.shape, padding, size)
+    expected = reference.conv2d_weight_grad(y.astype(float), exact[0], (3, 3), UNIT, padding)
+    assert_close(dw, expected, FLOAT32_BOUND[size])
 
 
 def layer(dtype=np.float32):
     """A layer for which Winograd pays: (x, weight, dy), the same values in either dtype."""
-    shapes = ((4, 32, 28, 28), (48, 32, 3, 3), (4, 48, 28, 28))
+    shapes = ((2, 64, 20, 28), (128, 64, 3, 3), (2, 128, 20, 28))
     return [normal(i, shape, np.float32).astype(dtype) for i, shape in enumerate(shapes)]
 
 
-def both_ways(x, weight, dy):
+def all_results(x, weight, dy):
     padding = (1, 1, 1, 1)
     y = cpu.conv2d(x, weight, None, UNIT, padding)
-    return y, cpu.conv2d_input_grad(dy, weight, x.shape, UNIT, padding)
+    dw = cpu.conv2d_weight_grad(dy, x, (3, 3), UNIT, padding)
+    return y, cpu.conv2d_input_grad(dy, weight, x.shape, UNIT, padding), dw
 
 
 def test_the_choice_of_size():
     """By default F(4x4, 3x3); F(2x2, 3x3) and plain sums on request; float64 by plain sums."""
     x, weight, dy = layer()
-    exact = both_ways(*layer(np.float64))
+    exact = all_results(*layer(np.float64))
     errors = {}
     for size in (None, 2, 4):
         with dispatch.winograd(size):
             assert dispatch.winograd_size() == size
-            pairs = zip(both_ways(x, weight, dy), exact, strict=True)
+            pairs = zip(all_results(x, weight, dy), exact, strict=True)
             errors[size] = [np.abs(a - b).max() / np.abs(b).max() for a, b in pairs]
     assert dispatch.winograd_size() == 4
     for plain, two, four in zip(*errors.values(), strict=True):
         assert plain < 1e-6 and two < FLOAT32_BOUND[2] < four < FLOAT32_BOUND[4]
     with dispatch.winograd(None):
-        for a, b in zip(exact, both_ways(*layer(np.float64)), strict=True):
+        for a, b in zip(exact, all_results(*layer(np.float64)), strict=True):
             np.testing.assert_array_equal(a, b)
 
 
@@ -185,17 +205,20 @@ def test_other_sizes_are_refused(wrong):
 def test_where_winograd_is_chosen():
     y, weight = (4, 64, 28, 28), (64, 64, 3, 3)
     float32 = np.dtype(np.float32)
-    assert fast.is_winograd(y, weight, UNIT, UNIT, 1, float32)
+    assert fast.is_winograd("y", y, (64, 32, 3, 3), UNIT, UNIT, 2, float32)
+    assert not fast.is_winograd("dw", y, weight, UNIT, UNIT, 1, float32)
+    assert fast.is_winograd("dw", y, (128, 64, 3, 3), UNIT, UNIT, 1, float32)
+    assert fast.is_winograd("y", y, weight, UNIT, UNIT, 1, float32)
     for other in (
         (y, weight, UNIT, UNIT, 1, np.dtype(np.float64)),
-        (y, (64, 32, 3, 3), UNIT, UNIT, 2, float32),
+        (y, (64, 8, 3, 3), UNIT, UNIT, 8, float32),
         (y, (64, 64, 5, 5), UNIT, UNIT, 1, float32),
         (y, weight, (2, 2), UNIT, 1, float32),
         (y, weight, UNIT, (2, 2), 1, float32),
         (y, (64, 3, 3, 3), UNIT, UNIT, 1, float32),
         ((0, 64, 28, 28), weight, UNIT, UNIT, 1, float32),
     ):
-        assert not fast.is_winograd(*other)
+        assert not fast.is_winograd("y", *other)
 
 
 def test_results_do_not_depend_on_the_number_of_threads():
@@ -206,7 +229,7 @@ def test_results_do_not_depend_on_the_number_of_threads():
     large = normal(3, (1, 16, 150, 150), np.float32), normal(4, (16, 16, 3, 3), np.float32)
 
     def everything():
-        return [*both_ways(x, weight, dy), cpu.conv2d(*large)]
+        return [*all_results(x, weight, dy), cpu.conv2d(*large)]
 
     several = everything()
     dispatch.set_num_threads(1)

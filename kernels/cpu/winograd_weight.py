@@ -1,0 +1,150 @@
+"""The gradient of 3x3 convolutions by their weights by Winograd's algorithm, transposed.
+
+With U = G g G^T and the results of a tile Y = A^T (U V) A, V = B^T d B, what is summed over all
+tiles for each of the 36 (or 16) positions k is a product again, after which G folds back,
+
+    dU[k] (O, C) = sum over tiles of (A dy A^T)[k]^T V[k]        dg = G^T dU G,
+
+with a quarter of the multiplications, as forward. All threads transform the rows of tiles of x and
+dy, then share out the positions; layout and transforms are those of kernels.cpu.winograd. The
+errors are of the same size as there.
+"""
+
+import numpy as np
+from numba import get_thread_id, njit, prange
+
+from kernels.cpu.emitter import ROWS, VECTORS, lanes
+from kernels.cpu.pixels import turn_image
+from kernels.cpu.simd import product_tiles, transform_tile
+from kernels.cpu.tasks import chunk_bounds, split
+from kernels.cpu.threads import num_threads
+from kernels.cpu.winograd import MIN_TASKS, SKEW, STEP_TILES, place_of, segments, step_pixels
+from kernels.cpu.workspace import empty, workspace
+from kernels.reference.winograd import MATRICES
+
+_grads_2, _grads_4 = (transform_tile(MATRICES[size].outputs.T) for size in (2, 4))
+_fold_2, _fold_4 = (transform_tile(MATRICES[size].filters.T) for size in (2, 4))
+
+# Tiles that are added up in one go: their vectors stay in a first cache.
+_DEPTH = 128
+
+
+@njit(inline="always")
+def _transform_grads(dy, g, v, v_step, tile0, row0, row1, pixels, geometry, place, width):
+    """A dy A^T of the rows of tiles row0:row1, from tile `tile0` of v on; dy (N, G, O, OH, OW)."""
+    size, down, across = geometry[:3]
+    groups, outputs, oh, ow = dy.shape[1:]
+    pitch = across * size
+    flat = dy.reshape(dy.size)
+    row = row0
+    while row < row1:
+        image, first, count = segments(row, row1, down)
+        turn_image(
+            flat, (image * groups + g) * outputs * oh * ow, oh * ow, (oh, ow), outputs,
+            -first * size, 0, pixels, 0, (count * size, pitch, place), width,
+        )  # fmt: skip
+        for r in range(count):
+            for t in range(across):
+                source = (r * pitch + t) * size * place
+                target = (tile0 + (row - row0 + r) * across + t) * place
+                for o in range(0, place, width):
+                    if size == 4:
+                        _grads_4(
+                            pixels, source + o, pitch * place, place, v, target + o, 6 * v_step,
+                            v_step,
+                        )  # fmt: skip
+                    else:
+                        _grads_2(
+                            pixels, source + o, pitch * place, place, v, target + o, 4 * v_step,
+                            v_step,
+                        )  # fmt: skip
+        row += count
+
+
+@njit(parallel=True, cache=True)
+def _step_grads(dy, g, v, v_step, scratch, row0, row1, piece, geometry, place, width):
+    across = geometry[2]
+    for task in prange(-(-(row1 - row0) // piece)):
+        first, last = chunk_bounds(task, piece, row1 - row0)
+        _transform_grads(
+            dy, g, v, v_step, first * across, row0 + first, row0 + last, scratch[get_thread_id()],
+            geometry, place, width,
+        )  # fmt: skip
+
+
+@njit(parallel=True, cache=True)
+def _step_sums(grads, grads_step, v, v_step, sums, places, offsets, tiles, strips, width):
+    """sums (products, outputs, channels) += grads^T v, over `tiles` tiles."""
+    outputs, channels = places
+    strip = VECTORS * width
+    total = sums.reshape(sums.size)
+    for task in prange(sums.shape[0] * strips):
+        k, s = split(task, strips)
+        vectors = min(VECTORS, (channels - s * strip) // width)
+        for t in range(0, tiles, _DEPTH):
+            depth = min(_DEPTH, tiles - t)
+            for o in range(0, sums.shape[1], ROWS):
+                product_tiles(
+                    grads, k * grads_step + t * outputs + o, outputs,
+                    v, k * v_step + s * strip, offsets, t, depth,
+                    total, (k * sums.shape[1] + o) * channels + s * strip, channels, vectors,
+                )  # fmt: skip
+
+
+@njit(parallel=True, cache=True)
+def _fold(sums, scratch, weight_grad, size, width):
+    """weight_grad (O, C, 9) = G^T dU G, from dU (products, outputs, channels)."""
+    outputs, channels = weight_grad.shape[:2]
+    place = sums.shape[2]
+    k_step = sums.shape[1] * place
+    flat = sums.reshape(sums.size)
+    for o in prange(outputs):
+        taps = scratch[get_thread_id()]
+        for c in range(0, channels, width):
+            source = np.int64(o) * place + c
+            if size == 4:
+                _fold_4(flat, source, 6 * k_step, k_step, taps, 0, 3 * width, width)
+            else:
+                _fold_2(flat, source, 4 * k_step, k_step, taps, 0, 3 * width, width)
+            for lane in range(min(width, channels - c)):
+                for k in range(9):
+                    weight_grad[o, c + lane, k] = taps[k * width + lane]
+
+
+def weight_grad_winograd(dy, x, weight_shape, padding, size, groups=1):
+    """The gradient by the weight, of `weight_shape`, of a convolution of stride 1."""
+    n, outputs, oh, ow = dy.shape
+    channels, outputs = weight_shape[1], outputs // groups
+    width, products = lanes(x.dtype), (size + 2) ** 2
+    x = np.ascontiguousarray(x).reshape(n, groups, channels, *x.shape[2:])
+    dy = np.ascontiguousarray(dy).reshape(n, groups, outputs, oh, ow)
+    geometry = (size, -(-oh // size), -(-ow // size), padding[0], padding[2])
+    down, across = geometry[1:3]
+    places = place_of(outputs, width), place_of(channels, width)
+    rows = max(1, min(n * down, STEP_TILES // across))
+    piece = -(-rows // MIN_TASKS)
+    grads_step, v_step = (rows * across * place + SKEW for place in places)
+    grads = workspace("products", (products * grads_step + ROWS,), x.dtype)
+    v = workspace("tiles", (products * v_step,), x.dtype)
+    pixels = (piece * size + 2) * (across * size + 2) * max(places) + width * max(places)
+    scratch = workspace("conv", (num_threads(), max(pixels, 9 * width)), x.dtype)
+    sums = workspace(
+        "filters", (products, -(-outputs // ROWS) * ROWS, places[1]), x.dtype
+    )
+    offsets = np.arange(rows * across) * places[1]
+    strips = -(-places[1] // (VECTORS * width))
+    weight_grad = empty((groups, outputs, channels, 9), x.dtype)
+    for g in range(groups):
+        sums[...] = 0
+        for row0 in range(0, n * down, rows):
+            row1 = min(n * down, row0 + rows)
+            step_pixels(x, g, v, v_step, scratch, row0, row1, piece, geometry, places[1], width)
+            _step_grads(
+                dy, g, grads, grads_step, scratch, row0, row1, piece, geometry, places[0], width
+            )
+            tiles = (row1 - row0) * across
+            _step_sums(
+                grads, grads_step, v, v_step, sums, places, offsets, tiles, strips, width
+            )
+        _fold(sums, scratch, weight_grad[g], size, width)
+    return weight_grad.reshape(weight_shape)

@@ -1,0 +1,68 @@
+"""Which compiled functions a call of a CPU kernel runs, and their assembly."""
+
+import pkgutil
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+
+from numba import njit, typeof
+from numba.core.registry import CPUDispatcher
+
+from kernels import cpu
+
+# Calls of BLAS appear under this name in Numba's code.
+BLAS = "numba_xxgemm"
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A compiled function of kernels.cpu that Python called with arguments of these types."""
+
+    dispatcher: CPUDispatcher
+    types: tuple
+
+    @property
+    def name(self) -> str:
+        function = self.dispatcher.py_func
+        return f"{function.__module__}.{function.__name__}"
+
+    def assembly(self) -> str:
+        """Its machine code and that of what it calls, as text.
+
+        It is compiled anew, for code that comes from Numba's cache cannot be shown.
+        """
+        options = {k: v for k, v in self.dispatcher.targetoptions.items() if k != "nopython"}
+        fresh = njit(**options)(self.dispatcher.py_func)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            fresh.compile(self.types)
+        return fresh.inspect_asm(fresh.signatures[0])
+
+
+def traced(call: Callable[[], object]) -> list[Compiled]:
+    """The compiled functions that Python calls in the course of ``call()``, each once."""
+    call()  # what is compiled from here on would see the recorders as globals
+    found, originals = {}, []
+
+    def record(dispatcher):
+        def recorder(*arguments):
+            types = tuple(typeof(argument) for argument in arguments)
+            found.setdefault((dispatcher, types), Compiled(dispatcher, types))
+            return dispatcher(*arguments)
+
+        return recorder
+
+    for info in pkgutil.iter_modules(cpu.__path__, "kernels.cpu."):
+        module = import_module(info.name)
+        for name, value in vars(module).items():
+            if isinstance(value, CPUDispatcher):
+                originals.append((module, name, value))
+    try:
+        for module, name, dispatcher in originals:
+            setattr(module, name, record(dispatcher))
+        call()
+    finally:
+        for module, name, dispatcher in originals:
+            setattr(module, name, dispatcher)
+    return list(found.values())

@@ -1,0 +1,1 @@
+"""Ladders: a kernel from its naive loops to the fastest version, one small change a rung."""

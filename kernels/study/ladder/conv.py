@@ -1,0 +1,198 @@
+"""Convolution, rung by rung: the loops, then matrix products, then fewer multiplications."""
+
+import math
+
+import numpy as np
+from numba import get_thread_id, njit, prange
+
+from kernels import cpu, reference
+from kernels.cpu.blas import gemm
+from kernels.cpu.conv import choose
+from kernels.cpu.conv_direct import conv2d_direct
+from kernels.cpu.conv_tiles import conv2d_tiles
+from kernels.cpu.tasks import chunk_bounds, split
+from kernels.cpu.threads import num_threads
+from kernels.cpu.winograd import conv2d_winograd
+from kernels.cpu.workspace import workspace
+from kernels.dispatch import winograd_size
+from kernels.study.ladder.conv_loops import (
+    UNIT,
+    Convolution,
+    compiled_loops,
+    numpy_planes,
+    padded_apart,
+    parallel_tiles,
+    python_loops,
+    register_tile,
+    row_loops,
+)
+from kernels.study.ladder.rungs import Ladder, Rung
+
+# Multiply-adds that the slow versions are timed on.
+_INTERPRETED, _COMPILED = 50_000, 50_000_000
+# Columns of a block fill so much cache.
+_BLOCK_BYTES = 256 << 10
+
+
+def whole_columns(p: Convolution):
+    """Each pixel is copied to all places where the kernel meets it (im2col), and the convolution is
+    one large matrix product. BLAS's kernels are written in assembler for this very processor:
+    tiles of sums that fill all of its widest registers, operands packed in the order in which they
+    are read, blocks that fit each cache. The price is the column matrix, kh kw times as large as
+    the image: it is written to memory and read back, and at its worst that takes longer than the
+    product."""
+    weight, (n, o, oh, ow) = p.weight, p.y_shape
+    cols = cpu.im2col(p.x, weight.shape[2:], p.stride, p.padding)
+    y = cpu.matmul(weight.reshape(o, weight[0].size), cols)
+    return np.ascontiguousarray(y.reshape(o, n, oh, ow).swapaxes(0, 1))
+
+
+@njit(parallel=True, cache=True)
+def _by_blocks(x, weight, y, scratch, kernel_size, row_step, height):
+    """y (N, O, OH, OW) from x as of `padded_apart` and weight (O, K), `height` rows at a time."""
+    images, outputs, rows, columns = y.shape
+    step, depth = x.shape[3], weight.shape[1]
+    bands = -(-rows // height)
+    for task in prange(images * bands):
+        n, band = split(task, bands)
+        first, stop = chunk_bounds(band, height, rows)
+        width = (stop - first) * columns
+        memory = scratch[get_thread_id()]
+        cols = memory[: depth * width].reshape(depth, stop - first, columns)
+        out = memory[depth * width : (depth + outputs) * width].reshape(outputs, width)
+        k = 0
+        for c in range(x.shape[1]):
+            for i in range(kernel_size[0]):
+                for j in range(kernel_size[1]):
+                    for v in range(first, stop):
+                        line = x[n, c, v * row_step + i, j % step, j // step :]
+                        column = cols[k, v - first]
+                        for u in range(columns):
+                            column[u] = line[u]
+                    k += 1
+        gemm(weight, cols.reshape(depth, width), out, False)
+        for o in range(outputs):
+            y[n, o, first:stop] = out[o].reshape(stop - first, columns)
+
+
+def column_blocks(p: Convolution):
+    """The column matrix is never whole: a task fills some 256 KiB of columns, multiplies them while
+    they lie in its core's own cache, and fills the next over them. The copies cost no memory
+    traffic any more, and no core waits for another between the steps. They still cost
+    instructions: each pixel is read and written kh kw times, and BLAS then packs it once more."""
+    x, y = padded_apart(p), np.empty(p.y_shape, p.x.dtype)
+    weight = p.weight.reshape(len(p.weight), -1)
+    line = weight.shape[1] * y.shape[3]
+    height = min(y.shape[2], max(1, _BLOCK_BYTES // (line * x.itemsize)))
+    size = (weight.shape[1] + len(weight)) * height * y.shape[3]
+    scratch = workspace("conv", (num_threads(), size), x.dtype)
+    weight = np.ascontiguousarray(weight)
+    _by_blocks(x, weight, y, scratch, p.weight.shape[2:], p.stride[0], height)
+    return y
+
+
+def _house_way(way):
+    """Call a function of kernels.cpu that writes its result into y."""
+
+    def run(p):
+        y = np.empty(p.y_shape, p.x.dtype)
+        way(p, np.zeros(len(p.weight), p.x.dtype), y)
+        return y
+
+    run.__name__, run.__doc__ = way.__name__, way.__doc__
+    return run
+
+
+@_house_way
+def plane_tiles(p, bias, y):
+    """No columns at all. In the flat memory of a padded plane, row (c, i, j) of the column matrix
+    lies there already, as a stretch from an offset of its own on (kernels/cpu/conv_tiles.py). So
+    the product reads its right matrix from the image. It is computed in tiles as in rung 4, but
+    larger and written out as vector instructions: with AVX-512, 8 output maps times 3 vectors,
+    whose 24 sums stay in registers over all taps, 11 loads and no store for 24 multiply-adds."""
+    conv2d_tiles(p.x, p.weight, bias, y, p.stride, p.padding, UNIT, 1)
+
+
+@_house_way
+def direct_sweeps(p, bias, y):
+    """No tile either: five taps of one output map sweep over stretches of the padded planes
+    (kernels/cpu/conv_direct.py). Where a group has one to three output maps, as in depthwise
+    convolutions, a tile of eight would be mostly empty. With more maps, it loses to tiles: sums are
+    loaded and stored once in five multiply-adds."""
+    conv2d_direct(p.x, p.weight, bias, y, p.padding, UNIT, 1)
+
+
+@_house_way
+def winograd_2(p, bias, y):
+    """Fewer multiplications: 2x2 outputs of a 3x3 kernel from 16 products instead of 36, 2.25 times
+    fewer, for some additions before and after (kernels/reference/winograd.py has the algebra). The
+    sum over channels is 16 matrix products, between transforms of tiles that stay in the cache.
+    Speed is still counted in the multiply-adds of the definition, and may exceed the peak."""
+    conv2d_winograd(p.x, p.weight, bias, y, p.padding, 2)
+
+
+@_house_way
+def winograd_4(p, bias, y):
+    """4x4 outputs from 36 products instead of 144: four times fewer. The transforms are larger, and
+    their fractions and differences cost a decimal digit. Larger tiles yet would save little more
+    and lose many digits."""
+    conv2d_winograd(p.x, p.weight, bias, y, p.padding, 4)
+
+
+# -- the ladder ------------------------------------------------------------------------------------
+
+_ANY = (
+    Rung("six loops in Python", python_loops, _INTERPRETED),
+    Rung("NumPy, a plane at a time", numpy_planes, _COMPILED, aside=True),
+    Rung("six loops compiled", compiled_loops, _COMPILED),
+    Rung("columns innermost: vectors", row_loops),
+    Rung("tile of sums in registers", register_tile),
+    Rung("all cores", parallel_tiles),
+    Rung("im2col and one product", whole_columns),
+    Rung("im2col by blocks", column_blocks),
+    Rung("tiles from padded planes", plane_tiles),
+)
+_STRIDE_1 = (Rung("direct sweeps", direct_sweeps, aside=True),)
+_3X3 = (
+    Rung("Winograd F(2x2, 3x3)", winograd_2),
+    Rung("Winograd F(4x4, 3x3)", winograd_4, tolerance=1e-4),
+)
+
+
+def chosen_way(p: Convolution) -> str:
+    """Which of its ways kernels.cpu.conv2d takes."""
+    way = choose(
+        "y", p.y_shape, p.x.shape, p.weight.shape, p.stride, p.padding, UNIT, 1, p.x.dtype
+    )
+    size = winograd_size()
+    return {
+        "product": "one matrix product", "winograd": f"Winograd F({size}x{size}, 3x3)",
+        "direct": "direct sweeps", "tiles": "tiles from padded planes",
+    }[way]  # fmt: skip
+
+
+def build(shape, weight, stride, padding) -> Ladder:
+    """The ladder of a convolution, on normal values. ValueError where the shapes do not fit."""
+    draw = np.random.default_rng(0)
+    p = Convolution(
+        draw.standard_normal(shape, np.float32), draw.standard_normal(weight, np.float32), stride,
+        padding,
+    )  # fmt: skip
+    rungs = _ANY
+    if stride == UNIT:
+        rungs += _STRIDE_1 + (_3X3 if p.weight.shape[2:] == (3, 3) else ())
+    wide = p.x.astype(np.float64), p.weight.astype(np.float64)
+    return Ladder(
+        title=f"conv2d of {_by(shape)} with {_by(weight)}, stride {_by(stride)}, padding "
+        f"{','.join(map(str, padding))}: {p.work / 1e9:.3g} G multiply-adds",
+        problem=p,
+        expected=reference.conv2d(*wide, None, stride, padding),
+        rungs=rungs,
+        flops=2 * p.work,
+        traffic=p.x.nbytes + p.weight.nbytes + p.x.itemsize * math.prod(p.y_shape),
+        note=f"kernels.cpu.conv2d takes here: {chosen_way(p)}.",
+    )
+
+
+def _by(numbers):
+    return "x".join(map(str, numbers))
