@@ -9,6 +9,7 @@ from kernels.cuda.batchnorm import (
     batchnorm_backward,
     batchnorm_eval,
     batchnorm_eval_backward,
+    batchnorm_statistics,
     batchnorm_train,
 )
 from kernels.cuda.conv import (
@@ -42,6 +43,7 @@ __all__ = [
     "batchnorm_backward",
     "batchnorm_eval",
     "batchnorm_eval_backward",
+    "batchnorm_statistics",
     "batchnorm_train",
     "bias_relu",
     "bias_relu_backward",
