@@ -219,6 +219,8 @@ def test_commands(gpu, few_digits, capsys, tmp_path):
     here, there = (run(capsys, *predict, b).splitlines()[1:] for b in ("auto", "cuda"))
     assert [line.split()[0] for line in here] == [line.split()[0] for line in there]
     assert "agrees" in run(capsys, "gradcheck", "--variant", "1998", "--backend", "cuda")
+    profile = "profile", "--batch-size", 2, "--steps", 1, "--backend", "cuda"
+    assert "Conv2d" in run(capsys, *profile)
     pictures = tmp_path / "pictures"
     layer = "--layer", "relu1", "--top", 2, "--out", pictures
     run(capsys, "visualize", saved, tmp_path / "digit.png", *layer, "--backend", "cuda")

@@ -26,9 +26,9 @@ METHODS = (
     "swapaxes", "transpose", "view",
 )  # fmt: skip
 FUNCTIONS = (
-    "abs", "arange", "array_equal", "ascontiguousarray", "broadcast_to", "concatenate", "divmod",
-    "exp", "full", "isfinite", "log", "matmul", "maximum", "minimum", "ones_like", "sign", "sqrt",
-    "square", "tanh", "where", "zeros", "zeros_like",
+    "abs", "arange", "array_equal", "ascontiguousarray", "broadcast_to", "concatenate", "divide",
+    "divmod", "exp", "full", "isfinite", "log", "matmul", "maximum", "minimum", "ones_like", "sign",
+    "split", "sqrt", "square", "stack", "tanh", "where", "zeros", "zeros_like",
 )  # fmt: skip
 OPERATORS = (
     "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor",
@@ -69,6 +69,9 @@ class DeviceArray:
 
     def item(self):
         return self._array.item()
+
+    def tolist(self):
+        return self._array.tolist()
 
     def __array__(self, *args, **kwargs):
         raise TypeError("an array of the device must not become NumPy's but by get()")
@@ -121,8 +124,8 @@ def _bare(value):
 
 def _wrapped(result, sources):
     """A result as an array of the device, a view if it looks into one of the sources."""
-    if isinstance(result, tuple):
-        return tuple(_wrapped(part, sources) for part in result)
+    if isinstance(result, (tuple, list)):
+        return type(result)(_wrapped(part, sources) for part in result)
     array = np.asarray(result)
     for source in sources:
         if isinstance(source, DeviceArray) and np.may_share_memory(array, source._array):
@@ -195,6 +198,8 @@ def _modules():
     cupy, cupyx = types.ModuleType("cupy"), types.ModuleType("cupyx")
     cupy.ndarray = DeviceArray
     cupy.is_available = lambda: True
+    stream = types.SimpleNamespace(synchronize=lambda: None)
+    cupy.cuda = types.SimpleNamespace(get_current_stream=lambda: stream)
     cupy.asarray = _asarray
     cupy.empty = lambda shape, dtype: DeviceArray(run._garbage(shape, dtype))
     cupyx.scatter_add = _scatter_add
