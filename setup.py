@@ -44,8 +44,9 @@ setup(
         "oracle": ["torch>=2.2"],
         # mpich: the MPI library and mpiexec, for machines that bring none.
         "distributed": ["mpi4py>=4", "mpich>=4"],
-        "cuda12": ["cupy-cuda12x>=13"],
-        "cuda13": ["cupy-cuda13x>=13"],
+        # With NVIDIA's libraries: a machine needs its driver alone.
+        "cuda12": ["cupy-cuda12x[ctk]>=14"],
+        "cuda13": ["cupy-cuda13x[ctk]>=14"],
         # Compiles the CUDA kernels where there is no GPU, for the tests.
         "nvrtc": ["cupy-cuda12x>=13", "nvidia-cuda-nvrtc-cu12"],
     },

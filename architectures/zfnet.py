@@ -8,7 +8,6 @@ What the paper is about, the projection of activations back to pixels, is the co
 """
 
 import click
-import numpy as np
 
 from architectures.common import (
     IMAGENET_MEAN,
@@ -84,8 +83,8 @@ def renormalize_filters(model: ZFNet, limit: float = MAX_FILTER_RMS) -> None:
     """Scale every filter of the convolutions whose RMS exceeds `limit` down to it (section 3.1)."""
     for layer in (model.conv1, model.conv2, model.conv3, model.conv4, model.conv5):
         with layer.weight.mutate() as weight:
-            rms = np.sqrt(np.mean(weight**2, axis=(1, 2, 3), keepdims=True))
-            weight *= np.minimum(1, limit / np.maximum(rms, limit))
+            rms = (weight**2).mean(axis=(1, 2, 3), keepdims=True) ** 0.5
+            weight *= limit / rms.clip(limit, None)
 
 
 def build(num_classes: int = 1000, width: str = "paper", full: bool = True) -> ZFNet:

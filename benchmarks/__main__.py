@@ -45,7 +45,7 @@ def kernels(**options):
     """The CPU kernels: those that wait for memory, and the ways of convolving."""
     from benchmarks import kernels
 
-    _measure("kernels", kernels.tasks, kernels.NOTES, **options)
+    _measure("kernels", lambda wanted, machine: kernels.tasks(wanted), kernels.NOTES, **options)
 
 
 @_command
@@ -53,18 +53,26 @@ def layers(**options):
     """Every convolution and pooling, and the largest other layers, of the networks."""
     from benchmarks import layers
 
-    _measure("layers", layers.tasks, layers.NOTES, **options)
+    _measure("layers", lambda wanted, machine: layers.tasks(wanted), layers.NOTES, **options)
 
 
 @_command
-def networks(**options):
+@click.option(
+    "--backend", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True,
+    help="The processor, or an NVIDIA GPU.",
+)  # fmt: skip
+@click.option(
+    "--precision", type=click.Choice(["float32", "tf32"]), default="float32", show_default=True,
+    help="With cuda, of the products of minidl and of PyTorch.",
+)  # fmt: skip
+def networks(backend, precision, **options):
     """A training step and inference of every network, with its peak memory."""
     from benchmarks import networks
 
-    def tasks(wanted):
-        return networks.tasks(wanted, dispatch.get_num_threads())
-
-    _measure("networks", tasks, networks.NOTES, **options)
+    if precision != "float32" and backend != "cuda":
+        raise click.UsageError(f"--precision {precision} needs --backend cuda")
+    notes = networks.NOTES[backend]
+    _measure("networks", networks.tasks, notes, **options, backend=backend, precision=precision)
 
 
 @main.command(help="ResNet-18 as the batch, the image and the threads grow: a table and curves.")
@@ -92,26 +100,27 @@ def scaling(threads, quick, out):
     click.echo("\n" + "\n".join(map(str, paths)))
 
 
-def _measure(name, tasks, notes, against, threads, quick, only, out):
+def _measure(
+    name, tasks, notes, against, threads, quick, only, out, backend="cpu", precision="float32"
+):  # fmt: skip
     from benchmarks import report
-    from benchmarks.tasks import Plan, run
-    from kernels.study import machine
+    from benchmarks.tasks import Machine, Plan, run
 
     # PyTorch first: how long OpenMP's threads spin, which kernels.cpu sets, is minidl's own.
     peer = against == "torch" and _torch_is_there()
-    common.setup("auto", 0, threads)
-    threads = dispatch.get_num_threads()
-    if peer:
-        _set_torch_threads(threads)
-    todo = list(tasks(lambda task: fnmatchcase(task.lower(), f"*{only.lower()}*")))
+    device = common.setup("auto" if backend == "cpu" else backend, 0, threads)
+    machine = Machine(dispatch.get_num_threads(), device, precision)
+    peer = peer and _set_up_torch(machine)
+    dispatch.precision(precision)
+    todo = list(tasks(lambda task: fnmatchcase(task.lower(), f"*{only.lower()}*"), machine))
     if not todo:
         raise click.BadParameter(f"nothing that is measured matches {only!r}", param_hint="--only")
     with common.user_errors(OSError):
         out.mkdir(parents=True, exist_ok=True)
-    plan = Plan(QUICK_ROUNDS if quick else ROUNDS, peer)
+    plan = Plan(QUICK_ROUNDS if quick else ROUNDS, peer, machine)
     with common.user_errors(RuntimeError):
         figures = run(todo, plan, lambda task: click.echo(f"{task} ...", err=True))
-    about = machine.describe(threads, report.PACKAGES)
+    about = report.taken_on(machine)
     click.echo(report.table(figures, about, notes))
     with common.user_errors(OSError):
         paths = report.save(out, name, figures, about, notes)
@@ -130,10 +139,19 @@ def _torch_is_there() -> bool:
     return True
 
 
-def _set_torch_threads(threads):
+def _set_up_torch(machine) -> bool:
+    """Give PyTorch what minidl has; False, after a hint, where it lacks the device."""
     import torch
 
-    torch.set_num_threads(threads)
+    from benchmarks import cuda
+
+    torch.set_num_threads(machine.threads)
+    if machine.device == "cuda":
+        if not torch.cuda.is_available():
+            click.echo(cuda.NO_PEER, err=True)
+            return False
+        cuda.set_torch_precision(machine.precision)
+    return True
 
 
 if __name__ == "__main__":

@@ -3,12 +3,22 @@
 import json
 from pathlib import Path
 
-from benchmarks.tasks import Figure
+from benchmarks import cuda
+from benchmarks.tasks import Figure, Machine
 from kernels.files import atomic_path, write_text
 from kernels.study import machine
 from kernels.table import format_bytes
 
 PACKAGES = ("numpy", "numba", "torch")
+
+
+def taken_on(where: Machine) -> dict:
+    """What the figures were taken on, and when."""
+    return {
+        **machine.describe(where.threads, PACKAGES),
+        "precision": where.precision,
+        **(cuda.about() if where.device == "cuda" else {}),
+    }
 
 
 # -- table -----------------------------------------------------------------------------------------
@@ -21,7 +31,7 @@ def table(figures: list[Figure], about: dict, notes) -> str:
     memory = any(figure.memory for figure in figures)
     columns = _columns(peers, memory)
     lines = [
-        f"{machine.sentence(about, PACKAGES)}; float32.",
+        f"{_gpu(about)}{machine.sentence(about, PACKAGES)}; {about['precision']}.",
         "",
         ceilings.sentence(),
         "",
@@ -36,6 +46,13 @@ def table(figures: list[Figure], about: dict, notes) -> str:
         "or memory."
     )
     return "\n".join([*lines, "", *(f"- {note}" for note in (meaning, *notes))])
+
+
+def _gpu(about):
+    if "gpu" not in about:
+        return ""
+    versions = f"CUDA {about['cuda']}, driver {about['driver']}, cupy {about['cupy']}"
+    return f"{about['gpu']}, {versions}; beside it "
 
 
 def _columns(peers, memory):

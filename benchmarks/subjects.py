@@ -67,14 +67,16 @@ def by_name(name: str) -> Subject:
     return next(subject for subject in SUBJECTS if subject.name == name)
 
 
-def minidl_run(subject: Subject, training: bool, segments: int | None = None) -> Callable:
+def minidl_run(
+    subject: Subject, training: bool, device: str = "cpu", segments: int | None = None
+) -> Callable:
     """A step of minidl's network (forward, loss, backward, SGD with momentum), or inference.
 
     `segments`: in so many checkpointed segments, for a network that is a Sequential.
     """
     images, labels = subject.draw()
-    images = Tensor(images)
-    model = subject.build()
+    images = Tensor(images).to(device)
+    model = subject.build().to(device)
     model.train(training)
     optimizer = optim.SGD(model.parameters(), lr=LR, momentum=MOMENTUM)
     loss = subject.architecture.recipe(**subject.options).loss
@@ -94,14 +96,14 @@ def minidl_run(subject: Subject, training: bool, segments: int | None = None) ->
     return step if training else infer
 
 
-def torch_run(subject: Subject, training: bool) -> Callable:
+def torch_run(subject: Subject, training: bool, device: str = "cpu") -> Callable:
     """The same in PyTorch."""
     import torch
 
     from benchmarks import torch_networks
 
-    images, labels = (torch.from_numpy(array) for array in subject.draw())
-    model = subject.peer(torch_networks)
+    images, labels = (torch.from_numpy(array).to(device) for array in subject.draw())
+    model = subject.peer(torch_networks).to(device)
     model.train(training)
     optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=MOMENTUM)
 

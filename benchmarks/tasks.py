@@ -3,8 +3,30 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
+from benchmarks import cuda
 from kernels.study.ceilings import Ceilings, measure_ceilings
-from kernels.study.timing import Spread, interleaved, spread
+from kernels.study.timing import Spread, interleaved, seconds, spread
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What candidates run on: so many threads of the CPU, or a GPU ("cuda").
+
+    `precision` is that of a GPU's products: "float32" or "tf32".
+    """
+
+    threads: int
+    device: str = "cpu"
+    precision: str = "float32"
+
+    @property
+    def clock(self) -> Callable:
+        return cuda.seconds if self.device == "cuda" else seconds
+
+    def ceilings(self, rounds: int) -> Ceilings:
+        """Measured, the best of `rounds`."""
+        measure = cuda.measure_ceilings if self.device == "cuda" else measure_ceilings
+        return measure(rounds)
 
 
 @dataclass(frozen=True)
@@ -65,6 +87,7 @@ class Plan:
 
     rounds: int
     peer: bool
+    machine: Machine
 
 
 def run(tasks: Iterable[Task], plan: Plan, progress: Callable[[str], None]) -> list[Figure]:
@@ -72,7 +95,7 @@ def run(tasks: Iterable[Task], plan: Plan, progress: Callable[[str], None]) -> l
 
     `progress(name)` is called before each task. Ctrl-C ends the run: what is measured is returned.
     """
-    before = measure_ceilings(plan.rounds)
+    before = plan.machine.ceilings(plan.rounds)
     figures = []
     try:
         for task in tasks:
@@ -81,12 +104,12 @@ def run(tasks: Iterable[Task], plan: Plan, progress: Callable[[str], None]) -> l
     except KeyboardInterrupt:
         if not figures:
             raise
-    ceilings = before.highest(measure_ceilings(plan.rounds))
+    ceilings = before.highest(plan.machine.ceilings(plan.rounds))
     return [replace(figure, ceilings=ceilings) for figure in figures]
 
 
 def _figure(task, plan, ceilings):
     memory = task.peak_memory(plan.peer) if task.peak_memory else {}
-    times = interleaved(task.prepare(plan.peer), plan.rounds)
-    spreads = {name: spread(seconds) for name, seconds in times.items()}
+    times = interleaved(task.prepare(plan.peer), plan.rounds, clock=plan.machine.clock)
+    spreads = {name: spread(each) for name, each in times.items()}
     return Figure(task.name, task.flops, task.traffic, spreads, ceilings, memory)

@@ -8,9 +8,13 @@ import numpy as np
 
 BACKENDS = ("auto", "reference", "cpu", "cuda")
 WINOGRAD_SIZES = (None, 2, 4)
+PRODUCTS = ("auto", "cublas", "own")
+PRECISIONS = ("float32", "tf32", "float16")
 _current = "auto"
 _modules = {}
 _winograd_size = 4
+_products = "auto"
+_precision = "float32"
 
 
 class use(AbstractContextManager):
@@ -84,6 +88,57 @@ class winograd(AbstractContextManager):
 def winograd_size() -> int | None:
     """The size chosen by `winograd`."""
     return _winograd_size
+
+
+class products(AbstractContextManager):
+    """Choose who makes the matrix products of the GPU kernels, those of convolutions included.
+
+    From here on or, as a context manager, for the enclosed block: cuBLAS ("cublas"), the kernels of
+    kernels/cuda/product.cuh ("own"), or whichever suits the shapes ("auto", the choice at the
+    start). Raises ValueError for another name.
+    """
+
+    def __init__(self, name: str):
+        global _products
+        if name not in PRODUCTS:
+            raise ValueError(f"products must be one of {PRODUCTS}, got {name!r}")
+        self._previous, _products = _products, name
+
+    def __exit__(self, *exc):
+        global _products
+        _products = self._previous
+
+
+def products_choice() -> str:
+    """The name chosen by `products`."""
+    return _products
+
+
+class precision(AbstractContextManager):
+    """Choose how cuBLAS makes float32 products.
+
+    From here on or, as a context manager, for the enclosed block:
+    "float32" (the choice at the start); "tf32", which lets it round the operands to 10 bits of
+    mantissa (GPUs from the Ampere generation on do; others ignore it); "float16", which rounds them
+    to float16, 10 bits and numbers up to 65504 only. Products are summed in float32 all the same.
+    The GPU's own products (see `products`), and those of the CPU, stay as exact as they are. Raises
+    ValueError for another name.
+    """
+
+    def __init__(self, name: str):
+        global _precision
+        if name not in PRECISIONS:
+            raise ValueError(f"precision must be one of {PRECISIONS}, got {name!r}")
+        self._previous, _precision = _precision, name
+
+    def __exit__(self, *exc):
+        global _precision
+        _precision = self._previous
+
+
+def precision_choice() -> str:
+    """The name chosen by `precision`."""
+    return _precision
 
 
 def set_num_threads(n: int) -> None:

@@ -5,8 +5,6 @@ from types import ModuleType
 
 import numpy as np
 
-CUPY_HINT = "CuPy with a CUDA device is needed: pip install -e '.[cuda12]'"
-
 
 def get_array_module(array) -> ModuleType:
     """The module whose functions work on `array`: ``numpy``, or ``cupy`` for a CuPy array."""
@@ -27,8 +25,8 @@ def is_array(value) -> bool:
 
 
 def device_of(array) -> str:
-    """``"cpu"`` for a NumPy array, ``"cuda"`` for a CuPy array."""
-    return "cpu" if isinstance(array, np.ndarray) else "cuda"
+    """``"cpu"`` for a NumPy array or scalar, ``"cuda"`` for a CuPy array."""
+    return "cpu" if isinstance(array, (np.ndarray, np.generic)) else "cuda"
 
 
 def synchronize(array) -> None:
@@ -48,10 +46,9 @@ def to_device(array, device: str):
         return array
     if device == "cpu":
         return array.get()
-    try:
-        import cupy
-    except ImportError as error:
-        raise RuntimeError(CUPY_HINT) from error
-    if not cupy.is_available():
-        raise RuntimeError(CUPY_HINT)
+    from kernels.cuda import runtime
+
+    runtime.require()
+    import cupy
+
     return cupy.asarray(array)

@@ -61,11 +61,14 @@ def evaluating(model):
 
 
 def evaluate(model, loader, loss_function, scores=lambda outputs: outputs) -> Running:
-    """Loss and accuracy of `model` on a loader's batches, in evaluation mode, without a graph."""
+    """Loss and accuracy of `model` on a loader's batches, in evaluation mode, without a graph.
+
+    The batches are moved to the model's device.
+    """
     total = Running()
     with evaluating(model), no_grad():
         for images, labels in loader:
-            outputs = model(Tensor(images))
+            outputs = model(Tensor(to_device(images, model.device)))
             loss = loss_function(model, outputs, labels).item()
             rows = to_device(scores(outputs)._array, "cpu")
             correct, top5 = count_correct(rows, labels), count_correct(rows, labels, 5)
@@ -76,7 +79,8 @@ def evaluate(model, loader, loss_function, scores=lambda outputs: outputs) -> Ru
 def probabilities(model, images, scores=lambda outputs: outputs) -> np.ndarray:
     """Class probabilities (N, classes) of images (N, C, H, W), in evaluation mode."""
     with evaluating(model), no_grad():
-        return to_device(ops.softmax(scores(model(Tensor(images))), axis=1)._array, "cpu")
+        outputs = model(Tensor(to_device(images, model.device)))
+        return to_device(ops.softmax(scores(outputs), axis=1)._array, "cpu")
 
 
 def evaluate_views(model, loader, scores=lambda outputs: outputs) -> Running:

@@ -53,7 +53,7 @@ class Function:
         inputs = _as_tensors(inputs)
         arrays = [t._array for t in inputs]
         if len(arrays) > 1:
-            _check_one_device(self, arrays)
+            check_one_device(type(self).__name__, arrays)
         results = self.forward(*arrays)
         single = not isinstance(results, tuple)
         outputs = [_wrap_output(r, inputs) for r in ((results,) if single else results)]
@@ -187,13 +187,15 @@ def _as_tensors(inputs):
     return tuple(as_tensor(t, like) for t in inputs)
 
 
-def _check_one_device(function, arrays):
+def check_one_device(name: str, arrays) -> None:
+    """ValueError naming the operation and the devices unless all arrays are on one device."""
     first = type(arrays[0])
     if any([type(a) is not first for a in arrays]):
         devices = [device_of(a) for a in arrays]
         if len(set(devices)) > 1:
             raise ValueError(
-                f"{type(function).__name__}: all tensors must be on one device, got {devices}"
+                f"{name}: all tensors must be on one device, got "
+                f"{', '.join(devices)}: move them with to(device)"
             )
 
 

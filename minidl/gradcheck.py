@@ -15,7 +15,7 @@ disagree with each other, the point is a kink (a tie of max, ReLU at 0), and the
 import numpy as np
 
 from minidl import random
-from minidl.array_module import get_array_module, to_device
+from minidl.array_module import to_device
 from minidl.graph import grad
 from minidl.tensor import Tensor, enable_grad, no_grad
 
@@ -75,9 +75,12 @@ def gradgradcheck(fn, inputs, **options) -> bool:
     """
     inputs = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
     with no_grad():
-        shapes = [y.shape for y in _floating(fn(*inputs))]
+        places = [(y.shape, y.device) for y in _floating(fn(*inputs))]
     draw = np.random.default_rng(options.get("seed", 0))
-    weights = tuple(Tensor(draw.standard_normal(shape), requires_grad=True) for shape in shapes)
+    weights = tuple(
+        Tensor(to_device(draw.standard_normal(shape), device), requires_grad=True)
+        for shape, device in places
+    )
     count = len(inputs)
     wanted = [i for i, t in enumerate(inputs) if t.requires_grad]
 
@@ -184,24 +187,23 @@ class _Check:
         return outputs
 
     def arrays(self):
-        """The values of the outputs, copied, without a graph."""
+        """The values of the outputs, copied to the CPU, without a graph."""
         with no_grad():
-            return [y._array.copy() for y in self.outputs()]
+            return [to_device(y._array.copy(), "cpu") for y in self.outputs()]
 
     def repeatable(self):
         first, second = self.arrays(), self.arrays()
         for a, b in zip(first, second, strict=True):
-            if not get_array_module(a).array_equal(a, b, equal_nan=True):
+            if not np.array_equal(a, b, equal_nan=True):
                 raise GradcheckError(
                     "fn gave two results for one input: fix its random state to check it"
                 )
 
     def shifted(self, i, direction, step):
         """The outputs at input i + step * direction."""
-        source = self.inputs[i]._array
-        kept = source.copy()
+        kept = self.inputs[i]._array.copy()
         with self.inputs[i].mutate() as array:
-            array += step * direction
+            array += to_device(step * direction, self.inputs[i].device)
         try:
             return self.arrays()
         finally:
@@ -209,13 +211,19 @@ class _Check:
                 array[...] = kept
 
     def analytic(self, y, wanted, weights):
-        """weights^T J of the output y by each of the inputs numbered `wanted`; keeps the graph."""
+        """weights^T J of the output y by each of the inputs numbered `wanted`; keeps the graph.
+
+        All arrays, of weights and of results, on the CPU.
+        """
         results = [None] * len(wanted)
         if y.requires_grad:
             inputs = [self.inputs[i] for i in wanted]
-            results = grad(y, inputs, Tensor(weights), retain_graph=True, allow_unused=True)
-        return [np.zeros(self.inputs[i].shape) if result is None else result._array
-                for i, result in zip(wanted, results, strict=True)]  # fmt: skip
+            weights = Tensor(to_device(weights, y.device))
+            results = grad(y, inputs, weights, retain_graph=True, allow_unused=True)
+        return [
+            np.zeros(self.inputs[i].shape) if result is None else to_device(result._array, "cpu")
+            for i, result in zip(wanted, results, strict=True)
+        ]
 
     def jacobian(self, i):
         source = self.inputs[i]._array

@@ -69,6 +69,9 @@ def _seed(output: Tensor, grad, name: str) -> Tensor:
     grad = as_tensor(grad, like=output)
     if grad.shape != output.shape:
         raise ValueError(f"{name} must have the output's shape {output.shape}, got {grad.shape}")
+    if grad.device != output.device:
+        raise ValueError(f"{name} must be on the output's device, {output.device}: it is on "
+                         f"{grad.device}")
     return grad if grad.dtype == output.dtype else grad.astype(output.dtype)
 
 

@@ -89,7 +89,7 @@ def summary(module, input_shape) -> Summary:
     try:
         module.eval()
         with no_grad():
-            module(Tensor(np.zeros((1, *input_shape), dtype)))
+            module(Tensor(np.zeros((1, *input_shape), dtype)).to(module.device))
     finally:
         for handle in handles:
             handle.remove()

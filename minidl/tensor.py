@@ -271,6 +271,10 @@ class Tensor:
 
         return to(self, target) if target in ("cpu", "cuda") else cast(self, target)
 
+    def cpu(self) -> "Tensor":
+        """This tensor in the memory of the CPU, itself if it is there; differentiable."""
+        return self.to("cpu")
+
     # -- changing the values ---------------------------------------------------------------------
 
     @contextmanager
@@ -294,14 +298,18 @@ class Tensor:
         return True
 
     def copy_(self, source) -> "Tensor":
-        """Overwrite the values with `source` (tensor, array or scalar; broadcast) in place."""
+        """Overwrite the values with `source` (tensor, array or scalar; broadcast) in place.
+
+        The source may be on another device.
+        """
         array = source._array if isinstance(source, Tensor) else source
         if self._requires_grad and self._node is not None:
             raise RuntimeError("copy_() on a computed tensor would break its graph: detach() first")
-        xp = get_array_module(self._array)
         shape = getattr(array, "shape", ())
-        if shape != self.shape and xp.broadcast_shapes(shape, self.shape) != self.shape:
+        if shape != self.shape and np.broadcast_shapes(shape, self.shape) != self.shape:
             raise ValueError(f"source must broadcast to {self.shape}, got shape {shape}")
+        if is_array(array):
+            array = to_device(array, self.device)
         with self.mutate() as target:
             target[...] = array
         return self

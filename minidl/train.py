@@ -4,13 +4,14 @@ import math
 import signal
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
 
 from minidl import checkpoint as checkpoints
 from minidl import random
+from minidl.amp import autocast
 from minidl.array_module import to_device
 from minidl.evaluation import Running, count_correct, evaluate
 from minidl.history import write_history
@@ -73,14 +74,15 @@ class Trainer:
     `loss_function(model, outputs, labels)` gives a scalar tensor; `scores(outputs)` the (N, C)
     scores whose largest is the prediction. The schedule advances every batch or, with
     ``schedule_by="epoch"``, every epoch; ``after_step(model)`` follows every step of the optimiser.
-    `about` is stored with every checkpoint. `team` says who shares the work: each rank of it has a
-    Trainer, whose loaders give this rank's part of the data.
+    `about` is stored with every checkpoint. The loaders' batches are moved to the model's device.
+    `team` says who shares the work: each rank of it has a Trainer, whose loaders give this rank's
+    part of the data. With a `scaler` (`minidl.amp.GradScaler`) it trains in mixed precision.
     """
 
     def __init__(
         self, model, optimizer, train_loader, test_loader, loss_function, directory, epochs,
         *, scheduler=None, schedule_by="batch", clip_norm=None, scores=lambda outputs: outputs,
-        after_step=None, about=None, display=None, team=None,
+        after_step=None, about=None, display=None, team=None, scaler=None,
     ):  # fmt: skip
         if epochs < 1:
             raise ValueError(f"epochs must be at least 1, got {epochs}")
@@ -101,6 +103,7 @@ class Trainer:
         self.about = about or {}
         self.display = display
         self.team = team or Alone()
+        self.scaler = scaler
         self._held = None
         self.epoch = 1
         self.batch = 0  # batches of this epoch that are done with
@@ -170,22 +173,25 @@ class Trainer:
         with _interrupts_held():
             samples = len(labels) if self.train_loader.counted else 0
             self.team.begin(samples)
-            outputs = self.model(Tensor(images))
-            loss = self.loss_function(self.model, outputs, labels)
-            seen = Running()
-            if samples:
-                scores = to_device(self.scores(outputs)._array, "cpu")
-                seen.add(loss.item(), count_correct(scores, labels), samples)
-            self.optimizer.zero_grad()
-            self.team.backward(loss)
+            with nullcontext() if self.scaler is None else autocast():
+                outputs = self.model(Tensor(to_device(images, self.model.device)))
+                loss = self.loss_function(self.model, outputs, labels)
+                seen = Running()
+                if samples:
+                    scores = to_device(self.scores(outputs)._array, "cpu")
+                    seen.add(loss.item(), count_correct(scores, labels), samples)
+                self.optimizer.zero_grad()
+                self.team.backward(loss if self.scaler is None else self.scaler.scale(loss))
             seen, stop = self._total(seen)
             self.team.average(seen.samples)
-            self._check_finite(seen.loss)
-            if self.clip_norm is not None:
-                clip_grad_norm_(self.optimizer.parameters, self.clip_norm)
-            self.optimizer.step()
-            if self.after_step is not None:
-                self.after_step(self.model)
+            if not math.isfinite(seen.loss):
+                raise self._diverged(f"the loss became {seen.loss}")
+            if self._gradients_are_usable():
+                if self.clip_norm is not None:
+                    clip_grad_norm_(self.optimizer.parameters, self.clip_norm)
+                self.optimizer.step()
+                if self.after_step is not None:
+                    self.after_step(self.model)
             if self.scheduler is not None and self.schedule_by == "batch":
                 self.scheduler.step()
             self.running.merge(seen)
@@ -193,13 +199,19 @@ class Trainer:
         if stop:
             raise KeyboardInterrupt
 
-    def _check_finite(self, loss):
-        if not math.isfinite(loss):
-            rate = self.optimizer.groups[0]["lr"]
-            raise TrainingDiverged(
-                f"the loss became {loss} in epoch {self.epoch}, batch {self.batch + 1}, at "
-                f"learning rate {rate:g}: try a lower one (--lr) or clip the gradients"
-            )
+    def _gradients_are_usable(self):
+        if self.scaler is None or self.scaler.unscale_(self.optimizer.parameters):
+            return True
+        if self.scaler.factor < 1:
+            raise self._diverged("the gradients overflow float16, however the loss is scaled")
+        return False
+
+    def _diverged(self, what):
+        rate = self.optimizer.groups[0]["lr"]
+        return TrainingDiverged(
+            f"{what} in epoch {self.epoch}, batch {self.batch + 1}, at learning rate {rate:g}: "
+            "try a lower one (--lr) or clip the gradients"
+        )
 
     def _finish_epoch(self, tested, speed):
         with _interrupts_held():
@@ -245,6 +257,7 @@ class Trainer:
             "rows": self.rows,
             "best_accuracy": self.best_accuracy,
             "scheduler": self.scheduler.state_dict() if self.scheduler is not None else None,
+            "scaler": self.scaler.state_dict() if self.scaler is not None else None,
             "random": random.get_state(),
             "loader_seed": self.train_loader.seed,
             "train_images": len(self.train_loader.dataset),
@@ -272,6 +285,8 @@ class Trainer:
         self.optimizer.load_state_dict(state.optimizer)
         if self.scheduler is not None:
             self.scheduler.load_state_dict(progress["scheduler"])
+        if self.scaler is not None:
+            self.scaler.load_state_dict(progress["scaler"])
         random.set_state(progress["random"])
         self.train_loader.seed = progress["loader_seed"]
         self.epoch, self.batch = progress["epoch"], progress["batch"]

@@ -9,11 +9,21 @@ from kernels.cuda.batchnorm import (
     batchnorm_backward,
     batchnorm_eval,
     batchnorm_eval_backward,
+    batchnorm_statistics,
     batchnorm_train,
+)
+from kernels.cuda.conv import (
+    col2im,
+    conv2d,
+    conv2d_input_grad,
+    conv2d_weight_grad,
+    conv_transpose2d,
+    im2col,
 )
 from kernels.cuda.dropout import dropout, dropout_mask
 from kernels.cuda.loss import softmax_cross_entropy, softmax_cross_entropy_backward
 from kernels.cuda.lrn import lrn, lrn_backward
+from kernels.cuda.matmul import matmul
 from kernels.cuda.optim import adam_step, sgd_step
 from kernels.cuda.pool import (
     avg_pool2d,
@@ -33,16 +43,24 @@ __all__ = [
     "batchnorm_backward",
     "batchnorm_eval",
     "batchnorm_eval_backward",
+    "batchnorm_statistics",
     "batchnorm_train",
     "bias_relu",
     "bias_relu_backward",
     "channel_sums",
+    "col2im",
+    "conv2d",
+    "conv2d_input_grad",
+    "conv2d_weight_grad",
+    "conv_transpose2d",
     "dropout",
     "dropout_mask",
     "global_avg_pool2d",
     "global_avg_pool2d_backward",
+    "im2col",
     "lrn",
     "lrn_backward",
+    "matmul",
     "max_pool2d",
     "max_pool2d_gather",
     "max_unpool2d",

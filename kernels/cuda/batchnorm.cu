@@ -29,15 +29,13 @@ extern "C" __global__ void part_moments(
     }
 }
 
-// A warp a channel: mean and biased variance from those of its parts. A part's squares about the
-// common mean are those about its own, plus its size times the squared distance of the means.
-extern "C" __global__ void moments(
-    const wide *means, const wide *squares, real *mean, real *rest, real *var, real *inv_std,
-    wide eps, int channels, long long length, int part, int parts)
+// Mean and biased variance of a channel from those of its parts, by one full warp, in all its lanes.
+// A part's squares about the common mean are those about its own, plus its size times the squared
+// distance of the means.
+__device__ inline wide joined_moments(
+    const wide *means, const wide *squares, long long channel, long long length, int part,
+    int parts, wide *var)
 {
-    long long channel = thread_number() / WARP;
-    if (channel >= channels)
-        return;
     means += channel * parts;
     squares += channel * parts;
     wide total = 0, square = 0;
@@ -48,12 +46,39 @@ extern "C" __global__ void moments(
         wide apart = means[k] - common;
         square += squares[k] + apart * apart * part_size(length, part, parts, k);
     }
-    square = warp_sum(square) / length;
+    *var = warp_sum(square) / length;
+    return common;
+}
+
+// A warp a channel.
+extern "C" __global__ void moments(
+    const wide *means, const wide *squares, real *mean, real *rest, real *var, real *inv_std,
+    wide eps, int channels, long long length, int part, int parts)
+{
+    long long channel = thread_number() / WARP;
+    if (channel >= channels)
+        return;
+    wide square, common = joined_moments(means, squares, channel, length, part, parts, &square);
     if (threadIdx.x % WARP == 0) {
         mean[channel] = (real)common;
         rest[channel] = (real)(common - (real)common);
         var[channel] = (real)square;
         inv_std[channel] = (real)(1 / sqrt(square + eps));
+    }
+}
+
+// A warp a channel; the same without rounding.
+extern "C" __global__ void statistics(
+    const wide *means, const wide *squares, wide *mean, wide *var,
+    int channels, long long length, int part, int parts)
+{
+    long long channel = thread_number() / WARP;
+    if (channel >= channels)
+        return;
+    wide square, common = joined_moments(means, squares, channel, length, part, parts, &square);
+    if (threadIdx.x % WARP == 0) {
+        mean[channel] = common;
+        var[channel] = square;
     }
 }
 

@@ -29,20 +29,33 @@ def _normalise(x, mean, rest, inv_std, gamma, beta):
     return y
 
 
+def _launch_moments(kernel, x, results, *settings):
+    """Reduce the parts of every channel of x, and join them by `kernel`, into `results`."""
+    cut = ChannelParts.of(x)
+    means, squares = runtime.empty((2, cut.channels, cut.parts), np.float64)
+    cut.launch("batchnorm", "part_moments", x.dtype, (x, means, squares))
+    channels, part, parts = runtime.ints(cut.channels, PART, cut.parts)
+    args = (means, squares, *results, *settings, channels, cut.length, part, parts)
+    runtime.launch_warps("batchnorm", kernel, x.dtype, cut.channels, args)
+
+
 def batchnorm_train(x, gamma, beta, eps):
     """See kernels.reference.batchnorm_train."""
     check_batchnorm(x, training=True, gamma=gamma, beta=beta)
     x, gamma, beta = _contiguous(x, gamma, beta)
-    cut = ChannelParts.of(x)
-    means, squares = runtime.empty((2, cut.channels, cut.parts), np.float64)
-    cut.launch("batchnorm", "part_moments", x.dtype, (x, means, squares))
-    mean, rest, var, inv_std = _per_channel(x, 4)
-    channels, part, parts = runtime.ints(cut.channels, PART, cut.parts)
-    args = (
-        means, squares, mean, rest, var, inv_std, np.float64(eps), channels, cut.length, part, parts
-    )
-    runtime.launch_warps("batchnorm", "moments", x.dtype, cut.channels, args)
+    mean, rest, var, inv_std = results = _per_channel(x, 4)
+    _launch_moments("moments", x, results, np.float64(eps))
     return _normalise(x, mean, rest, inv_std, gamma, beta), mean, var, inv_std
+
+
+def batchnorm_statistics(x):
+    """See kernels.reference.batchnorm_statistics."""
+    check_batchnorm(x)
+    if x.size == 0:
+        raise ValueError(f"x must have a value a channel, got shape {x.shape}")
+    mean, var = (runtime.empty(x.shape[1:2], np.float64) for _ in range(2))
+    _launch_moments("statistics", runtime.contiguous(x), (mean, var))
+    return mean, var
 
 
 def batchnorm_eval(x, gamma, beta, mean, var, eps):

@@ -8,16 +8,20 @@ sources where there is no GPU.
 import hashlib
 import math
 import sys
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 
+from kernels.dispatch import precision_choice
+
 SOURCES = Path(__file__).parent
 THREADS, WARP = 256, 32
 C_TYPES = {"f": "float", "d": "double"}
 INSTALL = "pip install -e '.[cuda12]' (or '.[cuda13]' for CUDA 13)"
+CUBLAS_TF32_TENSOR_OP_MATH = 3  # of cublasMath_t; CuPy gives it no name
 # What a kernel may take without asking; more has to be allowed first.
 _PLAIN_SHARED_BYTES = 48 << 10
 # How many blocks a grid may have along y; along x it may have 2^31 - 1.
@@ -63,6 +67,68 @@ def zeros(shape, dtype):
 def contiguous(array):
     """`array` in C order; itself where it is so already."""
     return array if array.flags.c_contiguous else array_module().ascontiguousarray(array)
+
+
+def gemm(a, b, out) -> None:
+    """out[...] = a @ b by cuBLAS: matrices, or stacks of them that broadcast; `out` C-contiguous.
+
+    float32 products are made as `dispatch.precision` says.
+    """
+    precision = precision_choice() if out.dtype == np.float32 else "float32"
+    if precision == "float16":
+        _float16_products(a, b, out)
+    else:
+        with _tf32_products() if precision == "tf32" else nullcontext():
+            array_module().matmul(a, b, out=out)
+
+
+@contextmanager
+def _tf32_products():
+    """Within, cuBLAS may round the operands of float32 products to TF32."""
+    from cupy.cuda import cublas, device
+
+    handle = device.get_cublas_handle()
+    before = cublas.getMathMode(handle)
+    cublas.setMathMode(handle, CUBLAS_TF32_TENSOR_OP_MATH)
+    try:
+        yield
+    finally:
+        cublas.setMathMode(handle, before)
+
+
+def _float16_products(a, b, out):
+    """The products of operands rounded to float16, summed and kept in float32.
+
+    CuPy's matmul would round the results, too. To cuBLAS, which counts by columns, a C-contiguous
+    matrix is its transpose: out^T = b^T a^T, and nothing has to be turned.
+    """
+    from cupy.cuda import cublas, device, runtime
+
+    if not out.size or not a.shape[-1]:
+        out.fill(0)
+        return
+    a, b = (x.astype(np.float16, order="C") for x in (a, b))
+    half, single = (runtime.CUDA_R_16F, 2), (runtime.CUDA_R_32F, 4)
+    (m, k), n = a.shape[-2:], b.shape[-1]
+    one, zero = np.ones((), np.float32), np.zeros((), np.float32)
+    for place in np.ndindex(out.shape[:-2]):
+        at_a, at_b, at_out = (_place_in_stack(x, place) for x in (a, b, out))
+        cublas.gemmEx(
+            device.get_cublas_handle(), 0, 0, n, m, k, one.ctypes.data,
+            b.data.ptr + half[1] * at_b * k * n, half[0], n,
+            a.data.ptr + half[1] * at_a * m * k, half[0], k, zero.ctypes.data,
+            out.data.ptr + single[1] * at_out * m * n, single[0], n,
+            cublas.CUBLAS_COMPUTE_32F, cublas.CUBLAS_GEMM_DEFAULT,
+        )  # fmt: skip
+
+
+def _place_in_stack(x, place):
+    """The number of the matrix of `x` that broadcasts to this place of a stack."""
+    sizes = (1,) * (len(place) + 2 - x.ndim) + x.shape[:-2]
+    number = 0
+    for index, size in zip(place, sizes, strict=True):
+        number = number * size + (index if size > 1 else 0)
+    return number
 
 
 def compiler_options(dtype) -> tuple[str, ...]:

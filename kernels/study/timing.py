@@ -21,35 +21,38 @@ class Spread:
     high: float
 
 
+def seconds(run, calls: int) -> float:
+    """Seconds of one call, the mean of `calls` of them."""
+    start = time.perf_counter()
+    for _ in range(calls):
+        run()
+    return (time.perf_counter() - start) / calls
+
+
 def interleaved(
-    candidates: dict[str, Callable], rounds: int, warmup: int = 1, turn: float = TURN
-) -> dict[str, list[float]]:
+    candidates: dict[str, Callable], rounds: int, warmup: int = 1, turn: float = TURN,
+    clock: Callable = seconds,
+) -> dict[str, list[float]]:  # fmt: skip
     """Seconds of one call: `rounds` turns, in each of which every candidate has its turn.
 
     A candidate that takes less than `turn` seconds is called several times, and the mean counts.
+    `clock(run, calls)` measures, as `seconds` does.
     """
     calls = {}
     for name, run in candidates.items():
         for _ in range(warmup):
             run()
-        calls[name] = max(1, math.ceil(turn / _seconds(run, 1)))
+        calls[name] = max(1, math.ceil(turn / clock(run, 1)))
     times = {name: [] for name in candidates}
     gc.collect()
     gc.disable()
     try:
         for _ in range(rounds):
             for name, run in candidates.items():
-                times[name].append(_seconds(run, calls[name]))
+                times[name].append(clock(run, calls[name]))
     finally:
         gc.enable()
     return times
-
-
-def _seconds(run, calls):
-    start = time.perf_counter()
-    for _ in range(calls):
-        run()
-    return (time.perf_counter() - start) / calls
 
 
 def spread(seconds: list[float]) -> Spread:

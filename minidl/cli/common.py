@@ -26,8 +26,8 @@ def data_errors():
 RUNTIME = (
     click.Option(
         ["--backend"], type=click.Choice(dispatch.BACKENDS), default="auto", show_default=True,
-        help="Kernels to use: the readable NumPy ones (reference), the fast ones (cpu), or the "
-        "fastest for this machine (auto). Those for NVIDIA GPUs (cuda) are still to come.",
+        help="Where and by what to compute: on an NVIDIA GPU (cuda), or on the CPU by the readable "
+        "NumPy kernels (reference) or the fast ones (cpu, auto).",
     ),
     click.Option(
         ["--seed"], type=click.IntRange(min=0), default=0, show_default=True,
@@ -58,13 +58,14 @@ DATA = (
 CHECKPOINT = click.Argument(["checkpoint"], type=click.Path(path_type=Path))
 
 
-def setup(backend: str, seed: int, threads: int | None) -> None:
-    """Carry out the RUNTIME options."""
+def setup(backend: str, seed: int, threads: int | None) -> str:
+    """Carry out the RUNTIME options; returns the device that networks are to be moved to."""
     with user_errors(ValueError, RuntimeError):
         dispatch.use(backend)
         random.manual_seed(seed)
         if threads is not None:
             dispatch.set_num_threads(threads)
+    return "cuda" if backend == "cuda" else "cpu"
 
 
 def model_options(architecture, full: bool) -> list[click.Option]:
@@ -183,15 +184,15 @@ def check_unchanged(stored) -> None:
             )
 
 
-def restored(architecture, path):
-    """(model in evaluation mode, recipe, what the checkpoint says of itself)."""
+def restored(architecture, path, device="cpu"):
+    """(model on `device`, in evaluation mode; recipe; what the checkpoint says of itself)."""
     state = load_checkpoint(architecture, path)
     check_unchanged(state.about["options"])
     with user_errors(ValueError, KeyError, TypeError, prefix=f"{path}: "):
         options = state.about["options"]
         model = architecture.build(num_classes=len(state.about["class_names"]), **options)
         model.load_state_dict(state.model)
-    return model.eval(), architecture.recipe(**options), state
+    return model.to(device).eval(), architecture.recipe(**options), state
 
 
 def load_weights(architecture, model, path, options) -> None:

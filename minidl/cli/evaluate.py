@@ -26,16 +26,17 @@ def evaluate_command(architecture) -> click.Command:
         backend, seed, threads, data, skip_unreadable, workers, checkpoint, weights, protocol,
         **options,
     ):  # fmt: skip
-        common.setup(backend, seed, threads)
+        device = common.setup(backend, seed, threads)
         _, test_set = common.load_data(data, skip_unreadable)
         if (checkpoint is None) == (weights is None):
             raise UserError("give a checkpoint, or weights by --weights")
         if weights is None:
-            model, recipe, state = common.restored(architecture, checkpoint)
+            model, recipe, state = common.restored(architecture, checkpoint, device)
             options = state.about["options"]
             common.check_classes(state.about["class_names"], test_set)
         else:
-            model, recipe = _with_weights(architecture, weights, test_set.num_classes, options)
+            classes = test_set.num_classes
+            model, recipe = _with_weights(architecture, weights, classes, options, device)
         common.check_images(architecture, test_set, recipe, options)
         with common.data_errors():
             result = _evaluate(model, recipe, test_set, workers, protocol)
@@ -78,11 +79,11 @@ def _evaluate(model, recipe, test_set, workers, protocol):
     return evaluation.evaluate_views(chosen.prepare(model), loader, recipe.scores)
 
 
-def _with_weights(architecture, path, num_classes, options):
+def _with_weights(architecture, path, num_classes, options, device):
     with user_errors(ValueError):
         model = architecture.build(num_classes=num_classes, **options)
     common.load_weights(architecture, model, path, options)
-    return model.eval(), architecture.recipe(**options)
+    return model.to(device).eval(), architecture.recipe(**options)
 
 
 def predict_command(architecture) -> click.Command:
@@ -91,18 +92,18 @@ def predict_command(architecture) -> click.Command:
     def command(backend, seed, threads, files, weights, class_names, invert, **options):
         from minidl import evaluation
 
-        common.setup(backend, seed, threads)
+        device = common.setup(backend, seed, threads)
         if weights is None:
             if class_names is not None:
                 raise UserError("--class-names goes with --weights: a checkpoint has its own")
             checkpoint, *files = files
-            model, recipe, state = common.restored(architecture, checkpoint)
+            model, recipe, state = common.restored(architecture, checkpoint, device)
             names, shape = state.about["class_names"], state.about["image_shape"]
             options = state.about["options"]
         else:
             names = _class_names(architecture, class_names, options)
             shape = (architecture.input_shape(**options)[0], None, None)
-            model, recipe = _with_weights(architecture, weights, len(names), options)
+            model, recipe = _with_weights(architecture, weights, len(names), options, device)
         if not files:
             raise UserError("Missing argument 'IMAGES...'.")
         for path in files:

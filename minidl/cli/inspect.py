@@ -36,16 +36,18 @@ def gradcheck_command(architecture) -> click.Command:
 
     def command(backend, seed, threads, **options):
         from minidl import Tensor
+        from minidl.array_module import to_device
         from minidl.gradcheck import GradcheckError, gradcheck_module, move_biases
 
-        common.setup(backend, seed, threads)
+        device = common.setup(backend, seed, threads)
         with user_errors(ValueError):
             model = architecture.build(num_classes=10, **options).to(np.float64)
-        move_biases(model)
+        move_biases(model.to(device))
         images = random.generator().standard_normal((4, *architecture.input_shape(**options)))
         with user_errors(GradcheckError):
             # A step so small crosses few of the kinks that a network's many ReLUs have.
-            gradcheck_module(model, Tensor(images, requires_grad=True), eps=1e-7)
+            inputs = Tensor(to_device(images, device), requires_grad=True)
+            gradcheck_module(model, inputs, eps=1e-7)
         count = sum(p.size for p in model.parameters())
         click.echo(
             f"backward agrees with central differences for the input and all {count:,} "

@@ -17,8 +17,8 @@ def profile_command(architecture) -> click.Command:
     def command(backend, seed, threads, batch_size, steps, by, sort, limit, trace, **options):
         from minidl.profiler import profile
 
-        common.setup(backend, seed, threads)
-        step = _training_step(architecture, batch_size, options)
+        device = common.setup(backend, seed, threads)
+        step = _training_step(architecture, batch_size, options, device)
         step()  # compiles the kernels and makes the optimiser's state
         with profile() as measured:
             for _ in range(steps):
@@ -64,17 +64,17 @@ def profile_command(architecture) -> click.Command:
     )  # fmt: skip
 
 
-def _training_step(architecture, batch_size, options):
-    """A function that trains the network for a step, always on the same noise."""
+def _training_step(architecture, batch_size, options, device):
+    """A function that trains the network on `device` for a step, always on the same noise."""
     from minidl import Tensor
 
     classes = architecture.num_classes(**options)
     with user_errors(ValueError):
-        model = architecture.build(num_classes=classes, **options)
+        model = architecture.build(num_classes=classes, **options).to(device)
         recipe = architecture.recipe(**options)
     draw = random.generator()
     shape = (batch_size, *architecture.input_shape(**options))
-    images = Tensor(draw.standard_normal(shape, np.float32))
+    images = Tensor(draw.standard_normal(shape, np.float32)).to(device)
     labels = draw.integers(0, classes, batch_size)
     optimizer = recipe.make_optimizer(model.parameters(), recipe.lr)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 import numpy as np
 
+from kernels import dispatch
 from kernels.command_line import INTERRUPTED, UserError, user_errors
 from minidl.cli import common
 from minidl.cli import distributed as ranks
@@ -21,14 +22,14 @@ def train_command(architecture) -> click.Command:
 
     def train(
         world, sync_batch_norm, bucket_mb, backend, seed, threads, data, skip_unreadable, workers,
-        epochs, batch_size, lr, out, resume, weights, warm_start=None, **options,
+        epochs, batch_size, lr, precision, out, resume, weights, warm_start=None, **options,
     ):  # fmt: skip
         from minidl.train import LAST
 
         if sum(source is not None for source in (resume, weights, warm_start)) > 1:
             raise UserError("--resume, --weights and --warm-start exclude each other")
         out = out or _default_out(architecture, resume)
-        common.setup(backend, seed, ranks.placed(world, backend, threads))
+        device = common.setup(backend, seed, ranks.placed(world, backend, threads))
         train_set, test_set = common.load_data(data, skip_unreadable)
         state = None
         if resume is not None:
@@ -36,11 +37,11 @@ def train_command(architecture) -> click.Command:
             options = state.about["options"]
             common.check_unchanged({**options, **state.about["settings"], "epochs": epochs})
             common.check_classes(state.about["class_names"], test_set)
-        settings = {"epochs": epochs, "batch_size": batch_size, "lr": lr,
+        settings = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "precision": precision,
                     "sync_batch_norm": sync_batch_norm}  # fmt: skip
         trainer = _trainer(
             architecture, options, settings, train_set, test_set, out, seed, workers, state,
-            ranks.team_of(world, bucket_mb),
+            device, ranks.team_of(world, bucket_mb),
         )  # fmt: skip
         if weights is not None:
             common.load_weights(architecture, trainer.model, weights, options)
@@ -63,6 +64,7 @@ def _resumed(architecture, path):
     if not (
         isinstance(settings, dict) and isinstance(settings.get("lr"), (int, float))
         and all(common.is_count(settings.get(name)) for name in ("epochs", "batch_size"))
+        and settings.get("precision", "float32") in dispatch.PRECISIONS
     ):  # fmt: skip
         raise UserError(f"{path}: no checkpoint of a run: settings is {settings!r}")
     return state
@@ -84,6 +86,11 @@ def _options(architecture):
         click.Option(
             ["--lr"], type=click.FloatRange(min=0, min_open=True), callback=_finite,
             help=f"Learning rate, at the start.{ours}",
+        ),
+        click.Option(
+            ["--precision"], type=click.Choice(dispatch.PRECISIONS),
+            help="Of matrix products: float32, tf32 (with --backend cuda), or float16 with scaled "
+            "gradients.  [default: float32]",
         ),
         click.Option(
             ["--out"], type=click.Path(path_type=Path),
@@ -119,8 +126,9 @@ def _finite(context, option, value):
 
 
 def _trainer(
-    architecture, options, settings, train_set, test_set, out, seed, workers, state, team
+    architecture, options, settings, train_set, test_set, out, seed, workers, state, device, team
 ):  # fmt: skip
+    from minidl.amp import GradScaler
     from minidl.data import DataLoader
     from minidl.distributed import synchronize_batch_norm
     from minidl.train import Trainer
@@ -128,16 +136,19 @@ def _trainer(
     recipe = architecture.recipe(**options)
     stored = state.about["settings"] if state else {}
     defaults = {"epochs": recipe.epochs, "batch_size": recipe.batch_size, "lr": recipe.lr,
-                "sync_batch_norm": False}  # fmt: skip
+                "precision": "float32", "sync_batch_norm": False}  # fmt: skip
     asked = {name: value for name, value in settings.items() if value is not None}
     if state:
         # The length may change; what else the run was started with belongs to its state.
         asked = {name: asked[name] for name in ("epochs",) if name in asked}
     settings = {**defaults, **stored, **asked}
+    if settings["precision"] == "tf32" and device != "cuda":
+        raise UserError("--precision tf32 needs --backend cuda")
+    dispatch.precision("tf32" if settings["precision"] == "tf32" else "float32")
     common.check_images(architecture, train_set, recipe, options)
     common.check_images(architecture, test_set, recipe, options)
     with user_errors(ValueError):
-        model = architecture.build(num_classes=train_set.num_classes, **options)
+        model = architecture.build(num_classes=train_set.num_classes, **options).to(device)
     shard = (0, 1) if team is None else (team.rank, team.size)
     if team is not None and settings["sync_batch_norm"]:
         synchronize_batch_norm(model, team)
@@ -165,6 +176,7 @@ def _trainer(
         model, optimizer, train_loader, test_loader, recipe.loss, out, settings["epochs"],
         scheduler=scheduler, schedule_by=recipe.schedule_by, clip_norm=recipe.clip_norm,
         scores=recipe.scores, after_step=recipe.after_step, about=about, team=team,
+        scaler=GradScaler() if settings["precision"] == "float16" else None,
     )  # fmt: skip
     if state:
         with user_errors(ValueError, KeyError, TypeError, prefix="the checkpoint does not fit: "):

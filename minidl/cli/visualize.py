@@ -23,8 +23,8 @@ def visualize_command(architecture) -> click.Command:
     ):  # fmt: skip
         from minidl.data import DataLoader
 
-        common.setup(backend, seed, threads)
-        model, recipe, state = common.restored(architecture, checkpoint)
+        device = common.setup(backend, seed, threads)
+        model, recipe, state = common.restored(architecture, checkpoint, device)
         _check_layer(model, layer)
         pixels = common.read_image(image, state.about["image_shape"], invert)
         _, dataset = common.load_data(data, skip_unreadable)
@@ -166,7 +166,6 @@ class _Study:
         )  # fmt: skip
 
     def _most_probable(self):
-        from minidl import Tensor, no_grad
+        from minidl.evaluation import probabilities
 
-        with no_grad():
-            return int(self.recipe.scores(self.model(Tensor(self.image[None]))).numpy().argmax())
+        return int(probabilities(self.model, self.image[None], self.recipe.scores).argmax())

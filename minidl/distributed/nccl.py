@@ -4,7 +4,7 @@ NCCL works on a stream of its own beside backward's kernels; events tell either 
 is ready.
 """
 
-from minidl.array_module import CUPY_HINT
+from kernels.cuda import runtime
 from minidl.distributed.world import Pending
 
 
@@ -79,10 +79,9 @@ def select_gpu(world) -> None:
 
     Raises RuntimeError without CuPy or where there are fewer GPUs than ranks.
     """
-    try:
-        import cupy
-    except ImportError as error:
-        raise RuntimeError(CUPY_HINT) from error
+    runtime.require()
+    import cupy
+
     count = cupy.cuda.runtime.getDeviceCount()
     if world.local_rank >= count:
         raise RuntimeError(f"{world.local_size} ranks on a machine with {count} GPUs: one each")

@@ -1,10 +1,11 @@
 """Module: a tree of layers that owns parameters and buffers."""
 
 from collections.abc import Iterator
+from itertools import chain
 
 import numpy as np
 
-from minidl.array_module import to_device
+from minidl.array_module import is_array, to_device
 from minidl.tensor import Tensor, _mode
 
 
@@ -215,7 +216,8 @@ class Module:
         values = {}
         for name in own.keys() & state.keys():
             value = state[name]
-            value = values[name] = value._array if isinstance(value, Tensor) else np.asarray(value)
+            value = value._array if isinstance(value, Tensor) else value
+            value = values[name] = value if is_array(value) else np.asarray(value)
             if value.shape != own[name].shape:
                 problems.append(f"{name} has shape {value.shape}, expected {own[name].shape}")
             elif value.dtype.kind not in "fiub":
@@ -225,7 +227,7 @@ class Module:
                 f"state does not fit {type(self).__name__}: " + "; ".join(sorted(problems))
             )
         for name, value in values.items():
-            own[name].copy_(to_device(value, own[name].device))
+            own[name].copy_(value)
 
     def train(self, mode: bool = True) -> "Module":
         """Set the whole tree to training (or evaluation) behaviour; returns the module."""
@@ -247,6 +249,13 @@ class Module:
         for module in reversed(list(self.modules())):
             function(module)
         return self
+
+    @property
+    def device(self) -> str:
+        """``"cpu"`` or ``"cuda"``: where its parameters and buffers are (without any, "cpu")."""
+        for tensor in chain(self.parameters(), self.buffers()):
+            return tensor.device
+        return "cpu"
 
     def to(self, target) -> "Module":
         """Move to a device ("cpu", "cuda") or cast floating state to a dtype, in place.

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from kernels.dispatch import kernels_for
 from kernels.geometry import padding4, pair
 from minidl.function import Function
+from minidl.ops.rounding import product_operands, product_result
 from minidl.tensor import Tensor, is_grad_enabled
 
 
@@ -150,7 +151,8 @@ def conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> T
     Raises ValueError where shapes, groups or sizes do not fit, TypeError for mixed dtypes.
     """
     settings = _settings(stride, padding, dilation, groups)
-    return Conv2d(settings)(*_operands(x, weight, bias))
+    x, weight = product_operands(x, weight)
+    return product_result(Conv2d(settings)(*_operands(x, weight, bias)))
 
 
 def conv_transpose2d(
@@ -165,7 +167,8 @@ def conv_transpose2d(
     """
     settings = _settings(stride, padding, dilation, groups)
     extra = pair("output_padding", output_padding, minimum=0)
-    return ConvTranspose2d(settings, extra)(*_operands(x, weight, bias))
+    x, weight = product_operands(x, weight)
+    return product_result(ConvTranspose2d(settings, extra)(*_operands(x, weight, bias)))
 
 
 def bias_relu(x, bias) -> Tensor:

@@ -1,9 +1,8 @@
 """Matrix products."""
 
-import numpy as np
-
 from kernels.dispatch import kernels_for
 from minidl.function import Function
+from minidl.ops.rounding import product_operands, product_result
 from minidl.ops.shape import reshape, sum_to, transpose
 from minidl.tensor import Tensor, as_tensor
 
@@ -46,8 +45,7 @@ class Linear(Function):
 
 def _product(a, b):
     """a @ b, of two matrices by the kernel, which shares the work out to the cores."""
-    plain = isinstance(a, np.ndarray) and a.ndim == b.ndim == 2
-    if plain and a.dtype == b.dtype and a.dtype.char in "fd":
+    if a.ndim == b.ndim == 2 and a.dtype == b.dtype and a.dtype.char in "fd":
         return kernels_for(a).matmul(a, b)
     return a @ b
 
@@ -66,7 +64,7 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
         raise ValueError(f"matmul: shapes {a.shape} and {b.shape} do not fit")
     rows = reshape(a, 1, -1) if a.ndim == 1 else a
     columns = reshape(b, -1, 1) if b.ndim == 1 else b
-    y = MatMul()(rows, columns)
+    y = product_result(MatMul()(*product_operands(rows, columns)))
     shape = y.shape
     if a.ndim == 1:
         shape = shape[:-2] + shape[-1:]
@@ -88,7 +86,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if len({t.dtype for t in operands}) > 1:
         dtypes = ", ".join(str(t.dtype) for t in operands)
         raise TypeError(f"x, weight and bias must have one dtype, got {dtypes}")
+    operands = (*product_operands(x, weight), *operands[2:])
     if x.ndim == 2:
-        return Linear()(*operands)
-    rows = Linear()(reshape(x, -1, x.shape[-1]), *operands[1:])
+        return product_result(Linear()(*operands))
+    rows = product_result(Linear()(reshape(operands[0], -1, x.shape[-1]), *operands[1:]))
     return reshape(rows, *x.shape[:-1], weight.shape[0])

@@ -3,8 +3,8 @@
 import numpy as np
 
 from kernels.dispatch import kernels_for
-from minidl.array_module import get_array_module
-from minidl.function import Function
+from minidl.array_module import get_array_module, is_array, to_device
+from minidl.function import Function, check_one_device
 from minidl.ops.elementwise import _floating
 from minidl.ops.shape import normalize_axes
 from minidl.tensor import Tensor, is_grad_enabled
@@ -109,7 +109,7 @@ def cross_entropy(
     to `ignore_index` neither count nor receive a gradient; or class probabilities in the logits'
     shape. Label smoothing e moves e of the weight evenly over all C classes (Szegedy et al. 2016,
     section 7). "mean" divides by the number of labels that count (NaN if none), "sum" adds,
-    "none" returns one loss a label.
+    "none" returns one loss a label. A target that is an array may be on another device.
 
     Raises ValueError for a label outside [0, C), shapes that do not fit, a bad option, or a target
     that requires grad: it receives none.
@@ -123,7 +123,11 @@ def cross_entropy(
     if isinstance(target, Tensor) and target.requires_grad:
         raise ValueError("target must not require grad, which would not reach it: detach() it")
     logits = _floating(logits)
-    target = target._array if isinstance(target, Tensor) else np.asarray(target)
+    if isinstance(target, Tensor):
+        target = target._array
+        check_one_device("cross_entropy", (logits._array, target))
+    elif not is_array(target):
+        target = np.asarray(target)
     if target.dtype.kind == "f":
         weights = _check_probabilities(target, logits)
         counted = weights.size // max(weights.shape[1], 1)
@@ -146,7 +150,7 @@ def cross_entropy(
 def _check_probabilities(target, logits):
     if target.shape != logits.shape:
         raise ValueError(f"target must have the logits' shape {logits.shape}, got {target.shape}")
-    return target.astype(logits.dtype)
+    return to_device(target.astype(logits.dtype), logits.device)
 
 
 def _one_hot(labels, logits, ignore_index):
@@ -156,18 +160,19 @@ def _one_hot(labels, logits, ignore_index):
         raise ValueError(f"target must have shape {expected}, got {labels.shape}")
     if labels.dtype.kind not in "iu":
         raise ValueError(f"target must hold integer labels or probabilities, got {labels.dtype}")
-    xp = get_array_module(logits._array)
+    # Checked where they are, mostly on the CPU: asking the GPU would mean waiting for it.
+    labels = labels.astype(np.int64)
     classes = logits.shape[1]
-    labels = xp.asarray(labels)
     counts = labels != ignore_index
     wrong = counts & ((labels < 0) | (labels >= classes))
     if wrong.any():
         raise ValueError(
             f"target must hold labels in [0, {classes}), got {labels[wrong].ravel()[0]}"
         )
-    weights = xp.zeros(logits.shape, logits.dtype)
-    safe = xp.where(counts, labels, 0)[:, None]
-    xp.put_along_axis(weights, safe, counts[:, None].astype(logits.dtype), axis=1)
+    labels[~counts] = -1  # no class: a row of zeros
+    xp = get_array_module(logits._array)
+    numbers = xp.arange(classes).reshape(-1, *(1,) * (labels.ndim - 1))
+    weights = (numbers == to_device(labels, logits.device)[:, None]).astype(logits.dtype)
     return weights, int(counts.sum())
 
 

@@ -5,7 +5,7 @@ Their ordinary backward is one fused kernel. Where the backward itself is to be 
 """
 
 from kernels.dispatch import kernels_for
-from minidl.function import Function
+from minidl.function import Function, check_one_device
 from minidl.ops.shape import pad
 from minidl.tensor import Tensor, is_grad_enabled
 
@@ -88,7 +88,8 @@ def batch_norm(
     variance there being the unbiased one. Otherwise the running statistics are used.
     Ioffe and Szegedy 2015, algorithms 1 and 2.
 
-    Raises ValueError for shapes that do not fit, or training on one value a channel.
+    Raises ValueError for shapes that do not fit, training on one value a channel, or tensors on two
+    devices.
     """
     if x.ndim != 4:
         raise ValueError(f"x must have shape (N, C, H, W), got {x.shape}")
@@ -101,6 +102,7 @@ def batch_norm(
             raise TypeError(f"{name} must have x's dtype {x.dtype}, got {t.dtype}")
     if not training:
         return BatchNormEval(eps)(x, weight, bias, running_mean, running_var)
+    check_one_device("batch_norm", [t._array for t in (x, running_mean, running_var)])
     function = BatchNormTrain(eps)
     y = function(x, weight, bias)
     count = x.size // x.shape[1]

@@ -8,7 +8,7 @@ from kernels.dispatch import kernels_for
 from kernels.geometry import padding4, pair
 from minidl.array_module import to_device
 from minidl.function import Function
-from minidl.ops.linalg import matmul
+from minidl.ops.linalg import MatMul
 from minidl.tensor import Tensor, as_tensor
 
 
@@ -197,7 +197,7 @@ def adaptive_avg_pool2d(x, output_size) -> Tensor:
         Tensor._wrap(to_device(_cell_means(n, cells, x.dtype), x.device))
         for n, cells in zip(x.shape[2:], size, strict=True)
     )
-    return matmul(matmul(rows, x), columns.T)
+    return MatMul()(MatMul()(rows, x), columns.T)
 
 
 def _cell_means(n, cells, dtype):

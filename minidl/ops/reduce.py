@@ -2,6 +2,8 @@
 
 import math
 
+import numpy as np
+
 from minidl.array_module import get_array_module
 from minidl.function import Function
 from minidl.ops.elementwise import _constant, _floating
@@ -61,7 +63,7 @@ class LogSumExp(Function):
         xp = get_array_module(x)
         top = x.max(axis=self.axes, keepdims=True)
         top = xp.where(xp.isfinite(top), top, xp.zeros_like(top))  # inf - inf would be NaN
-        with xp.errstate(divide="ignore"):  # log 0 = -inf is right for a row of -inf
+        with np.errstate(divide="ignore"):  # log 0 = -inf is right for a row of -inf
             y = xp.log(xp.exp(x - top).sum(axis=self.axes, keepdims=True)) + top
         return y if self.keepdims else y.reshape(
             [n for i, n in enumerate(x.shape) if i not in self.axes]

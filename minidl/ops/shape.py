@@ -5,7 +5,7 @@ from operator import index as as_index
 
 import numpy as np
 
-from minidl.array_module import get_array_module
+from minidl.array_module import get_array_module, is_array, to_device
 from minidl.function import Function
 from minidl.tensor import Tensor, as_tensor
 
@@ -250,14 +250,30 @@ def sum_to(x: Tensor, shape) -> Tensor:
 def getitem(x: Tensor, key) -> Tensor:
     """x[key] with slices, integers, None, Ellipsis, integer arrays and boolean masks.
 
-    An element that is named several times receives the sum of its gradients. IndexError for an
-    index outside the tensor.
+    An element that is named several times receives the sum of its gradients (added up on a GPU in
+    no fixed order). Index arrays may be on another device than x. IndexError for an index outside
+    the tensor.
     """
     if isinstance(key, tuple):
         key = tuple(_plain_index(part) for part in key)
     else:
         key = _plain_index(key)
-    return GetItem(key)(x)
+    if x.device != "cpu":
+        _check_index_arrays(x.shape, key)
+    return GetItem(_on_device(key, x.device))(x)
+
+
+def _on_device(key, device):
+    """`key` with its index arrays on `device`."""
+    if isinstance(key, tuple):
+        return tuple(_on_device(part, device) for part in key)
+    return to_device(key, device) if is_array(key) else key
+
+
+def _check_index_arrays(shape, key):
+    """IndexError, by NumPy, for an index outside of `shape`: CuPy takes it modulo the axis."""
+    if not _selects_each_once(key):
+        np.broadcast_to(np.False_, shape)[_on_device(key, "cpu")]
 
 
 def _plain_index(part):

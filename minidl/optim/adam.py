@@ -1,7 +1,8 @@
 """Adam and AdamW."""
 
+from kernels.dispatch import kernels_for
 from minidl.array_module import get_array_module
-from minidl.optim.optimizer import Optimizer, check_betas, not_negative, step_kernels
+from minidl.optim.optimizer import Optimizer, check_betas, not_negative
 
 
 class Adam(Optimizer):
@@ -26,7 +27,7 @@ class Adam(Optimizer):
             zeros_like = get_array_module(values).zeros_like
             state.update(step=0, mean=zeros_like(values), square=zeros_like(values))
         state["step"] += 1
-        step_kernels(values).adam_step(
+        kernels_for(values).adam_step(
             values, gradient, state["mean"], state["square"], state["step"], group["lr"],
             group["betas"], group["eps"], group["weight_decay"], self.decoupled,
         )  # fmt: skip

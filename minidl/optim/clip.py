@@ -18,12 +18,12 @@ def clip_grad_norm_(parameters, max_norm: float, error_if_nonfinite: bool = Fals
         raise ValueError(f"max_norm must be above 0, got {max_norm}")
     parameters = [parameters] if isinstance(parameters, Tensor) else parameters
     grads = [p.grad for p in parameters if p.grad is not None]
-    total = 0.0
+    total = 0.0  # on the gradients' device: asking a GPU for each would mean waiting for each
     for grad in grads:
         array = grad._array
         # In float32 the squares alone would overflow, or vanish.
-        total += float(get_array_module(array).square(array, dtype=np.float64).sum())
-    norm = math.sqrt(total)
+        total = total + get_array_module(array).square(array, dtype=np.float64).sum()
+    norm = math.sqrt(float(total))
     if error_if_nonfinite and not math.isfinite(norm):
         raise ValueError(f"the norm of the gradients must be finite, got {norm}")
     scale = max_norm / (norm + 1e-6)

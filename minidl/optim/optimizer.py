@@ -1,12 +1,7 @@
 """What all optimisers share: parameter groups, their settings, and their state."""
 
-from types import ModuleType
-
-import numpy as np
-
-from kernels import reference
-from kernels.dispatch import kernels_for
-from minidl.array_module import get_array_module, to_device
+from minidl.array_module import to_device
+from minidl.function import check_one_device
 from minidl.tensor import Tensor, _mode
 
 
@@ -29,11 +24,6 @@ def _several(params) -> list:
     if isinstance(params, Tensor):
         raise TypeError("params must be several tensors or groups, got a Tensor: put it in a list")
     return list(params)
-
-
-def step_kernels(values) -> ModuleType:
-    """The module of kernels whose steps update `values`."""
-    return kernels_for(values) if isinstance(values, np.ndarray) else reference
 
 
 class Optimizer:
@@ -87,8 +77,12 @@ class Optimizer:
                         f"the gradient of a {p.dtype} parameter must be {p.dtype}, "
                         f"got {gradient.dtype}"
                     )
+                check_one_device(type(self).__name__, (p._array, gradient))
+                state = self.state.setdefault(id(p), {})
+                for name, value in state.items():  # a module that moved left them behind
+                    state[name] = value if isinstance(value, int) else to_device(value, p.device)
                 with p.mutate() as values:
-                    self.update(values, gradient, self.state.setdefault(id(p), {}), group)
+                    self.update(values, gradient, state, group)
 
     def update(self, values, gradient, state: dict, group: dict) -> None:
         """Change `values` in place; `gradient` is only read."""
@@ -138,9 +132,8 @@ class Optimizer:
                         f"saved {name} of parameter {index} has shape {value.shape}, "
                         f"expected {p.shape}"
                     )
-            xp = get_array_module(p._array)
             state[id(p)] = {
-                k: v if isinstance(v, int) else xp.array(np.asarray(v), dtype=p.dtype)
+                k: v if isinstance(v, int) else to_device(v.astype(p.dtype), p.device)
                 for k, v in entry.items()
             }
         for group, settings in zip(self.groups, saved["groups"], strict=True):

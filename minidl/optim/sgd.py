@@ -1,7 +1,8 @@
 """Stochastic gradient descent."""
 
+from kernels.dispatch import kernels_for
 from minidl.array_module import get_array_module
-from minidl.optim.optimizer import Optimizer, not_negative, step_kernels
+from minidl.optim.optimizer import Optimizer, not_negative
 
 
 class SGD(Optimizer):
@@ -28,7 +29,7 @@ class SGD(Optimizer):
             if not state:
                 state["velocity"] = get_array_module(values).zeros_like(values)
             velocity = state["velocity"]
-        step_kernels(values).sgd_step(
+        kernels_for(values).sgd_step(
             values, gradient, velocity, group["lr"], group["momentum"], group["nesterov"],
             group["weight_decay"],
         )  # fmt: skip

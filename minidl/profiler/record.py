@@ -164,7 +164,11 @@ class profile:
 
     def optimizer(self, optimizer) -> None:
         """Run a step of an optimiser."""
-        _, start, end = self._run(optimizer.step, ())
+        def step():
+            optimizer.step()
+            return optimizer.parameters[0]  # to wait for, on a GPU
+
+        _, start, end = self._run(step, ())
         name = type(optimizer).__name__
         self._note(Event(name, "optimiser", "", (), start, end - start))
 

@@ -6,6 +6,7 @@ import pytest
 from benchmarks import kernels, layers
 from benchmarks.memory import peak_memory
 from benchmarks.subjects import by_name
+from benchmarks.tasks import Machine
 from minidl import Tensor, nn
 
 LENET = by_name("LeNet-5")
@@ -106,6 +107,6 @@ def test_asymmetric_padding_is_refused():
 
 
 def test_memory_is_that_of_the_process():
-    assert 50 << 20 < peak_memory("minidl", "LeNet-5", training=False, threads=1) < 600 << 20
+    assert 50 << 20 < peak_memory("minidl", "LeNet-5", False, Machine(1)) < 600 << 20
     with pytest.raises(RuntimeError, match="memory of minidl, LeNet-5: .*threads"):
-        peak_memory("minidl", "LeNet-5", training=False, threads=0)
+        peak_memory("minidl", "LeNet-5", False, Machine(0))

@@ -1,15 +1,23 @@
 """The command line: files where they are asked for, one line for what cannot be."""
 
+import itertools
 import json
 import sys
+from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 
 from benchmarks import __main__ as cli
-from benchmarks import kernels, tasks
+from benchmarks import cuda, kernels, networks, tasks
+from benchmarks.subjects import by_name
 from kernels import dispatch
 from kernels.study.ceilings import Ceilings
 from minidl.cli import run_group
+from tests.emulator import HAS_COMPILER, NO_COMPILER
+from tests.emulator.stand_in import stand_in
 
 
 @pytest.fixture
@@ -84,6 +92,8 @@ def test_interrupted_command_writes_what_is_measured(run, tmp_path, monkeypatch)
         (["kernels", "--only", "lrn", "--out", "FILE"], "--out"),
         (["kernels", "--only", "lrn", "--out", "FILE/below"], "Not a directory"),
         (["models"], "models"),
+        (["networks", "--precision", "tf32"], "--precision tf32 needs --backend cuda"),
+        (["kernels", "--backend", "cuda"], "--backend"),
     ],
 )
 def test_misuse_is_one_line(run, tmp_path, arguments, expected):
@@ -93,3 +103,60 @@ def test_misuse_is_one_line(run, tmp_path, arguments, expected):
     assert status == 2
     assert stdout == ""
     assert len(stderr.splitlines()) == 1 and expected in stderr
+
+
+def test_without_a_gpu_there_is_one_line(run, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    status, stdout, stderr = run("networks", "--backend", "cuda", "--out", tmp_path)
+    assert status == 2 and not stdout
+    assert len(stderr.splitlines()) == 1 and "pip install -e '.[cuda12]'" in stderr
+
+
+def cuda_of(clock):
+    """What benchmarks.cuda asks of CuPy beside arrays, with a clock that the test turns."""
+    runtime = mock.Mock()
+    runtime.getDeviceProperties.return_value = {"name": b"A GPU"}
+    runtime.runtimeGetVersion.return_value = runtime.driverGetVersion.return_value = 12080
+
+    class Event:
+        def record(self):
+            self.time = next(clock)
+
+        def synchronize(self):
+            assert self.time is not None
+
+    return SimpleNamespace(
+        Event=Event, get_elapsed_time=lambda start, stop: stop.time - start.time,
+        runtime=runtime, Device=mock.Mock(),
+    )  # fmt: skip
+
+
+@pytest.mark.skipif(not HAS_COMPILER, reason=NO_COMPILER)
+def test_networks_on_a_gpu(run, tmp_path, monkeypatch):
+    """On a stand-in for CuPy, whose clock goes 50 ms from one event to the next."""
+    subjects = [replace(by_name("LeNet-5"), batch=2)]
+    monkeypatch.setattr(networks, "tasks", partial(networks.tasks, subjects=subjects))
+    monkeypatch.setattr(networks, "peak_memory", lambda *arguments: 5 << 20)
+    monkeypatch.setattr(cuda, "SIDE", 8)
+    monkeypatch.setattr(cuda, "VALUES", 1000)
+    with stand_in():
+        import cupy
+
+        cupy.cuda, cupy.__version__ = cuda_of(itertools.count(step=50)), "15.0"
+        status, stdout, stderr = run(
+            "networks", "--backend", "cuda", "--only", "lenet*", "--quick", "--out", tmp_path
+        )
+    assert status == 0, stderr
+    assert stdout.startswith("A GPU, CUDA 12080, driver 12080, cupy 15.0; beside it ")
+    assert "| LeNet-5 (2), training step | 50 (50 to 50) |" in stdout and "5.0 MiB" in stdout
+    machine = json.loads((tmp_path / "networks.json").read_text())["machine"]
+    assert machine["gpu"] == "A GPU" and machine["precision"] == "float32"
+
+
+def test_memory_of_a_gpu(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", cupy := mock.Mock())
+    cupy.get_default_memory_pool().total_bytes.return_value = 1 << 20
+    assert cuda.peak_bytes("minidl") == 1 << 20
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: 2 << 20)
+    assert cuda.peak_bytes("PyTorch") == 2 << 20

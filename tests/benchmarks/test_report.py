@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from benchmarks import report, tasks
-from benchmarks.tasks import Figure, Plan, Task
-from kernels.study import ceilings, machine, timing
+from benchmarks.tasks import Figure, Machine, Plan, Task
+from kernels.study import ceilings, timing
 from kernels.study.ceilings import Ceilings, measure_ceilings
 from kernels.study.timing import Spread
 
@@ -94,7 +94,7 @@ def fixed_ceilings(monkeypatch):
 
 def test_run_takes_the_higher_ceilings(fixed_ceilings):
     named = []
-    figures = tasks.run([task("one"), task("two")], Plan(2, peer=True), named.append)
+    figures = tasks.run([task("one"), task("two")], Plan(2, True, Machine(1)), named.append)
     assert named == [f.name for f in figures] == ["one", "two"]
     assert {f.ceilings for f in figures} == {Ceilings(2e9, 3e9)}
     assert list(figures[0].times) == ["minidl", "PyTorch"]
@@ -106,29 +106,30 @@ def interrupt():
 
 
 def test_interrupted_run_keeps_what_is_measured(fixed_ceilings):
-    figures = tasks.run([task("one"), task("two", interrupt)], Plan(2, False), lambda name: None)
+    plan = Plan(2, False, Machine(1))
+    figures = tasks.run([task("one"), task("two", interrupt)], plan, lambda name: None)
     assert [f.name for f in figures] == ["one"]
 
 
 def test_table():
     figures = [figure(memory={"minidl": 3 << 20, "PyTorch": 5 << 20}), figure("relu", 0, 100000000)]
-    lines = report.table(figures, machine.describe(2, report.PACKAGES), ["A note."]).splitlines()
+    lines = report.table(figures, report.taken_on(Machine(2)), ["A note."]).splitlines()
     (row,) = (line for line in lines if line.startswith("| conv"))
     assert row == (
         "| conv | 20 (18 to 30) | 40 (40 to 40) | 0.50 | 10 | 100.0 GFLOP/s | 50 % of arithmetic "
         "| 3.0 MiB | 5.0 MiB |"
     )
-    assert "2 threads" in lines[0] and "numpy" in lines[0]
+    assert "2 threads" in lines[0] and "numpy" in lines[0] and lines[0].endswith("; float32.")
     assert lines[-1] == "- A note."
     header = next(line for line in lines if line.startswith("|  |"))
     assert "ratio" in header
-    alone = report.table([figure(peer=None)], machine.describe(2, report.PACKAGES), [])
+    alone = report.table([figure(peer=None)], report.taken_on(Machine(2)), [])
     assert "PyTorch ms" not in alone and "ratio" not in alone
 
 
 @pytest.mark.parametrize("peer", [0.04, None])
 def test_files(tmp_path, peer):
-    about = machine.describe(2, report.PACKAGES)
+    about = report.taken_on(Machine(2))
     paths = report.save(tmp_path / "new", "layers", [figure(peer=peer)], about, ["A note."])
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [
         "layers.json", "layers.md", "layers.png",

@@ -72,6 +72,7 @@ def cupy(monkeypatch):
     module.cuda.Stream = Stream
     module.cuda.get_current_stream = Stream
     module.cuda.runtime = SimpleNamespace(getDeviceCount=lambda: 2)
+    module.is_available = lambda: True
     module.used = []
     module.cuda.Device = lambda n: SimpleNamespace(use=lambda: module.used.append(n))
     for name, part in (("", module), (".cuda", module.cuda), (".cuda.nccl", nccl)):

@@ -12,6 +12,7 @@ import pytest
 import minidl
 from minidl import Tensor, array_module, grad, nn, no_grad, ops, optim
 from minidl.data import ArrayDataset, DataLoader
+from minidl.profiler import record
 from minidl.tensor import _mode
 
 
@@ -321,6 +322,17 @@ class FakeArray:
     """An array on a device that computes while the program goes on."""
 
     waited = 0
+
+
+def test_the_end_of_a_step_is_waited_for(monkeypatch):
+    """The kernels of an optimiser's step on a GPU end after the call that starts them."""
+    waited = []
+    monkeypatch.setattr(record, "synchronize", waited.append)
+    p = Tensor(np.ones(2), requires_grad=True)
+    p.grad = Tensor(np.ones(2))
+    with minidl.profile():
+        optim.SGD([p], 0.1).step()
+    assert len(waited) == 1 and waited[0] is p._array
 
 
 def test_a_gpu_is_waited_for(monkeypatch):

@@ -83,6 +83,8 @@ def test_reductions_of_many_values(device, shape):
     gamma, beta, dy = (a.astype(np.float32) for a in (gamma, beta, dy))
     _, mean, _, inv_std = device.agree("batchnorm_train", far, gamma, beta, 1e-3)
     device.agree("batchnorm_backward", dy, far, gamma, mean, inv_std)
+    statistics_agree(device, x)
+    statistics_agree(device, far)
 
 
 def test_channel_sums_keep_digits_of_a_large_plane(device):
@@ -187,6 +189,21 @@ def test_batchnorm(device, data, shape, dtype):
     else:
         with pytest.raises(ValueError, match="one value"):
             device.run("batchnorm_train", x, gamma, beta, 1e-2)
+    if x.size:
+        statistics_agree(device, x)
+    else:
+        with pytest.raises(ValueError, match="a value a channel"):
+            device.run("batchnorm_statistics", x)
+
+
+def statistics_agree(device, x):
+    """They are float64 for a float32 x, too, and as exact."""
+    actual = device.run("batchnorm_statistics", x)
+    for name, a, b in zip(
+        ("mean", "var"), actual, reference.batchnorm_statistics(x), strict=True
+    ):
+        assert a.dtype == np.float64
+        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12, err_msg=name)
 
 
 @given(
@@ -344,6 +361,7 @@ def test_division_beyond_32_bits(device):
 
 
 def test_names_and_signatures():
+    assert cuda.__all__ == reference.__all__
     for name in cuda.__all__:
         slow, fast = (inspect.signature(getattr(m, name)) for m in (reference, cuda))
         assert str(slow) == str(fast), name

@@ -1,12 +1,13 @@
 """Errors planted in copies of the kernels: the emulator, or the reference beside it, sees each."""
 
 import re
+from unittest import mock
 
 import numpy as np
 import pytest
 
-from kernels import cuda, reference
-from kernels.cuda import runtime
+from kernels import cuda, dispatch, reference
+from kernels.cuda import conv, runtime
 from tests.emulator import HAS_COMPILER, NO_COMPILER, EmulationError, emulated
 from tests.emulator.compiler import read_source
 from tests.kernels.agreement import assert_agree
@@ -37,8 +38,24 @@ def pooled():
     assert_agree("max_unpool2d", reference.max_unpool2d(y, switches, X.shape[2:]), back, True)
 
 
+def convolved(way):
+    """Every pass, the way over columns in several stretches."""
+    x, weight = X[:, :, :9, :8], X[0, 0, :15, :9].reshape(5, 3, 3, 3)
+    settings = (2, 3), (1, 2, 1, 1), (1, 2)
+    with dispatch.products(way), mock.patch.object(conv, "WORKSPACE_BYTES", 1000):
+        y = cuda.conv2d(x, weight, None, *settings)
+        agrees("conv2d", x, weight, None, *settings)
+        agrees("conv2d_input_grad", y, weight, x.shape, *settings)
+        agrees("conv2d_weight_grad", y, x, (3, 3), *settings)
+
+
 def agrees(name, *arguments):
     assert_agree(name, getattr(reference, name)(*arguments), getattr(cuda, name)(*arguments))
+
+
+def agrees_by_own_products(name, *arguments):
+    with dispatch.products("own"):
+        agrees(name, *arguments)
 
 
 RUNS = {
@@ -51,6 +68,9 @@ RUNS = {
     "lrn": lambda: agrees("lrn", X, 3, 0.1, 0.75, 1.0),
     "dropout": lambda: agrees("dropout", X[0, 0, :, :61], 0.5, 1, 2),
     "loss": lambda: agrees("softmax_cross_entropy", LOGITS, TARGET),
+    "conv": lambda: convolved("own"),
+    "columns": lambda: convolved("cublas"),
+    "matmul": lambda: agrees_by_own_products("matmul", X[0, 0], DY[0, 0].T),
 }
 # run, source, what is there, what is planted (everywhere), and the message that tells of it
 READ, WRITE = r"thread .* of block .* reads `{}\[", r"thread .* of block .* writes `{}\["
@@ -77,6 +97,25 @@ PLANTED = [
     ("dropout", "dropout", "0xD2511F53ull", "0xD2511F55ull", "equal"),
     ("loss", "loss", "step > 0; step /= 2) {", "step > 1; step /= 2) {", "equal"),
     ("loss", "loss", "c < sample.classes", "c <= sample.classes", READ.format("logits") + "|equal"),
+    ("matmul", "matmul", "k < depth && other < others", "k < depth", READ.format("[ab]")),
+    ("matmul", "matmul", "k < depth && other < others", "other < others", READ.format("[ab]")),
+    ("matmul", "matmul", "__syncthreads();\n    }\n}", "}\n}", "depends on the order"),
+    ("matmul", "matmul", "now = 1 - now;", "", "depends on the order|equal"),
+    ("matmul", "matmul", "n < columns)", "n <= columns)", "`y`|" + WRITE.format("y")),
+    ("conv", "conv", "row >= 0 && row < rows && ", "", READ.format("(x|dy)")),
+    ("conv", "conv", "column >= 0 && ", "", READ.format("(x|dy)") + "|equal"),
+    ("conv", "conv", "place.middle * stride_h - top", "place.middle * stride_h", "equal"),
+    ("conv", "conv", "m < group_outputs)\n", "m <= group_outputs)\n", "`y`|" + WRITE.format("y")),
+    ("conv", "conv", "back = tap_step * dilation / stride", "back = 1 + tap_step", "equal"),
+    ("conv", "conv", "(first + before - tap * dilation)", "(first + before)", "equal"),
+    ("conv", "conv", "left > 0 && c < channels", "left > 0", READ.format("weight") + "|equal"),
+    ("conv", "conv", "walk.left > 0 && o < outputs", "o < outputs", READ.format("dy")),
+    ("conv", "conv", "inside[r] = number < taps", "inside[r] = true", READ.format("x")),
+    ("columns", "conv", "q >= 0 && q < count", "q < count", READ.format("cols") + "|equal"),
+    ("columns", "conv", "(long long)channels * count", "(long long)channels * (count + 1)",
+     READ.format("x") + "|" + WRITE.format("cols")),
+    ("columns", "conv", "v % stride_h || ", "", "equal"),
+    ("columns", "conv", "first < start ? *pixel", "false ? *pixel", "equal"),
 ]  # fmt: skip
 
 
