@@ -43,7 +43,7 @@ def command(kernel, count, full, cuda, arch, **given):
 
 def _show_code(case, count, full):
     from kernels import cpu
-    from kernels.study.compiled import BLAS, traced
+    from kernels.study.compiled import traced
 
     found = traced(lambda: case.call(cpu))
     if not found:
@@ -63,10 +63,6 @@ def _show_code(case, count, full):
             click.echo("No loop of it uses vectors.\n")
         for loop in (vectors or loops)[:count]:
             click.echo("\n".join(_listing(loop)) + "\n")
-        if BLAS in assembly:
-            click.echo(
-                "It calls BLAS's matrix product (SciPy's OpenBLAS), whose code is not Numba's.\n"
-            )
 
 
 def _counts(lines):

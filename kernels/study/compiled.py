@@ -11,9 +11,6 @@ from numba.core.registry import CPUDispatcher
 
 from kernels import cpu
 
-# Calls of BLAS appear under this name in Numba's code.
-BLAS = "numba_xxgemm"
-
 
 @dataclass(frozen=True)
 class Compiled:
