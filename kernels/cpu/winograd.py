@@ -39,6 +39,7 @@ from kernels.reference.winograd import MATRICES
 _pixels_2, _pixels_4 = (transform_tile(MATRICES[size].pixels) for size in (2, 4))
 _filters_2, _filters_4 = (transform_tile(MATRICES[size].filters) for size in (2, 4))
 _outputs_2, _outputs_4 = (transform_tile(MATRICES[size].outputs) for size in (2, 4))
+_grads_2, _grads_4 = (transform_tile(MATRICES[size].outputs.T) for size in (2, 4))
 
 # A block's transformed tiles fill at most this much cache, and are at least so many.
 _BLOCK_BYTES, _MIN_BLOCK = 1536 << 10, 48
@@ -116,7 +117,7 @@ def _transform_filters(weight, u, scratch, size, turned, strips, width):
 
 
 @njit(cache=True)
-def segments(row, stop, down):
+def _segments(row, stop, down):
     """The rows of tiles from `row` on that lie in one image: (image, first row, how many)."""
     image = row // down
     first = row - image * down
@@ -124,37 +125,41 @@ def segments(row, stop, down):
 
 
 @njit(cache=True)
-def transform_pixels(x, g, v, v_step, tile0, row0, row1, pixels, geometry, place, width):
+def transform_pixels(
+    x, g, v, v_step, tile0, row0, row1, pixels, geometry, place, of_grads, width
+):
     """V of the rows of tiles row0:row1, counted through all images, from tile `tile0` of v on.
 
-    x (N, G, C, H, W); `pixels`: scratch memory; `place`: elements of a pixel.
+    x (N, G, C, H, W); `pixels`: scratch memory; `place`: elements of a pixel. If `of_grads`, x is
+    dy, whose tiles do not overlap, and A dy A^T takes the place of B^T d B.
     """
     size, down, across, top, left = geometry
     groups, channels, h, w = x.shape[1:]
-    pitch = across * size + 2
-    flat = x.reshape(x.size)
+    overlap = 0 if of_grads else 2
+    pitch = across * size + overlap
+    i_step, flat = (size + 2) * v_step, x.reshape(x.size)
     row = row0
     while row < row1:
-        image, first, count = segments(row, row1, down)
+        image, first, count = _segments(row, row1, down)
         turn_image(
             flat, (image * groups + g) * channels * h * w, h * w, (h, w), channels,
-            top - first * size, left, pixels, 0, (count * size + 2, pitch, place), width,
+            top - first * size, left, pixels, 0, (count * size + overlap, pitch, place), width,
         )  # fmt: skip
         for r in range(count):
             for t in range(across):
                 source = (r * pitch + t) * size * place
                 target = (tile0 + (row - row0 + r) * across + t) * place
+                line = pitch * place
                 for c in range(0, place, width):
-                    if size == 4:
-                        _pixels_4(
-                            pixels, source + c, pitch * place, place, v, target + c, 6 * v_step,
-                            v_step,
-                        )  # fmt: skip
+                    start, at = source + c, target + c
+                    if of_grads and size == 4:
+                        _grads_4(pixels, start, line, place, v, at, i_step, v_step)
+                    elif of_grads:
+                        _grads_2(pixels, start, line, place, v, at, i_step, v_step)
+                    elif size == 4:
+                        _pixels_4(pixels, start, line, place, v, at, i_step, v_step)
                     else:
-                        _pixels_2(
-                            pixels, source + c, pitch * place, place, v, target + c, 4 * v_step,
-                            v_step,
-                        )  # fmt: skip
+                        _pixels_2(pixels, start, line, place, v, at, i_step, v_step)
         row += count
 
 
@@ -220,7 +225,9 @@ def _by_blocks(x, u, bias, y, scratch, offsets, block, geometry, places, floor, 
         memory = scratch[get_thread_id()]
         v, rest = memory[: products * v_step], memory[products * v_step :]
         m, pixels = rest[: products * m_step], rest[products * m_step :]
-        transform_pixels(x, g, v, v_step, 0, row0, row1, pixels, geometry, v_place, width)
+        transform_pixels(
+            x, g, v, v_step, 0, row0, row1, pixels, geometry, v_place, False, width
+        )
         tiles = (row1 - row0) * across
         for k in range(products):
             _product(
@@ -233,14 +240,14 @@ def _by_blocks(x, u, bias, y, scratch, offsets, block, geometry, places, floor, 
 
 
 @njit(parallel=True, cache=True)
-def step_pixels(x, g, v, v_step, scratch, row0, row1, piece, geometry, place, width):
+def step_pixels(x, g, v, v_step, scratch, row0, row1, piece, geometry, place, of_grads, width):
     """V of the rows of tiles row0:row1; a task takes `piece` of them."""
     across = geometry[2]
     for task in prange(-(-(row1 - row0) // piece)):
         first, last = chunk_bounds(task, piece, row1 - row0)
         transform_pixels(
             x, g, v, v_step, first * across, row0 + first, row0 + last, scratch[get_thread_id()],
-            geometry, place, width,
+            geometry, place, of_grads, width,
         )  # fmt: skip
 
 
@@ -327,7 +334,9 @@ def _convolve(x, weight, bias, y, padding, size, groups, turned, floor):
         for row0 in range(0, n * down, rows):
             row1 = min(n * down, row0 + rows)
             tiles = (row1 - row0) * across
-            step_pixels(x, g, v, v_step, scratch, row0, row1, piece, geometry, v_place, width)
+            step_pixels(
+                x, g, v, v_step, scratch, row0, row1, piece, geometry, v_place, False, width
+            )
             _step_products(
                 v, v_step, v_place, u[g], strips, m, m_step, m_place, offsets, tiles, width
             )

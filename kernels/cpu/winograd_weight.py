@@ -14,62 +14,17 @@ import numpy as np
 from numba import get_thread_id, njit, prange
 
 from kernels.cpu.emitter import ROWS, VECTORS, lanes
-from kernels.cpu.pixels import turn_image
 from kernels.cpu.simd import product_tiles, transform_tile
-from kernels.cpu.tasks import chunk_bounds, split
+from kernels.cpu.tasks import split
 from kernels.cpu.threads import num_threads
-from kernels.cpu.winograd import MIN_TASKS, SKEW, STEP_TILES, place_of, segments, step_pixels
+from kernels.cpu.winograd import MIN_TASKS, SKEW, STEP_TILES, place_of, step_pixels
 from kernels.cpu.workspace import empty, workspace
 from kernels.reference.winograd import MATRICES
 
-_grads_2, _grads_4 = (transform_tile(MATRICES[size].outputs.T) for size in (2, 4))
 _fold_2, _fold_4 = (transform_tile(MATRICES[size].filters.T) for size in (2, 4))
 
 # Tiles that are added up in one go: their vectors stay in a first cache.
 _DEPTH = 128
-
-
-@njit(cache=True)
-def _transform_grads(dy, g, v, v_step, tile0, row0, row1, pixels, geometry, place, width):
-    """A dy A^T of the rows of tiles row0:row1, from tile `tile0` of v on; dy (N, G, O, OH, OW)."""
-    size, down, across = geometry[:3]
-    groups, outputs, oh, ow = dy.shape[1:]
-    pitch = across * size
-    flat = dy.reshape(dy.size)
-    row = row0
-    while row < row1:
-        image, first, count = segments(row, row1, down)
-        turn_image(
-            flat, (image * groups + g) * outputs * oh * ow, oh * ow, (oh, ow), outputs,
-            -first * size, 0, pixels, 0, (count * size, pitch, place), width,
-        )  # fmt: skip
-        for r in range(count):
-            for t in range(across):
-                source = (r * pitch + t) * size * place
-                target = (tile0 + (row - row0 + r) * across + t) * place
-                for o in range(0, place, width):
-                    if size == 4:
-                        _grads_4(
-                            pixels, source + o, pitch * place, place, v, target + o, 6 * v_step,
-                            v_step,
-                        )  # fmt: skip
-                    else:
-                        _grads_2(
-                            pixels, source + o, pitch * place, place, v, target + o, 4 * v_step,
-                            v_step,
-                        )  # fmt: skip
-        row += count
-
-
-@njit(parallel=True, cache=True)
-def _step_grads(dy, g, v, v_step, scratch, row0, row1, piece, geometry, place, width):
-    across = geometry[2]
-    for task in prange(-(-(row1 - row0) // piece)):
-        first, last = chunk_bounds(task, piece, row1 - row0)
-        _transform_grads(
-            dy, g, v, v_step, first * across, row0 + first, row0 + last, scratch[get_thread_id()],
-            geometry, place, width,
-        )  # fmt: skip
 
 
 @njit(parallel=True, cache=True)
@@ -138,10 +93,13 @@ def weight_grad_winograd(dy, x, weight_shape, padding, size, groups=1):
         sums[...] = 0
         for row0 in range(0, n * down, rows):
             row1 = min(n * down, row0 + rows)
-            step_pixels(x, g, v, v_step, scratch, row0, row1, piece, geometry, places[1], width)
-            _step_grads(
-                dy, g, grads, grads_step, scratch, row0, row1, piece, geometry, places[0], width
+            step_pixels(
+                x, g, v, v_step, scratch, row0, row1, piece, geometry, places[1], False, width
             )
+            step_pixels(
+                dy, g, grads, grads_step, scratch, row0, row1, piece, (*geometry[:3], 0, 0),
+                places[0], True, width,
+            )  # fmt: skip
             tiles = (row1 - row0) * across
             _step_sums(
                 grads, grads_step, v, v_step, sums, places, offsets, tiles, strips, width
