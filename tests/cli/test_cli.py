@@ -13,17 +13,9 @@ import numpy as np
 import pytest
 
 from architectures.lenet import ARCHITECTURE
-from kernels import dispatch
 from minidl import cli, data
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-
-
-@pytest.fixture(autouse=True)
-def restore_backend():
-    before = dispatch.backend()
-    yield
-    dispatch.use(before)
 
 
 def run(capsys, *arguments):

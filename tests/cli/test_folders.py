@@ -9,19 +9,11 @@ import pytest
 from PIL import Image
 
 from architectures import nin, resnet, zfnet
-from kernels import dispatch
 from minidl import checkpoint, cli, data, evaluation, optim, weights
 from minidl.data.workers import WorkerPool
 from minidl.train import Trainer
 
 CLASSES = ("Käse", "chat", "猫")
-
-
-@pytest.fixture(autouse=True)
-def restore_backend():
-    before = dispatch.backend()
-    yield
-    dispatch.use(before)
 
 
 def write_folder(root, classes=CLASSES, train=3, test=2):

@@ -6,20 +6,12 @@ import pytest
 from PIL import Image
 
 from architectures.lenet import ARCHITECTURE
-from kernels import dispatch
 from minidl import checkpoint, data
 from minidl.cli.visualize import visualize_command
 from minidl.visualize import pictures
 from minidl.visualize.occlusion import Occlusion
 
 KINDS = ("features", "deconvnet", "occlusion", "top")
-
-
-@pytest.fixture(autouse=True)
-def restore_backend():
-    before = dispatch.backend()
-    yield
-    dispatch.use(before)
 
 
 @pytest.fixture(scope="module")

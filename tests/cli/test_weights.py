@@ -6,17 +6,9 @@ import numpy as np
 import pytest
 
 from architectures import alexnet, googlenet, lenet, resnet, zfnet
-from kernels import dispatch
 from minidl import checkpoint, cli, data, evaluation, manual_seed, nn, weights
 
 SMALL = ("--small", "--towers", 1)
-
-
-@pytest.fixture(autouse=True)
-def restore_backend():
-    before = dispatch.backend()
-    yield
-    dispatch.use(before)
 
 
 @pytest.fixture(scope="module")

@@ -9,18 +9,10 @@ from pathlib import Path
 import pytest
 
 from architectures.lenet import ARCHITECTURE
-from kernels import dispatch
 from minidl import checkpoint, cli
 
 PROGRAM = Path(__file__).with_name("program.py")
 TRAIN = ("-m", "architectures.lenet", "train", "--distributed", "--batch-size", "16")
-
-
-@pytest.fixture(autouse=True)
-def restore_backend():
-    before = dispatch.backend()
-    yield
-    dispatch.use(before)
 
 
 def rows(folder):

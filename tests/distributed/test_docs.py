@@ -12,7 +12,9 @@ PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "distributed.md"
 def test_the_loop_runs(launch, tmp_path, ranks):
     (code,) = re.findall(r"^```py\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
     loop = tmp_path / "loop.py"
-    loop.write_text(code + "print(float((model[1].weight.data ** 2).sum()))\n")
+    # One write a rank: the lines of two could mix otherwise.
+    result = "print(f'{(model[1].weight.data ** 2).sum()}\\n', end='', flush=True)\n"
+    loop.write_text(code + result)
     done = launch(ranks, *(["-m", "mpi4py"] if ranks else []), loop)
     assert done.status == 0, done.err
     assert len(set(done.out.split())) == 1 and len(done.out.split()) == max(ranks, 1)
