@@ -45,8 +45,7 @@ class _Plan(NamedTuple):
     channels: int  # elements of a pixel, and
     outputs: int  # of an output: whole vectors, if the channels fill one
     segments: np.ndarray  # where the stretches of the kernel begin
-    length: int  # elements of a stretch, and
-    rounded: int  # in whole vectors
+    rounded: int  # elements of a stretch, in whole vectors
     offsets: np.ndarray  # of each output
 
 
@@ -79,9 +78,7 @@ def _plan(x_shape, y_shape, kernel_size, stride, dilation, dtype):
     for array in (segments, offsets):
         array.flags.writeable = False
     rounded = -(-length // width) * width
-    return _Plan(
-        images, height, rows, pitch, channels, outputs, segments, length, rounded, offsets
-    )
+    return _Plan(images, height, rows, pitch, channels, outputs, segments, rounded, offsets)
 
 
 @njit(parallel=True, cache=True)

@@ -11,11 +11,10 @@ some outputs times some vectors of f (kernels.cpu.simd), the sums of a tile in r
 planes that stay in the core's second cache. The values between the rows (P - OW of them, and the
 rows that the kernel adds to each image) are surplus and dropped.
 
-* The **gradient by the input** is such a sum too. Stride s deals the pixels into s x s phases; the
-  pixels q = a + s r of phase a are reached by the taps i with i d = a + top (mod s), from output
-  v = r + (a + top - i d) / s: each phase is a convolution of dy with stride 1 by those taps.
-* The **gradient by the weight** is the product over f: dw[o, k] = sum_f dy[o, f] planes[offset[k]
-  + f], with zeros as the surplus of dy.
+The **gradient by the input** is such a sum too. Stride s deals the pixels into s x s phases; the
+pixels q = a + s r of phase a are reached by the taps i with i d = a + top (mod s), from output
+v = r + (a + top - i d) / s: each phase is a convolution of dy with stride 1 by those taps. That by
+the weight is left to kernels.cpu.conv_pixels.
 
 The algebra is that of kernels.reference.conv. How the work is cut depends on the shapes alone,
 never on the number of threads, and so do the results, to the last bit.
@@ -273,12 +272,6 @@ def _grouped(x, groups):
     """(N, C, H, W) as (N, G, C/G, H, W), contiguous."""
     n, c, h, w = x.shape
     return np.ascontiguousarray(x).reshape(n, groups, c // groups, h, w)
-
-
-def _round_up(size, step):
-    return -(-size // step) * step
-
-
 
 
 def _product(x, weight, strides, taps, bias, y, plan, target, floor):

@@ -11,7 +11,8 @@ import numpy as np
 from numba import get_thread_id, njit, prange
 
 from kernels.cpu.emitter import ROWS, VECTORS, lanes
-from kernels.cpu.simd import copy, product_tiles, row_tiles, transpose_tile
+from kernels.cpu.pixels import turn
+from kernels.cpu.simd import copy, product_tiles, row_tiles
 from kernels.cpu.tasks import chunk_bounds, split
 from kernels.cpu.threads import num_threads
 from kernels.cpu.workspace import empty, workspace
@@ -36,15 +37,7 @@ def _pack(b, turned, pitch, k, depth, c, columns, packed, strip, width):
             for i in range(depth):
                 copy(packed, base + i * strip, b, (k + i) * pitch + c + first, count)
             continue
-        for j in range(0, count, width):
-            for i in range(0, depth, width):
-                corner = (c + first + j) * pitch + k + i
-                if corner + (width - 1) * pitch + width <= b.size:
-                    transpose_tile(b, corner, pitch, packed, base + i * strip + j, strip)
-                else:
-                    for q in range(j, min(j + width, count)):
-                        for p in range(i, min(i + width, depth)):
-                            packed[base + p * strip + q] = b[(c + first + q) * pitch + k + p]
+        turn(b, (c + first) * pitch + k, pitch, count, depth, packed, base, strip, width)
 
 
 @njit(parallel=True, cache=True)
