@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 import traceback
 from contextlib import contextmanager
 
@@ -12,6 +13,7 @@ from kernels.command_line import INTERRUPTED, UserError, user_errors
 from minidl import distributed, random
 
 _PATIENCE = 2.0  # seconds in which ranks that make the same mistake make it
+_DELIVERY = 1.0  # seconds for mpiexec to read a message, before it drops what it has not read
 _LAUNCHERS = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE")  # set by MPICH and its relatives, by Open MPI
 
 OPTIONS = (
@@ -110,6 +112,7 @@ def ended_together(world):
         if not isinstance(error, plain):
             traceback.print_exc()
         print(f"Error on {world.name}: {message}", file=sys.stderr, flush=True)
+        time.sleep(_DELIVERY)
         world.abort(1)
 
 
