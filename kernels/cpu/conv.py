@@ -26,8 +26,10 @@ from kernels.cpu.conv_direct import (
     weight_grad_direct,
 )
 from kernels.cpu.conv_pixels import weight_grad_pixels
+from kernels.cpu.conv_pointwise import conv2d_pointwise, input_grad_pointwise, is_pointwise
 from kernels.cpu.conv_tiles import conv2d_tiles, input_grad_tiles
 from kernels.cpu.matmul import matmul
+from kernels.cpu.tiles import plain
 from kernels.cpu.winograd import conv2d_winograd, input_grad_winograd, is_winograd
 from kernels.cpu.winograd_weight import weight_grad_winograd
 from kernels.cpu.workspace import empty
@@ -162,7 +164,9 @@ def choose(
     image_shape = x_shape if result == "dx" else y_shape
     if is_winograd(result, image_shape, weight_shape, stride, dilation, groups, dtype):
         return "winograd"
-    return "direct" if is_direct(result, weight_shape, stride, groups) else "tiles"
+    if is_direct(result, weight_shape, stride, groups):
+        return "direct"
+    return "pointwise" if result != "dw" and is_pointwise(weight_shape, padding) else "tiles"
 
 
 def conv2d(x, weight, bias=None, stride=(1, 1), padding=(0, 0, 0, 0), dilation=(1, 1), groups=1):
@@ -183,8 +187,11 @@ def conv2d(x, weight, bias=None, stride=(1, 1), padding=(0, 0, 0, 0), dilation=(
         conv2d_winograd(x, weight, bias, y, padding, winograd_size(), groups)
     elif way == "direct":
         conv2d_direct(x, weight, bias, y, padding, dilation, groups)
+    elif way == "pointwise":
+        conv2d_pointwise(x, weight, y, stride, groups, plain(y_shape[1], x.dtype, bias))
     else:
-        conv2d_tiles(x, weight, bias, y, stride, padding, dilation, groups)
+        epilogue = plain(y_shape[1], x.dtype, bias)
+        conv2d_tiles(x, weight, y, stride, padding, dilation, groups, epilogue)
     return y
 
 
@@ -204,6 +211,8 @@ def conv2d_input_grad(
         input_grad_winograd(dy, weight, dx, padding, winograd_size(), groups)
     elif way == "direct":
         input_grad_direct(dy, weight, dx, padding, dilation, groups)
+    elif way == "pointwise":
+        input_grad_pointwise(dy, weight, dx, stride, groups)
     else:
         input_grad_tiles(dy, weight, dx, stride, padding, dilation, groups)
     return dx
