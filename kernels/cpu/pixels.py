@@ -5,7 +5,8 @@ Where the channels fill vectors, they run over lanes, however small and however 
 
 from numba import njit
 
-from kernels.cpu.simd import transpose_some, transpose_tile
+from kernels.cpu.emitter import ROWS
+from kernels.cpu.simd import interleave_tile, transpose_some, transpose_tile
 
 
 @njit(cache=True)
@@ -28,6 +29,20 @@ def turn(source, first, pitch, channels, run, target, start, step, width):
                 for d in range(c, min(channels, c + width)):
                     for q in range(p, min(run, p + width)):
                         target[start + q * step + d] = source[first + d * pitch + q]
+
+
+@njit(cache=True)
+def interleave(source, first, pitch, rows, run, target, start, width):
+    """target[start + p ROWS + r] = source[first + r pitch + p] for p < run; 0 for r from rows on.
+
+    rows <= ROWS: what a tile of products wants of its left operand.
+    """
+    whole = run - run % width if rows == ROWS else 0
+    for p in range(0, whole, width):
+        interleave_tile(source, first + p, pitch, target, start + p * ROWS)
+    for p in range(whole, run):
+        for r in range(ROWS):
+            target[start + p * ROWS + r] = source[first + r * pitch + p] if r < rows else 0
 
 
 @njit(cache=True)

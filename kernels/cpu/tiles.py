@@ -15,8 +15,9 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit, prange
 
-from kernels.cpu.emitter import ROWS, VECTOR_BYTES, VECTORS, lanes
-from kernels.cpu.simd import copy, interleave_tile, prefetch, product_tiles, store_run, store_run_onto
+from kernels.cpu.emitter import ROWS, VECTORS, lanes
+from kernels.cpu.pixels import interleave
+from kernels.cpu.simd import copy, prefetch, product_tiles, store_run, store_run_onto
 from kernels.cpu.tasks import chunk_bounds, split
 from kernels.cpu.workspace import workspace
 
@@ -56,7 +57,7 @@ class Filters(NamedTuple):
 
 
 @njit(parallel=True, cache=True)
-def _pack(weight, packed, outputs, places, strides, depth):
+def _pack(weight, packed, outputs, places, strides, depth, width):
     """packed (G, blocks K ROWS) from flat weights: weight[g, o, k] at g, o strides + places[k].
 
     A task takes a part of some blocks.
@@ -76,8 +77,10 @@ def _pack(weight, packed, outputs, places, strides, depth):
             count = min(ROWS, outputs - b * ROWS)
             first = g * group_stride + b * ROWS * output_stride
             at = (k0 * blocks + b * (k1 - k0)) * ROWS
-            if count == ROWS and in_rows:
-                _interleave(weight, first + places[k0], output_stride, k1 - k0, target, at)
+            if in_rows:
+                interleave(
+                    weight, first + places[k0], output_stride, count, k1 - k0, target, at, width
+                )
             elif count == ROWS and output_stride == 1:
                 for k in range(k0, k1):
                     copy(target, at + (k - k0) * ROWS, weight, first + places[k], ROWS)
@@ -86,22 +89,6 @@ def _pack(weight, packed, outputs, places, strides, depth):
                     for r in range(ROWS):
                         place = first + r * output_stride + places[k]
                         target[at + (k - k0) * ROWS + r] = weight[place] if r < count else 0
-
-
-@njit(cache=True)
-def _interleave(source, first, pitch, terms, target, at):
-    """target[at + k ROWS + r] = source[first + r pitch + k] for k < terms and r < ROWS."""
-    whole = terms - terms % _lanes(source)
-    for k in range(0, whole, _lanes(source)):
-        interleave_tile(source, first + k, pitch, target, at + k * ROWS)
-    for k in range(whole, terms):
-        for r in range(ROWS):
-            target[at + k * ROWS + r] = source[first + r * pitch + k]
-
-
-@njit(inline="always")
-def _lanes(array):
-    return VECTOR_BYTES // array.itemsize
 
 
 def pack_filters(weight, groups, outputs, places, strides, depth, rows) -> Filters:
@@ -115,7 +102,8 @@ def pack_filters(weight, groups, outputs, places, strides, depth, rows) -> Filte
     packed = workspace("filters", (groups, blocks * places.size * ROWS), weight.dtype)
     if packed.size:
         flat = np.ascontiguousarray(weight).reshape(-1)
-        _pack(flat, packed, outputs, places, strides, depth)
+        width = lanes_of(weight.itemsize)
+        _pack(flat, packed, outputs, places, strides, depth, width)
     return Filters(packed, blocks, depth)
 
 
@@ -135,21 +123,30 @@ def tile_count(columns, width):
     return -(-columns // (VECTORS * width))
 
 
-@njit(cache=True)
-def _span(tile, columns, room, width):
-    """The first column of a tile and its vectors.
+@njit(inline="always")
+def tile_vectors(tile, vectors):
+    """The first of the vectors of a tile, and how many.
 
     Rather than a tile of VECTORS and one of a single vector, whose loads would take longer than
-    its products, the last two share their vectors. A tile ends within `room` columns: the last may
-    begin within the one before it, and computes the same sums as that.
+    its products, the last two share their vectors.
     """
-    vectors = -(-columns // width)
     first, last = tile * VECTORS, min(tile * VECTORS + VECTORS, vectors)
     if vectors > 1 and first == vectors - 1:
         first -= 1
     if vectors > 1 and last == vectors - 1:
         last -= 1
-    return min(first * width, room - (last - first) * width), last - first
+    return first, last - first
+
+
+@njit(cache=True)
+def _span(tile, columns, room, width):
+    """The first column of a tile and its vectors.
+
+    A tile ends within `room` columns: the last may begin within the one before it, and computes the
+    same sums as that.
+    """
+    first, vectors = tile_vectors(tile, -(-columns // width))
+    return min(first * width, room - vectors * width), vectors
 
 
 @njit(cache=True)
