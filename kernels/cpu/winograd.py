@@ -28,7 +28,7 @@ import numpy as np
 from numba import get_thread_id, njit, prange
 
 from kernels.cpu.emitter import ROWS, VECTORS, lanes
-from kernels.cpu.pixels import turn_back, turn_image
+from kernels.cpu.pixels import turn, turn_back, turn_image
 from kernels.cpu.simd import row_tiles, transform_tile
 from kernels.cpu.tasks import chunk_bounds, split
 from kernels.cpu.threads import num_threads
@@ -90,7 +90,8 @@ def _transform_filters(weight, u, scratch, size, turned, strips, width):
         outputs, channels = channels, outputs
     strip = VECTORS * width
     flat, filters = u.reshape(u.size), weight.reshape(weight.size)
-    o_step, c_step = (9, outputs * 9) if turned else (channels * 9, 9)
+    row, column = (-3 * strip, -strip) if turned else (3 * strip, strip)
+    corner = 8 * strip if turned else 0
     parts = -(-channels // _FILTER_CHANNELS)
     for task in prange(groups * strips * parts):
         rest, part = split(task, parts)
@@ -100,20 +101,23 @@ def _transform_filters(weight, u, scratch, size, turned, strips, width):
         taps = scratch[get_thread_id()]
         for first in range(c0, c1, _FILTER_BATCH):
             last = min(c1, first + _FILTER_BATCH)
-            for o in range(o0, o1):
+            # Outputs side by side, tap after tap.
+            if turned:
                 for c in range(first, last):
-                    source = g * channels * outputs * 9 + c * c_step + o * o_step
-                    lane = (c - first) * 9 * strip + o - o0
-                    for k in range(9):
-                        taps[lane + (8 - k if turned else k) * strip] = filters[source + k]
+                    source = ((g * channels + c) * outputs + o0) * 9
+                    turn(filters, source, 9, o1 - o0, 9, taps, (c - first) * 9 * strip, strip, width)
+            else:
+                source = ((g * outputs + o0) * channels + first) * 9
+                run = (last - first) * 9
+                turn(filters, source, channels * 9, o1 - o0, run, taps, 0, strip, width)
             for c in range(first, last):
                 target = g * products * k_step + (s * channels + c) * strip
                 for o in range(0, strip, width):
-                    at, tap = target + o, (c - first) * 9 * strip + o
+                    at, tap = target + o, (c - first) * 9 * strip + corner + o
                     if size == 4:
-                        _filters_4(taps, tap, 3 * strip, strip, flat, at, 6 * k_step, k_step)
+                        _filters_4(taps, tap, row, column, flat, at, 6 * k_step, k_step)
                     else:
-                        _filters_2(taps, tap, 3 * strip, strip, flat, at, 4 * k_step, k_step)
+                        _filters_2(taps, tap, row, column, flat, at, 4 * k_step, k_step)
 
 
 @njit(cache=True)
@@ -301,7 +305,8 @@ def _convolve(x, weight, bias, y, padding, size, groups, turned, floor):
     strips = -(-outputs // strip)
     u = workspace("filters", (groups, products, strips * channels * strip + SKEW), x.dtype)
     taps = np.ascontiguousarray(weight).reshape(groups, -1, weight.shape[1], 9)
-    scratch = workspace("conv", (num_threads(), _FILTER_BATCH * 9 * strip), x.dtype)
+    # With what a square of elements reaches beyond the last tap.
+    scratch = workspace("conv", (num_threads(), (_FILTER_BATCH * 9 + width) * strip), x.dtype)
     _transform_filters(taps, u, scratch, size, turned, strips, width)
     y = y.reshape(n, groups, outputs, oh, ow)
     geometry = (size, -(-oh // size), -(-ow // size), padding[0], padding[2])
