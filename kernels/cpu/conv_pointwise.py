@@ -15,6 +15,7 @@ import numpy as np
 from numba import get_thread_id, njit, prange
 
 from kernels.cpu.emitter import ROWS, VECTORS
+from kernels.cpu.epilogue import plain
 from kernels.cpu.planes import split_phases
 from kernels.cpu.simd import copy
 from kernels.cpu.tasks import split
@@ -25,7 +26,6 @@ from kernels.cpu.tiles import (
     group_size,
     lanes_of,
     pack_filters,
-    plain,
     store_tiles,
     sum_tiles,
     tile_count,

@@ -27,6 +27,7 @@ import numpy as np
 from numba import get_thread_id, njit, prange
 
 from kernels.cpu.emitter import ROWS, VECTORS
+from kernels.cpu.epilogue import plain
 from kernels.cpu.planes import phase_shape, phase_taps, split_phases
 from kernels.cpu.tasks import split
 from kernels.cpu.threads import num_threads
@@ -36,7 +37,6 @@ from kernels.cpu.tiles import (
     group_size,
     lanes_of,
     pack_filters,
-    plain,
     store_tiles,
     sum_tiles,
     tile_count,

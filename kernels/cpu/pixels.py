@@ -6,7 +6,7 @@ Where the channels fill vectors, they run over lanes, however small and however 
 from numba import njit
 
 from kernels.cpu.emitter import ROWS
-from kernels.cpu.simd import interleave_tile, transpose_some, transpose_tile
+from kernels.cpu.simd import interleave_tile, transpose_some, transpose_some_onto, transpose_tile
 
 
 @njit(cache=True)
@@ -68,14 +68,23 @@ def turn_image(x, first, area, shape, channels, top, left, target, start, place,
 
 
 @njit(cache=True)
-def turn_back(pixels, start, step, run, channels, y, first, area, bias, bias0, floor, width):
-    """y[first + c area + p] = max(pixels[start + p step + c] + bias[bias0 + c], floor).
+def turn_back(pixels, start, step, run, channels, y, first, area, epilogue, first_channel, width):
+    """y[first + c area + p] = what `epilogue` makes of pixels[start + p step + c].
 
-    For p < run and c < channels. The pixels and the bias are read up to whole vectors.
+    For p < run and c < channels. The pixels and the epilogue's scale and shift, from
+    `first_channel` on, are read up to whole vectors.
     """
+    scale, shift, others, floor = epilogue
     for c in range(0, channels, width):
         for p in range(0, run, width):
-            transpose_some(
-                pixels, start + p * step + c, step, y, first + c * area + p, area,
-                channels - c, run - p, bias, bias0 + c, floor,
-            )  # fmt: skip
+            source, target, channel = start + p * step + c, first + c * area + p, first_channel + c
+            if others.size:
+                transpose_some_onto(
+                    pixels, source, step, y, target, area, channels - c, run - p, scale, shift,
+                    channel, others, floor,
+                )  # fmt: skip
+            else:
+                transpose_some(
+                    pixels, source, step, y, target, area, channels - c, run - p, scale, shift,
+                    channel, others, floor,
+                )  # fmt: skip

@@ -197,34 +197,47 @@ def transpose_tile(_, source, source0, source_pitch, target, target0, target_pit
     return types.void(source, integer, integer, target, integer, integer), emit
 
 
-@intrinsic
-def transpose_some(
-    _, source, source0, source_pitch, target, target0, target_pitch, rows, columns, bias, bias0,
-    floor,
-):  # fmt: skip
-    """target[target0 + r target_pitch + c] = max(source[source0 + c source_pitch + r] + b, floor).
+def _transpose_some(onto):
+    """The intrinsic that turns over a part of a square of results and finishes them."""
 
-    With b = bias[bias0 + r], for r < rows and c < columns. The source and the bias may be read
-    beyond those, up to the lanes; NaN stays NaN.
-    """
+    @intrinsic
+    def transpose(_, source, source0, source_pitch, target, target0, target_pitch, rows, columns,
+                  scale, shift, first, others, floor):  # fmt: skip
+        """target[target0 + r target_pitch + c] = max(source[source0 + c source_pitch + r] a + b,
+        floor).
 
-    def emit(context, builder, signature, args):
-        e = Emitter(context, builder, signature, args)
-        source, target, bias = (e.pointer(i, args[j]) for i, j in ((0, 1), (3, 4), (8, 9)))
-        square = [e.load_vector(source, builder.mul(args[2], INT(c))) for c in range(e.lanes)]
-        inside, floor = e.below(args[7]), e.splat(args[10])
-        nowhere = ir.Constant(inside.type, None)
-        for r, row in enumerate(e.turned_over(square)):
-            row = e.at_least(builder.fadd(row, e.splat(e.load(bias, INT(r)))), floor)
-            flags = builder.select(builder.icmp_signed("<", INT(r), args[6]), inside, nowhere)
-            e.store_some(row, target, builder.mul(args[5], INT(r)), flags)
-        return context.get_dummy_value()
+        With a = scale[first + r], b = shift[first + r], for r < rows and c < columns. The source,
+        scale and shift may be read beyond those, up to the lanes; NaN stays NaN. `onto`: added to
+        `others`, which lie as the target does.
+        """
 
-    integer = types.int64
-    return types.void(
-        source, integer, integer, target, integer, integer, integer, integer, bias, integer,
-        source.dtype,
-    ), emit  # fmt: skip
+        def emit(context, builder, signature, args):
+            e = Emitter(context, builder, signature, args)
+            source, target = e.pointer(0, args[1]), e.pointer(3, args[4])
+            factors, terms = e.pointer(8, args[10]), e.pointer(9, args[10])
+            square = [e.load_vector(source, builder.mul(args[2], INT(c))) for c in range(e.lanes)]
+            inside, floor = e.below(args[7]), e.splat(args[12])
+            nowhere = ir.Constant(inside.type, None)
+            for r, row in enumerate(e.turned_over(square)):
+                flags = builder.select(builder.icmp_signed("<", INT(r), args[6]), inside, nowhere)
+                place = builder.mul(args[5], INT(r))
+                factor, term = (e.splat(e.load(values, INT(r))) for values in (factors, terms))
+                row = e.fma(row, factor, term)
+                if onto:
+                    row = builder.fadd(row, e.load_some(e.pointer(11, args[4]), place, flags))
+                e.store_some(e.at_least(row, floor), target, place, flags)
+            return context.get_dummy_value()
+
+        integer = types.int64
+        return types.void(
+            source, integer, integer, target, integer, integer, integer, integer, scale, shift,
+            integer, others, source.dtype,
+        ), emit  # fmt: skip
+
+    return transpose
+
+
+transpose_some, transpose_some_onto = _transpose_some(False), _transpose_some(True)
 
 
 def transform_tile(matrix):

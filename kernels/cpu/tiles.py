@@ -29,25 +29,6 @@ MIN_TASKS = 8  # enough for several cores
 _PACK_BLOCKS = 8
 
 
-class Epilogue(NamedTuple):
-    """What becomes of a sum: max(sum scale[o] + shift[o] + others, floor).
-
-    scale, shift (groups x outputs); others: flat, in the order of the results, or empty for none.
-    """
-
-    scale: np.ndarray
-    shift: np.ndarray
-    others: np.ndarray
-    floor: np.floating
-
-
-def plain(outputs, dtype, bias=None) -> Epilogue:
-    """Nothing but a bias, if there is one."""
-    shift = np.zeros(outputs, dtype) if bias is None else np.ascontiguousarray(bias)
-    nothing = np.empty(0, dtype)
-    return Epilogue(np.ones(outputs, dtype), shift, nothing, dtype.type(-np.inf))
-
-
 class Filters(NamedTuple):
     """Packed filters: (G, blocks C T ROWS), in parts of `depth` terms; rows beyond are zero."""
 
