@@ -90,6 +90,16 @@ def _conv(kernel, shape, weight, stride, padding, dilation, groups):
     return Case(kernel, arguments[kernel], flops)
 
 
+def _conv_affine(kernel, shape, weight, stride, padding, dilation, groups):
+    """2 N O OH OW (C / groups) kh kw, and 4 for each result: scale, shift, sum, comparison."""
+    settings = stride, padding, dilation, groups
+    x, w, scale, shift = _draw(shape, weight, weight[:1], weight[:1])
+    y_shape = check_conv2d(x, w, None, *settings)
+    (others,) = _draw(y_shape)
+    flops = math.prod(y_shape) * (2 * math.prod(weight[1:]) + 4)
+    return Case(kernel, (x, w, scale, shift, others, True, *settings), flops)
+
+
 def _conv_transpose(kernel, shape, weight, stride, padding, dilation, groups):
     """2 N C H W (O / groups) kh kw: every pixel meets every weight of its channel."""
     settings = stride, padding, (0, 0), dilation, groups
@@ -201,13 +211,14 @@ def _batchnorm(kernel, shape):
 
 def _elementwise(kernel, shape):
     """For each value: relu and its backward 1 comparison, with a bias an addition more; dropout 1
-    product (its random bits are integers), its mask none; channel_sums 1 addition."""
+    product (its random bits are integers), its mask none; add and channel_sums 1 addition."""
     if len(shape) < 2 and kernel.startswith(("bias", "channel")):
         raise ValueError(f"shape must be N,C,..., got {','.join(map(str, shape))}")
     a, b = _draw(shape, shape)
     a -= np.float32(1)  # positive and negative
     (bias,) = _draw(shape[1:2])
     arguments, operations = {
+        "add": ((a, b), 1),
         "relu": ((a,), 1),
         "relu_backward": ((b, a), 1),
         "bias_relu": ((a, bias), 2),
@@ -258,6 +269,7 @@ _IM2COL = {
 _POOL = {"shape": _MAPS, "kernel_size": (3, 3), "stride": (2, 2), "padding": _ONE}
 _FAMILIES = (
     (_conv, _CONV, ("conv2d", "conv2d_input_grad", "conv2d_weight_grad")),
+    (_conv_affine, _CONV, ("conv2d_affine",)),
     (_conv_transpose, _CONV, ("conv_transpose2d",)),
     (_columns, _IM2COL, ("im2col", "col2im")),
     (_matmul, {"shape": (1024, 1024), "weight": (1024, 1024)}, ("matmul",)),
@@ -270,7 +282,7 @@ _FAMILIES = (
         "batchnorm_eval_backward",
     )),
     (_elementwise, {"shape": _MAPS}, (
-        "relu", "relu_backward", "bias_relu", "bias_relu_backward", "channel_sums", "dropout",
+        "add", "relu", "relu_backward", "bias_relu", "bias_relu_backward", "channel_sums", "dropout",
         "dropout_mask",
     )),
     (_cross_entropy, {"shape": (4096, 1000)}, (
