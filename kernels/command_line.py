@@ -30,7 +30,8 @@ def run_group(group: click.Group, arguments: list[str], name: str) -> int:
     except click.ClickException as error:
         message = error.format_message()
         # Where the command is missing, click 8.2 raises the help text that 8.1 prints.
-        click.echo(message if message.startswith("Usage:") else f"Error: {message}", err=True)
+        line = " ".join(message.split())
+        click.echo(message if message.startswith("Usage:") else f"Error: {line}", err=True)
         return 2
     except (click.Abort, KeyboardInterrupt):
         click.echo("Interrupted.", err=True)
