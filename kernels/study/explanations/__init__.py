@@ -18,7 +18,7 @@ EXPLANATIONS = {
     "max_pool2d": ("max_pool2d", "max_unpool2d"),
     "avg_pool2d": ("avg_pool2d", "avg_pool2d_backward"),
     "lrn": ("lrn", "lrn_backward"),
-    "batchnorm": ("batchnorm_train", "batchnorm_backward"),
+    "batchnorm": ("batchnorm_train", "batchnorm_statistics", "batchnorm_backward"),
     "dropout": ("dropout", "dropout_mask"),
     "matmul": ("matmul",),
 }

@@ -186,6 +186,8 @@ def test_a_third_implementation(run, monkeypatch):
 @pytest.mark.parametrize(
     "arguments, expected",
     [
+        (["bench"], "Missing argument 'KERNEL'"),
+        (["ladder"], "Missing argument"),
         (["bench", "conv3d"], "'conv3d' is not one of"),
         (["bench", "lrn", "--weight", "3"], "lrn has no --weight: it takes --shape, --size"),
         (["bench", "conv2d", "--kernel", "3"], "conv2d has no --kernel: it takes --shape"),
