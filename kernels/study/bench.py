@@ -53,7 +53,7 @@ def command(kernel, threads, rounds, plot, **given):
     times, ceilings = timed_under_ceilings(runs, rounds)
     seconds = {name: statistics.median(values) for name, values in times.items()}
     title = _title(kernel, SPECS[kernel].defaults | options)
-    click.echo(f"{title}, float32, {threads} threads\n")
+    click.echo(f"{title}, float32, {threads} thread{'s' * (threads > 1)}\n")
     click.echo("\n".join(_table(case, traffic, seconds, ceilings, missing)))
     click.echo("\n" + _facts(case, traffic, ceilings))
     if case.flops:

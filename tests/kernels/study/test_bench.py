@@ -227,7 +227,7 @@ def test_ladder_command(run):
     assert " 1 six loops in Python\n    The definition" in stdout
     assert "10  Winograd F(4x4, 3x3)" in stdout
     assert "kernels.cpu.conv2d takes here: " in stdout
-    assert stderr.splitlines()[-1] == "1 rounds ..."
+    assert stderr.splitlines()[-1] == "1 round ..."
     status, stdout, _ = run("ladder", "conv2d", *arguments, "--stride", 2, "--markdown")
     assert status == 0 and stdout.startswith("`conv2d of 1x2x9x9 with 3x2x3x3, stride 2x2")
     assert "| 8 | tiles from padded planes |" in stdout and "Winograd" not in stdout
