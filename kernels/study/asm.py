@@ -8,10 +8,11 @@ from kernels import reference
 from kernels.command_line import UserError, user_errors
 from kernels.study import machine_code, ptx
 from kernels.study.cases import SPECS, make_case
-from kernels.study.options import CASE, given_options, with_options
+from kernels.study.options import CASE, flag, given_options, with_options
 from kernels.table import format_table
 
 _X86 = ("x86_64", "AMD64")
+_ARCH = "sm_80"
 
 
 @click.command(help="The machine code of a kernel's hot loops, its vector instructions counted.")
@@ -19,18 +20,21 @@ _X86 = ("x86_64", "AMD64")
 @with_options(*CASE)
 @click.option(
     "--loops", "count", type=click.IntRange(min=1), default=3, show_default=True,
-    help="Innermost loops shown of each function, the most arithmetic first.",
+    help="Innermost loops shown of each function: first those that multiply and add most.",
 )  # fmt: skip
 @click.option("--full", is_flag=True, help="All of the assembly instead.")
 @click.option("--cuda", is_flag=True, help="PTX of the CUDA kernel instead; needs no GPU.")
-@click.option(
-    "--arch", default="sm_80", show_default=True, help="GPU generation that --cuda compiles for."
-)
+@click.option("--arch", help=f"GPU generation that --cuda compiles for.  [default: {_ARCH}]")
 def command(kernel, count, full, cuda, arch, **given):
     options = given_options(kernel, given, SPECS[kernel].defaults)
     if cuda:
-        _show_ptx(kernel, arch, count, full)
+        if options:
+            name = flag(next(iter(options)))
+            raise UserError(f"code for a GPU is the same for all shapes: --cuda takes no {name}")
+        _show_ptx(kernel, arch or _ARCH, count, full)
         return
+    if arch:
+        raise UserError("--arch is of use with --cuda alone")
     if platform.machine() not in _X86:
         raise UserError(f"asm reads x86-64 code, this machine is {platform.machine()}")
     with user_errors(ValueError, TypeError, MemoryError):
@@ -48,9 +52,11 @@ def _show_code(case, count, full):
     found = traced(lambda: case.call(cpu))
     if not found:
         raise UserError(f"{case.kernel} runs no compiled function here: NumPy does it for so few")
+    total = sum(function.seconds for function in found)
     for function in found:
         assembly = function.assembly()
-        click.echo(f"== {function.name}\n")
+        share = f": {100 * function.seconds / total:.0f} % of the time" if len(found) > 1 else ""
+        click.echo(f"== {function.name}{share}\n")
         if full:
             click.echo(assembly)
             continue

@@ -68,7 +68,7 @@ def test_innermost_loops_are_found():
         ("load", "ymm"): 1, ("multiply-add", "ymm"): 1, ("arithmetic", "zmm"): 1,
         ("store", "ymm"): 1, ("other", "integer"): 2,
     }  # fmt: skip
-    assert loop.rank == (8, 16, 40)
+    assert loop.rank == (0, 8, 16, 40)
     comments = [loop.comment(instruction) for instruction in loop.body]
     assert comments[:2] == ["load 8", "8 x multiply, add, one factor from memory"]
     assert comments[-2:] == ["", "back to the first line"]
@@ -89,6 +89,9 @@ def test_innermost_loops_are_found():
         ("vsqrtsd %xmm1, %xmm2, %xmm2", "arithmetic", "single", 1, "sqrt"),
         ("vmovups %zmm1, 64(%rax)", "store", "zmm", 16, "store 16"),
         ("vmovss (%rax), %xmm0", "load", "single", 1, "load 1"),
+        ("vmovd (%rax), %xmm0", "load", "single", 1, "load 1"),
+        ("vmovq %xmm0, (%rax)", "store", "single", 1, "store 1"),
+        ("vbroadcastsd (%rax), %zmm0", "shuffle", "zmm", 8, "broadcast from memory"),
         ("vgatherqps 8(%rax,%zmm0), %ymm2 {%k1}", "gather", "ymm", 8, "8 x gatherq from memory"),
         ("vbroadcastss %xmm3, %ymm8", "shuffle", "ymm", 8, "broadcast"),
         ("vmovaps %zmm3, %zmm2 {%k1}", "shuffle", "zmm", 16, "select by a mask"),
@@ -150,6 +153,48 @@ def test_a_tile_of_the_convolution_stays_in_registers():
     assert not any(kind in ("store", "gather") for kind, _ in counts)
 
 
+KEPT = """\
+f:
+.LBB0_1:
+\tvfmadd231ps\t%zmm1, %zmm2, %zmm3
+\tvfmadd231ps\t%zmm1, %zmm2, %zmm4
+\tvmovups\t%zmm3, (%rdi)
+\tjne\t.LBB0_1
+.LBB0_2:
+\tvfmadd231ps\t(%rsi), %zmm2, %zmm3
+\tjne\t.LBB0_2
+"""
+
+
+def test_loops_that_keep_their_sums_come_first():
+    assert [loop.rank for loop in machine_code.loops(KEPT)] == [
+        (16, 16, 0, 16), (0, 32, 0, 48)
+    ]  # fmt: skip
+
+
+@x86
+def test_the_hot_loop_of_winograd_is_its_product():
+    from kernels.study.compiled import traced
+
+    case = make_case("conv2d", shape=(2, 64, 28, 28), weight=(64, 64, 3, 3))
+    found = {function.name: function for function in traced(lambda: case.call(cpu))}
+    best = machine_code.loops(found["kernels.cpu.winograd._by_blocks"].assembly())[0]
+    assert machine_code.readable(best.function) == "kernels.cpu.simd.row_tiles"
+
+
+def test_functions_come_in_the_order_of_their_time(monkeypatch):
+    from kernels.study import compiled
+
+    case = make_case("batchnorm_train", shape=(2, 3, 4, 4))
+    spent = iter([1, 7, 2])  # seconds in each of the three functions
+    clock = iter(tick for seconds in spent for tick in (0, seconds))
+    monkeypatch.setattr(compiled.time, "perf_counter", lambda: next(clock))
+    found = compiled.traced(lambda: case.call(cpu))
+    assert [(function.name.rsplit(".", 1)[1], function.seconds) for function in found] == [
+        ("_plane_squares", 7), ("_scale_shift", 2), ("_plane_sums", 1)
+    ]  # fmt: skip
+
+
 def test_tracing_leaves_the_kernels_as_they_were():
     from kernels.study.compiled import traced
 
@@ -188,6 +233,8 @@ def test_products_are_multiply_adds_of_the_house(run):
         (["asm", "relu", "--weight", "3"], "relu has no --weight"),
         (["asm", "conv2d", "--weight", "64,3,3,3"], "weight must have x's 64 channels"),
         (["asm", "relu", "--loops", "0"], "--loops"),
+        (["asm", "relu", "--arch", "sm_90"], "--arch is of use with --cuda alone"),
+        (["asm", "relu", "--cuda", "--shape", "2,2"], "--cuda takes no --shape"),
     ],
 )
 @x86
