@@ -36,11 +36,10 @@ _BLOCK_BYTES = 256 << 10
 
 def whole_columns(p: Convolution):
     """Each pixel is copied to all places where the kernel meets it (im2col), and the convolution is
-    one large matrix product. BLAS's kernels are written in assembler for this very processor:
-    tiles of sums that fill all of its widest registers, operands packed in the order in which they
-    are read, blocks that fit each cache. The price is the column matrix, kh kw times as large as
-    the image: it is written to memory and read back, and at its worst that takes longer than the
-    product."""
+    one large matrix product (kernels/cpu/matmul.py): tiles of sums that fill the widest registers
+    and stay there for a hundred terms, columns packed in the order in which they are read, pieces
+    that fit each cache. The price is the column matrix, kh kw times as large as the image: it is
+    written to memory and read back, and at its worst that takes longer than the product."""
     weight, (n, o, oh, ow) = p.weight, p.y_shape
     cols = cpu.im2col(p.x, weight.shape[2:], p.stride, p.padding)
     y = cpu.matmul(weight.reshape(o, weight[0].size), cols)
@@ -76,9 +75,9 @@ def _by_blocks(x, weight, y, scratch, kernel_size, row_step, height):
 
 
 def column_blocks(p: Convolution):
-    """The column matrix is never whole: a task fills some 256 KiB of columns, multiplies them while
-    they lie in its core's own cache, and fills the next over them. The copies cost no memory
-    traffic any more, and no core waits for another between the steps. They still cost
+    """The column matrix is never whole: a task fills some 256 KiB of columns, multiplies them (by
+    BLAS) while they lie in its core's own cache, and fills the next over them. The copies cost no
+    memory traffic any more, and no core waits for another between the steps. They still cost
     instructions: each pixel is read and written kh kw times, and BLAS then packs it once more."""
     x, y = padded_apart(p), np.empty(p.y_shape, p.x.dtype)
     weight = p.weight.reshape(len(p.weight), -1)
@@ -109,7 +108,8 @@ def plane_tiles(p, bias, y):
     lies there already, as a stretch from an offset of its own on (kernels/cpu/conv_tiles.py). So
     the product reads its right matrix from the image. It is computed in tiles as in rung 4, but
     larger and written out as vector instructions: with AVX-512, 8 output maps times 3 vectors,
-    whose 24 sums stay in registers over all taps, 11 loads and no store for 24 multiply-adds."""
+    whose 24 sums stay in registers for hundreds of terms: 11 loads and no store for 24
+    multiply-adds."""
     conv2d_tiles(p.x, p.weight, bias, y, p.stride, p.padding, UNIT, 1)
 
 
