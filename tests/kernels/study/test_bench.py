@@ -164,7 +164,7 @@ def test_results_that_differ_are_not_timed(run, monkeypatch):
     assert stderr == "Error: the result of cpu is not that of the reference: nothing is timed\n"
 
 
-def test_a_third_implementation(run, monkeypatch):
+def test_a_third_implementation(run, monkeypatch, tmp_path):
     """Where there is a GPU its kernels run on copies there; NumPy stands in for CuPy."""
     device, copied, waits = ModuleType("kernels.cuda"), [], []
     device.relu = reference.relu
@@ -176,9 +176,18 @@ def test_a_third_implementation(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "kernels.cuda", device)
     monkeypatch.setitem(sys.modules, "kernels.cuda.runtime", runtime)
     monkeypatch.setattr(dispatch, "use", lambda name: dispatch.winograd(4))
-    status, stdout, _ = run("bench", "relu", "--shape", "3,2", "--rounds", 1)
+    monkeypatch.setattr("kernels.study.device.measure_ceilings", lambda rounds: CEILINGS)
+    picture = tmp_path / "roof.png"
+    status, stdout, _ = run("bench", "relu", "--shape", "3,2", "--rounds", 1, "--plot", picture)
     assert status == 0 and (3, 2) in copied and waits
-    assert any(line.startswith("cuda  ") for line in stdout.splitlines())
+    (row,) = (line.split() for line in stdout.splitlines() if line.startswith("cuda  "))
+    assert len(row) == 6
+    # 6 operations on 48 bytes: 1/8 of an operation a byte, at 16 GB/s.
+    assert float(row[4]) == pytest.approx(100 * float(row[3]) / 16, abs=1)
+    assert "GPU. Measured ceilings: 64 GFLOP/s of a large product, 16.0 GB/s" in stdout
+    assert "GPU. Roof here: 2 GFLOP/s, set by traffic." in stdout
+    assert "R reference, C cpu\n" in stdout and "C cuda\n" in stdout
+    assert picture.read_bytes().startswith(b"\x89PNG")
     status, stdout, _ = run("bench", "dropout", "--shape", "3,2", "--rounds", 1)
     assert "cuda: no dropout there yet" in stdout
 
