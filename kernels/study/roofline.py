@@ -32,7 +32,10 @@ def _range(intensity, speeds, ceilings):
 
 
 def text_chart(ceilings: Ceilings, intensity: float, speeds: dict[str, float]) -> str:
-    """The roof and the kernels under it, marked by their first letters, in characters."""
+    """The roof and the kernels under it, marked by their first letters, in characters.
+
+    A star stands for several at one place.
+    """
     (low, high), (bottom, top) = _range(intensity, speeds.values(), ceilings)
     grid = [[" "] * _COLUMNS for _ in range(_ROWS)]
 
@@ -45,7 +48,8 @@ def text_chart(ceilings: Ceilings, intensity: float, speeds: dict[str, float]) -
         grid[row(attainable(ceilings, at))][column] = "-" if flat else "/"
     column = round((math.log2(intensity) - low) / (high - low) * (_COLUMNS - 1))
     for name, speed in speeds.items():
-        grid[row(speed)][column] = name[0].upper()
+        taken = grid[row(speed)][column].strip("-/ ")
+        grid[row(speed)][column] = "*" if taken else name[0].upper()
     labels = {row(10.0**power): f"{10.0 ** (power - 9):g}" for power in range(bottom, top + 1)}
     lines = [f"{labels.get(i, ''):>8} |{''.join(cells)}".rstrip() for i, cells in enumerate(grid)]
     middle = f"operations a byte (this kernel: {intensity:.3g})"

@@ -118,6 +118,8 @@ def test_chart_in_characters():
     assert lines.index(near) < lines.index(far)
     assert any("/" in line.split("|")[-1] for line in lines) and "C cpu" in lines[-1]
     assert all(line == line.rstrip() for line in lines[1:-3])
+    together = roofline.text_chart(CEILINGS, 2.0**3, {"reference": 4e9, "cpu": 4.01e9})
+    assert sum("*" in line for line in together.splitlines()) == 1
 
 
 @pytest.mark.parametrize("name", SMALL)
