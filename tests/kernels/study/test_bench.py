@@ -50,6 +50,9 @@ def test_the_cost_of_a_convolution():
         case = make_case(name, **options)
         assert case.flops == 2 * y * 18
         assert traffic(case) == 4 * (x + weight + y), name
+    affine = make_case("conv2d_affine", **options)
+    assert affine.flops == 2 * y * 18 + 3 * y
+    assert traffic(affine) == 4 * (x + weight + y + 2 * 6)
     # The other way round: 2 maps a group of 3x3 weights, from 2x4x5x5 to 2x6x9x9 without padding.
     back = make_case("conv_transpose2d", **{**options, "weight": (4, 3, 3, 3), "padding": (1,) * 4})
     assert back.flops == 2 * (2 * 4 * 25) * 27
