@@ -174,6 +174,13 @@ def test_misuse_is_one_line(run, tmp_path, arguments, expected):
     assert len(err.splitlines()) == 1 and expected in err
 
 
+def test_what_a_check_finds_keeps_its_lines(run, tmp_path):
+    path = tmp_path / "lrn.py"
+    assert run("exercise", "lrn", "--out", path)[0] == 0
+    status, _, err = run("exercise", "lrn", "--check", path)
+    assert status == 2 and err.startswith("Error: not right yet\ncase 1 of ")
+
+
 @pytest.mark.parametrize("arguments", [[], ["explain"]])
 def test_help_where_the_command_is_missing(run, arguments):
     _, out, err = run(*arguments)
