@@ -57,7 +57,8 @@ def test_list_as_json_names_the_lines_of_the_code(run):
         assert Path(code.co_filename) == ROOT / place["file"]
         assert code.co_firstlineno == place["line"]
     assert entries["lrn_backward"]["explanation"] == "lrn"
-    assert entries["relu"]["explanation"] is None
+    assert entries["bias_relu"]["explanation"] == "relu"
+    assert entries["adam_step"]["explanation"] is None
 
 
 def test_a_third_room_is_found(tmp_path, monkeypatch):
@@ -155,7 +156,7 @@ def test_page_that_cannot_be_written_leaves_the_old_one(run, tmp_path, monkeypat
     "arguments, expected",
     [
         (["explain", "transformer"], "no explanation of 'transformer': there are im2col"),
-        (["explain", "relu"], "no explanation of 'relu'"),
+        (["explain", "adam_step"], "no explanation of 'adam_step'"),
         (["explain", "im2col", "--size", "a"], "'a' is not an integer"),
         (["explain", "im2col", "--size", "1000000"], "the padded image would have"),
         (["explain", "im2col", "--kernel", "9"], "does not fit into the 5x5 input"),

@@ -432,6 +432,27 @@ def test_batchnorm(n, channels, h, w):
     assert "dx sums to " + ", ".join(["0"] * channels) in terms.text[2]
 
 
+@given(st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.integers(1, 3)))
+@some
+def test_relu(shape):
+    shown = explanation("relu", batch=shape[0], channels=shape[1], size=shape[2:])
+    check_structure(shown)
+    forward, backward, to_bias = shown.steps
+    x, y = planes(forward, "x", shape), planes(forward, "y", shape)
+    bias = values(forward, "bias")[0]
+    assert bias.all()
+    total = x + bias[:, None, None]
+    np.testing.assert_array_equal(y, np.maximum(total, 0))
+    dy, dx = planes(backward, "dy", shape), planes(backward, "dx", shape)
+    np.testing.assert_array_equal(dx, np.where(total > 0, dy, 0))
+    assert f"Of {x.size} gradients {np.count_nonzero(total > 0)} go through." in backward.text
+    assert len(linked(backward, "dx", "dy")) == np.count_nonzero(total > 0)
+    for frame, number in zip(backward.frames, np.ndindex(shape), strict=True):
+        assert ("it goes through" in frame.caption) == (total[number] > 0)
+    np.testing.assert_array_equal(values(to_bias, "dbias")[0], dx.sum(axis=(0, 2, 3)))
+    assert len(linked(to_bias, "dbias", "dx")) == len(linked(forward, "y", "bias")) == x.size
+
+
 @given(
     st.tuples(st.integers(1, 4), st.integers(1, 6)),
     st.floats(0, 0.99),
@@ -529,6 +550,7 @@ def test_matmul(m, k, n, block):
         ("lrn", {"channels": 10**6}, "the table would have"),
         ("batchnorm", {"batch": 10**6}, "the batch would have"),
         ("dropout", {"size": 10**6}, "the array would have"),
+        ("relu", {"size": 10**6}, "the images would have"),
         ("matmul", {"rows": 10**6}, "the cube of multiply adds would have"),
     ],
 )
