@@ -24,6 +24,10 @@ def test_a_link_is_followed(tmp_path):
     link.symlink_to(target)
     write_text(link, "text")
     assert link.is_symlink() and target.read_text() == "text"
+    link.unlink()
+    link.symlink_to(link)  # to itself: there is nothing to follow
+    write_text(link, "text")
+    assert not link.is_symlink() and link.read_text() == "text"
 
 
 def test_what_is_no_file_stays(tmp_path):
