@@ -76,28 +76,24 @@ def _draw(*shapes):
 
 
 def _conv(kernel, shape, weight, stride, padding, dilation, groups):
-    """2 N O OH OW (C / groups) kh kw, in all three passes."""
+    """2 N O OH OW (C / groups) kh kw, in all three passes.
+
+    conv2d_affine, here with ReLU, 3 more for each result: product, sum, comparison.
+    """
     settings = stride, padding, dilation, groups
     x, w = _draw(shape, weight)
     y_shape = check_conv2d(x, w, None, *settings)
     flops = 2 * math.prod(y_shape) * math.prod(weight[1:])
-    (dy,) = _draw(y_shape)
+    dy, scale, shift = _draw(y_shape, y_shape[1:2], y_shape[1:2])
+    if kernel == "conv2d_affine":
+        flops += 3 * dy.size
     arguments = {
         "conv2d": (x, w, None, *settings),
+        "conv2d_affine": (x, w, scale, shift, None, True, *settings),
         "conv2d_input_grad": (dy, w, shape, *settings),
         "conv2d_weight_grad": (dy, x, weight[2:], *settings),
     }
     return Case(kernel, arguments[kernel], flops)
-
-
-def _conv_affine(kernel, shape, weight, stride, padding, dilation, groups):
-    """2 N O OH OW (C / groups) kh kw, and 4 for each result: scale, shift, sum, comparison."""
-    settings = stride, padding, dilation, groups
-    x, w, scale, shift = _draw(shape, weight, weight[:1], weight[:1])
-    y_shape = check_conv2d(x, w, None, *settings)
-    (others,) = _draw(y_shape)
-    flops = math.prod(y_shape) * (2 * math.prod(weight[1:]) + 4)
-    return Case(kernel, (x, w, scale, shift, others, True, *settings), flops)
 
 
 def _conv_transpose(kernel, shape, weight, stride, padding, dilation, groups):
@@ -268,8 +264,7 @@ _IM2COL = {
 }  # fmt: skip
 _POOL = {"shape": _MAPS, "kernel_size": (3, 3), "stride": (2, 2), "padding": _ONE}
 _FAMILIES = (
-    (_conv, _CONV, ("conv2d", "conv2d_input_grad", "conv2d_weight_grad")),
-    (_conv_affine, _CONV, ("conv2d_affine",)),
+    (_conv, _CONV, ("conv2d", "conv2d_affine", "conv2d_input_grad", "conv2d_weight_grad")),
     (_conv_transpose, _CONV, ("conv_transpose2d",)),
     (_columns, _IM2COL, ("im2col", "col2im")),
     (_matmul, {"shape": (1024, 1024), "weight": (1024, 1024)}, ("matmul",)),
