@@ -1,5 +1,6 @@
 """What a convolution does to its sums while they are at hand, before it stores them."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -68,4 +69,4 @@ def _finish(y, epilogue):
 
 def finish(y, epilogue: Epilogue) -> None:
     """Apply an epilogue to sums (N, C, ...) that are stored already."""
-    _finish(y.reshape(*y.shape[:2], -1), epilogue)
+    _finish(y.reshape(*y.shape[:2], math.prod(y.shape[2:])), epilogue)

@@ -27,8 +27,8 @@ METHODS = (
 )  # fmt: skip
 FUNCTIONS = (
     "abs", "arange", "array_equal", "ascontiguousarray", "broadcast_to", "concatenate", "divide",
-    "divmod", "exp", "full", "isfinite", "log", "matmul", "maximum", "minimum", "ones_like", "sign",
-    "split", "sqrt", "square", "stack", "tanh", "where", "zeros", "zeros_like",
+    "divmod", "exp", "full", "isfinite", "log", "matmul", "maximum", "minimum", "ones", "ones_like",
+    "sign", "split", "sqrt", "square", "stack", "tanh", "where", "zeros", "zeros_like",
 )  # fmt: skip
 OPERATORS = (
     "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor",

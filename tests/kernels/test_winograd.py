@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from kernels import cpu, dispatch, reference
 from kernels.cpu import winograd as fast
 from kernels.cpu import winograd_weight as fast_weight
+from kernels.cpu.epilogue import affine, plain
 from kernels.cpu.winograd_weight import weight_grad_winograd
 from kernels.reference.winograd import MATRICES
 from kernels.reference.winograd import conv2d_winograd as defined
@@ -54,7 +55,8 @@ def forward(x, weight, bias, padding, size, groups=1):
     shape = reference.conv2d(x, weight, bias, UNIT, padding, UNIT, groups).shape
     y = np.full(shape, np.nan, x.dtype)
     if y.size:
-        fast.conv2d_winograd(x, weight, bias, y, padding, size, groups)
+        epilogue = plain(shape[1], x.dtype, bias)
+        fast.conv2d_winograd(x, weight, y, padding, size, groups, epilogue)
     return y
 
 
@@ -104,6 +106,25 @@ def test_forward(problem, size):
     x, weight, bias, padding, groups = problem
     y = forward(x, weight, bias, padding, size, groups)
     assert_close(y, defined(x, weight, bias, padding, groups, size), 1e-11)
+
+
+@given(problems(max_groups=3, max_padding=4, most_channels=40), sizes, st.booleans())
+@some
+def test_epilogue(problem, size, with_others):
+    """Scale, shift, others and ReLU, behind a convolution by blocks as by steps."""
+    x, weight, shift, padding, groups = problem
+    settings_ = UNIT, padding, UNIT, groups
+    scale = normal(3, shift.shape)
+    y = reference.conv2d_affine(x, weight, scale, shift, None, False, *settings_)
+    if not y.size:
+        return
+    others = normal(4, y.shape) if with_others else None
+    expected = reference.conv2d_affine(x, weight, scale, shift, others, True, *settings_)
+    for block_bytes in (fast._BLOCK_BYTES, 0):
+        with mock.patch.object(fast, "_BLOCK_BYTES", block_bytes):
+            epilogue = affine(scale, shift, others, True)
+            fast.conv2d_winograd(x, weight, y, padding, size, groups, epilogue)
+        assert_close(y, expected, 1e-11)
 
 
 @given(problems(max_groups=3, max_padding=4, most_channels=40), sizes)
