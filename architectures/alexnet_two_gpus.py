@@ -109,6 +109,9 @@ class TwoTowers(Alone):
         self.world.sum(wishes, "whether to stop")
         return running, wishes[0] > 0
 
+    def agree(self, usable):
+        return self.world.all_agree(usable, "whether gradients are usable")
+
     def collect(self, model, optimizer):
         """The whole network's states, put together from the towers' rows."""
         saved = optimizer.state_dict()
