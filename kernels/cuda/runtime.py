@@ -22,6 +22,8 @@ THREADS, WARP = 256, 32
 C_TYPES = {"f": "float", "d": "double"}
 INSTALL = "pip install -e '.[cuda12]' (or '.[cuda13]' for CUDA 13)"
 CUBLAS_TF32_TENSOR_OP_MATH = 3  # of cublasMath_t; CuPy gives it no name
+# The compute capability of Volta, which brought the exchanges between lanes that pool.cu needs.
+OLDEST_GPU = 70
 # What a kernel may take without asking; more has to be allowed first.
 _PLAIN_SHARED_BYTES = 48 << 10
 # How many blocks a grid may have along y; along x it may have 2^31 - 1.
@@ -29,7 +31,7 @@ _MAX_GRID_Y = 65535
 
 
 def require() -> None:
-    """RuntimeError, with the command that helps, unless there are CuPy and a CUDA device."""
+    """RuntimeError, with what helps, unless there are CuPy and a CUDA device that is new enough."""
     try:
         import cupy
     except ImportError as error:
@@ -38,6 +40,12 @@ def require() -> None:
         raise RuntimeError(
             "the cuda kernels need a CUDA device and its driver, and CuPy finds none; for a CuPy "
             f"that fits the driver: {INSTALL}"
+        )
+    found = cupy.cuda.Device().compute_capability  # such as "86"
+    if int(found) < OLDEST_GPU:
+        raise RuntimeError(
+            "the cuda kernels need a GPU of compute capability 7.0 (Volta) or later, got "
+            f"{found[:-1]}.{found[-1]}"
         )
 
 
