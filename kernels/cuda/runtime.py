@@ -142,6 +142,9 @@ def _place_in_stack(x, place):
 def compiler_options(dtype) -> tuple[str, ...]:
     """What a compiler is told of these sources: the meaning of `real`, and where headers lie.
 
+    CuPy adds others, of which -ftz=true changes results: float32 numbers too small to be normal,
+    below 1.2e-38, count as 0 in kernels. It comes last, so that no option here undoes it.
+
     The digest of the headers is there for CuPy, which keeps compiled code under a key that knows
     the options but not what a source includes.
     """

@@ -211,6 +211,37 @@ def test_float16_products_are_summed_in_float32(cublas, a_shape, b_shape):
         np.testing.assert_allclose(out.get(), np.matmul(*rounded), rtol=1e-5, atol=1e-6)
 
 
+SIDE = 256
+PRODUCTS_OF_CUBLAS = {  # shapes, and CuPy's way to cuBLAS
+    "two matrices": ((SIDE, SIDE), (SIDE, SIDE)),  # gemmEx
+    "stacks": ((2, SIDE, SIDE), (2, SIDE, SIDE)),  # gemmStridedBatchedEx
+    "stacks that broadcast": ((1, SIDE, SIDE), (2, SIDE, SIDE)),  # sgemmBatched
+}
+
+
+@pytest.mark.parametrize("way", PRODUCTS_OF_CUBLAS)
+@pytest.mark.parametrize("precision", dispatch.PRECISIONS)
+def test_precisions_of_cublas(device, way, precision):
+    """What a GPU alone can show: float32 products are exact by default, and the others round."""
+    if device.name != "gpu":
+        pytest.skip("needs cuBLAS")
+    import cupy
+
+    a_shape, b_shape = PRODUCTS_OF_CUBLAS[way]
+    a = np.full(a_shape, 1 + 2.0**-12, np.float32)  # one to float16 and to TF32
+    b = np.ones(b_shape, np.float32)
+    expected = np.matmul(a, b)
+    ampere = int(cupy.cuda.Device().compute_capability) >= 80
+    if precision == "float16" or precision == "tf32" and ampere:
+        expected = np.full_like(expected, SIDE)
+    for turned in (False, True):
+        left = device.put(a).swapaxes(-1, -2) if turned else device.put(a)
+        out = cupy.zeros(expected.shape, np.float32)
+        with dispatch.precision(precision):
+            runtime.gemm(left, device.put(b), out)
+        np.testing.assert_array_equal(device.get(out), expected)
+
+
 def test_bad_choices():
     with pytest.raises(ValueError, match="products must be one of .* got 'cudnn'"):
         dispatch.products("cudnn")
