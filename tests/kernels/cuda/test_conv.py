@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels import dispatch, reference
+from kernels import cuda, dispatch, reference
 from kernels.cuda import conv, runtime
+from kernels.cuda.matmul import TILE
 from kernels.geometry import conv_output_size
 from minidl.testing import conv2d_parameters
 from tests.emulator import run
@@ -134,6 +135,17 @@ def test_matmul(device, way, sides, turned, seed, dtype):
     a, b = draw(seed, *shapes, dtype=dtype)
     with dispatch.products(way):
         device.agree("matmul", a.T if turned[0] else a, b.T if turned[1] else b)
+
+
+def test_more_rows_than_a_grid_is_high(device, monkeypatch):
+    """The grid of a product, whose y axis ends at 65535."""
+    grids = []
+    monkeypatch.setattr(runtime, "launch", lambda s, k, d, grid, *rest: grids.append(grid))
+    a = device.put(np.zeros((1, 1), np.float32))
+    tall = mock.Mock(shape=(70_000 * TILE, 1), dtype=a.dtype, flags=a.flags)
+    with dispatch.products("own"), mock.patch.object(runtime, "empty", return_value=a):
+        cuda.matmul(tall, a)
+    assert grids == [(70_000, 1)]
 
 
 class Cublas:
