@@ -151,7 +151,8 @@ def test_more_rows_than_a_grid_is_high(device, monkeypatch):
 class Cublas:
     """A stand-in for cuBLAS, which is not here: notes math modes, and multiplies by its own rules.
 
-    gemmEx makes column-major C (m, n) = A (m, k) B (k, n), of float16 operands, in float32.
+    gemmStridedBatchedEx makes column-major C (m, n) = A (m, k) B (k, n), of float16 operands, in
+    float32, and others that lie `stride` elements further.
     """
 
     CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT = 68, -1
@@ -165,14 +166,16 @@ class Cublas:
     def setMathMode(self, handle, mode):
         self.modes.append(mode)
 
-    def gemmEx(self, handle, *arguments):
-        (turn_a, turn_b, m, n, k, alpha, a, a_type, a_step, b, b_type, b_step, beta, c, c_type,
-         c_step, compute, _) = arguments  # fmt: skip
+    def gemmStridedBatchedEx(self, handle, *arguments):
+        (turn_a, turn_b, m, n, k, alpha, a, a_type, a_step, a_stride, b, b_type, b_step, b_stride,
+         beta, c, c_type, c_step, c_stride, count, compute, _) = arguments  # fmt: skip
         assert (turn_a, turn_b, a_type, b_type, c_type, compute) == (0, 0, 2, 2, 0, 68)
         assert (columns(alpha, 1, 1, 1, np.float32), columns(beta, 1, 1, 1, np.float32)) == (1, 0)
-        left = columns(a, m, k, a_step, np.float16).astype(np.float32)
-        right = columns(b, k, n, b_step, np.float16).astype(np.float32)
-        columns(c, m, n, c_step, np.float32)[...] = left @ right
+        assert a_step >= m and b_step >= k and c_step >= m and (count == 1 or c_stride >= m * n)
+        for i in range(count):
+            left = columns(a + 2 * i * a_stride, m, k, a_step, np.float16).astype(np.float32)
+            right = columns(b + 2 * i * b_stride, k, n, b_step, np.float16).astype(np.float32)
+            columns(c + 4 * i * c_stride, m, n, c_step, np.float32)[...] = left @ right
 
 
 def columns(address, height, width, step, dtype):
@@ -208,8 +211,10 @@ def test_tf32_sets_the_math_mode_of_cublas_for_its_products_alone(cublas, monkey
 
 
 @pytest.mark.parametrize(
-    "a_shape, b_shape", [((3, 4), (4, 5)), ((1, 2, 3, 4), (6, 2, 4, 5)), ((2, 3, 0), (2, 0, 5))]
-)
+    "a_shape, b_shape",
+    [((3, 4), (4, 5)), ((1, 2, 3, 4), (6, 2, 4, 5)), ((2, 3, 0), (2, 0, 5)), ((6, 3, 4), (4, 5)),
+     ((3, 1, 2, 3, 4), (5, 1, 4, 5)), ((2, 3, 4), (7, 1, 4, 5)), ((0, 3, 4), (4, 5))],
+)  # fmt: skip
 def test_float16_products_are_summed_in_float32(cublas, a_shape, b_shape):
     import cupy
 
