@@ -1,4 +1,4 @@
-"""Every CUDA source through NVIDIA's compiler, for three generations of GPUs; needs no GPU."""
+"""Every CUDA source through NVIDIA's compiler, for four generations of GPUs; needs no GPU."""
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ def compile_source(code, dtype, architecture):
         nvrtc.destroyProgram(program)
 
 
-@pytest.mark.parametrize("architecture", ["sm_70", "sm_80", "sm_90"])
+@pytest.mark.parametrize("architecture", ["sm_70", "sm_80", "sm_90", "sm_120"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("source", SOURCES)
 def test_source_compiles(source, dtype, architecture):
