@@ -28,8 +28,8 @@ METHODS = (
 )  # fmt: skip
 FUNCTIONS = (
     "abs", "arange", "array_equal", "ascontiguousarray", "broadcast_to", "concatenate", "divide",
-    "divmod", "exp", "full", "isfinite", "log", "matmul", "maximum", "minimum", "ones_like", "sign",
-    "split", "sqrt", "square", "stack", "tanh", "where", "zeros", "zeros_like",
+    "divmod", "exp", "full", "isfinite", "log", "matmul", "maximum", "minimum", "ones", "ones_like",
+    "sign", "split", "sqrt", "square", "stack", "tanh", "where", "zeros", "zeros_like",
 )  # fmt: skip
 # What they may be given by name: less than NumPy's, which know `where` and `initial`.
 KEYWORDS = {
