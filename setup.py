@@ -48,6 +48,6 @@ setup(
         "cuda12": ["cupy-cuda12x[ctk]>=14"],
         "cuda13": ["cupy-cuda13x[ctk]>=14"],
         # Compiles the CUDA kernels where there is no GPU, for the tests.
-        "nvrtc": ["cupy-cuda12x>=13", "nvidia-cuda-nvrtc-cu12"],
+        "nvrtc": ["cupy-cuda12x>=14", "nvidia-cuda-nvrtc-cu12", "nvidia-cuda-runtime-cu12"],
     },
 )

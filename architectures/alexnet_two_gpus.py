@@ -102,12 +102,15 @@ class TwoTowers(Alone):
 
     def backward(self, loss) -> None:
         # Both compute the one loss, and the exchanges add up what both of them derive from it.
-        loss.backward(np.asarray(1 / self.size, loss.dtype))
+        (loss * (1 / self.size)).backward()
 
     def total(self, running, stop):
         wishes = np.array([stop], np.int64)
         self.world.sum(wishes, "whether to stop")
         return running, wishes[0] > 0
+
+    def agree(self, usable):
+        return self.world.all_agree(usable, "whether gradients are usable")
 
     def collect(self, model, optimizer):
         """The whole network's states, put together from the towers' rows."""

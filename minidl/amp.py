@@ -18,6 +18,7 @@ faster. Arrays stay float32 in either case: no memory is saved.
 Source: Micikevicius et al., "Mixed precision training" (2018), sections 3.1 to 3.3.
 """
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 from kernels import dispatch
@@ -70,9 +71,11 @@ class GradScaler:
         """The loss times the scale, to call `backward` on."""
         return loss * self.factor
 
-    def unscale_(self, parameters) -> bool:
+    def unscale_(self, parameters, agree: Callable[[bool], bool] = bool) -> bool:
         """Divide the gradients by the scale, and adapt the scale. False where they are not finite:
         then they are forgotten, and no step should be taken.
+
+        `agree` makes one verdict of those of several ranks, which would go apart otherwise.
         """
         with_grad = [p for p in parameters if p.grad is not None]
         finite = True  # on the device, which is asked once for all
@@ -80,7 +83,7 @@ class GradScaler:
             with p.grad.mutate() as gradient:
                 gradient *= 1 / self.factor
                 finite = get_array_module(gradient).isfinite(gradient).all() & finite
-        if bool(finite):
+        if agree(bool(finite)):
             self.good_steps += 1
             if self.good_steps == self.growth_interval:
                 self.factor, self.good_steps = self.factor * 2, 0

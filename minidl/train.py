@@ -31,7 +31,7 @@ class Alone:
     """The team of a Trainer that trains by itself; minidl.distributed.DataParallel is another.
 
     Rank 0 of the `size` ranks of a team writes the files. Every step goes through `begin`,
-    `backward`, `total` and `average`.
+    `backward`, `total` and `average`, in mixed precision through `agree`, too.
     """
 
     rank, size = 0, 1
@@ -46,8 +46,9 @@ class Alone:
     def stop(self) -> None:
         """After the last step."""
 
-    def begin(self, samples: int) -> None:
-        """A step starts, in which so many samples of this rank count."""
+    def begin(self, samples: int, batch: int) -> None:
+        """A step starts, in which so many samples of this rank count; all ranks together have
+        `batch`, or a few less where some cannot be read."""
 
     def backward(self, loss) -> None:
         """Gradients of the mean `loss` over this rank's samples."""
@@ -59,6 +60,10 @@ class Alone:
 
     def average(self, samples: int) -> None:
         """Make the gradients those of the mean loss over all ranks' samples, so many."""
+
+    def agree(self, usable: bool) -> bool:
+        """Whether the gradients of all ranks are usable."""
+        return usable
 
     def share_buffers(self, model) -> None:
         """Let all ranks evaluate the same network."""
@@ -172,7 +177,7 @@ class Trainer:
         # Ctrl-C waits for the end of the step: a checkpoint must not stand between two of them.
         with _interrupts_held():
             samples = len(labels) if self.train_loader.counted else 0
-            self.team.begin(samples)
+            self.team.begin(samples, self.train_loader.whole)
             with nullcontext() if self.scaler is None else autocast():
                 outputs = self.model(Tensor(to_device(images, self.model.device)))
                 loss = self.loss_function(self.model, outputs, labels)
@@ -200,7 +205,9 @@ class Trainer:
             raise KeyboardInterrupt
 
     def _gradients_are_usable(self):
-        if self.scaler is None or self.scaler.unscale_(self.optimizer.parameters):
+        if self.scaler is None:
+            return True
+        if self.scaler.unscale_(self.optimizer.parameters, self.team.agree):
             return True
         if self.scaler.factor < 1:
             raise self._diverged("the gradients overflow float16, however the loss is scaled")

@@ -64,12 +64,11 @@ class _Sizes:
 
     @classmethod
     def of(cls, x_shape, y_shape, kernel_size, stride, padding, dilation, groups):
-        n, c, *plane = x_shape
-        _, o, rows, columns = y_shape
-        kernel_size = tuple(kernel_size)
-        return cls(
-            n, c, tuple(plane), o, rows, columns, kernel_size, stride, padding, dilation, groups
-        )
+        # Python's integers: those of NumPy may overflow, and kernels would get their width.
+        n, c, *plane = map(int, x_shape)
+        _, o, rows, columns = map(int, y_shape)
+        pairs = [tuple(map(int, pair)) for pair in (kernel_size, stride, padding, dilation)]
+        return cls(n, c, tuple(plane), o, rows, columns, *pairs, int(groups))
 
     @property
     def positions(self) -> int:
@@ -146,7 +145,7 @@ def conv2d(
     y = runtime.empty(y_shape, x.dtype)
     if not _by_cublas(sizes):
         tiles = runtime.blocks(sizes.positions, TILE)
-        grid = tiles * groups, runtime.blocks(sizes.group_outputs, TILE)
+        grid = tiles * sizes.groups, runtime.blocks(sizes.group_outputs, TILE)
         _launch("conv2d", grid, (x, weight, bias, y, *sizes.arguments))
     elif sizes.is_pointwise:
         _stacked_products(weight, x, y, bias, sizes, turned=False)

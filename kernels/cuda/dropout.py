@@ -3,8 +3,6 @@
 The definition of the mask stands in kernels.reference.dropout.
 """
 
-import math
-
 import numpy as np
 
 from kernels.cuda import runtime
@@ -19,7 +17,7 @@ def dropout_mask(shape, p, seed, step):
     """See kernels.reference.dropout_mask."""
     check_dropout(p, seed, step)
     kept = runtime.empty(shape, np.bool_)
-    size = math.prod(shape)
+    size = kept.size
     args = (kept, drop_below(p), np.uint64(seed), np.uint64(step), size)
     threads = runtime.blocks(size, _BLOCK)
     runtime.launch_elements("dropout", "dropout_mask", np.float32, threads, args)
@@ -32,7 +30,7 @@ def dropout(x, p, seed, step):
     check_dropout(p, seed, step)
     x = runtime.contiguous(x)
     y = runtime.empty(x.shape, x.dtype)
-    args = (x, y, 1 / (1 - p), drop_below(p), np.uint64(seed), np.uint64(step), x.size)
+    args = (x, y, float(1 / (1 - p)), drop_below(p), np.uint64(seed), np.uint64(step), x.size)
     threads = runtime.blocks(x.size, _BLOCK)
     runtime.launch_elements("dropout", "dropout", x.dtype, threads, args)
     return y

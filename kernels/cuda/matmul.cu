@@ -2,12 +2,13 @@
 
 #include "product.cuh"
 
-// y (M, N), from a (M, K) and b (K, N) with any strides, in elements. A block a tile of y.
+// y (M, N), from a (M, K) and b (K, N) with any strides, in elements. A block a tile of y; rows,
+// of which there may be the more, go along the grid's longer axis.
 extern "C" __global__ void matmul(
     const real *a, const real *b, real *y, int rows, int depth, int columns, long long a_row,
     long long a_column, long long b_row, long long b_column)
 {
-    int row = blockIdx.y * TILE, column = blockIdx.x * TILE;
+    int row = blockIdx.x * TILE, column = blockIdx.y * TILE;
     Strided left(a, depth, a_column, row, rows, a_row);
     Strided right(b, depth, b_row, column, columns, b_column);
     real sums[MICRO][MICRO];

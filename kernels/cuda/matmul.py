@@ -33,7 +33,7 @@ def _launch(a, b, y):
     (m, k), n = a.shape, b.shape[1]
     (a, *a_steps), (b, *b_steps) = _steps(a), _steps(b)
     sizes = map(np.int32, (m, k, n))
-    grid = runtime.blocks(n, TILE), runtime.blocks(m, TILE)
+    grid = runtime.blocks(m, TILE), runtime.blocks(n, TILE)
     runtime.launch(
         "matmul", "matmul", y.dtype, grid, TILE_THREADS, (a, b, y, *sizes, *a_steps, *b_steps)
     )

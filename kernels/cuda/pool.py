@@ -125,7 +125,7 @@ def global_avg_pool2d(x):
 def global_avg_pool2d_backward(dy, x_shape):
     """See kernels.reference.global_avg_pool2d_backward."""
     check_images("dy", dy)
-    n, c, h, w = x_shape
+    n, c, h, w = map(int, x_shape)
     check_shape("dy", dy.shape, (n, c, 1, 1))
     dx = runtime.empty(x_shape, dy.dtype)
     args = (runtime.contiguous(dy), dx, *runtime.ints(h * w), n * c)

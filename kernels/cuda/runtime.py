@@ -22,6 +22,8 @@ THREADS, WARP = 256, 32
 C_TYPES = {"f": "float", "d": "double"}
 INSTALL = "pip install -e '.[cuda12]' (or '.[cuda13]' for CUDA 13)"
 CUBLAS_TF32_TENSOR_OP_MATH = 3  # of cublasMath_t; CuPy gives it no name
+# The compute capability of Volta, which brought the exchanges between lanes that pool.cu needs.
+OLDEST_GPU = 70
 # What a kernel may take without asking; more has to be allowed first.
 _PLAIN_SHARED_BYTES = 48 << 10
 # How many blocks a grid may have along y; along x it may have 2^31 - 1.
@@ -29,7 +31,7 @@ _MAX_GRID_Y = 65535
 
 
 def require() -> None:
-    """RuntimeError, with the command that helps, unless there are CuPy and a CUDA device."""
+    """RuntimeError, with what helps, unless there are CuPy and a CUDA device that is new enough."""
     try:
         import cupy
     except ImportError as error:
@@ -38,6 +40,12 @@ def require() -> None:
         raise RuntimeError(
             "the cuda kernels need a CUDA device and its driver, and CuPy finds none; for a CuPy "
             f"that fits the driver: {INSTALL}"
+        )
+    found = cupy.cuda.Device().compute_capability  # such as "86"
+    if int(found) < OLDEST_GPU:
+        raise RuntimeError(
+            "the cuda kernels need a GPU of compute capability 7.0 (Volta) or later, got "
+            f"{found[:-1]}.{found[-1]}"
         )
 
 
@@ -100,7 +108,8 @@ def _float16_products(a, b, out):
     """The products of operands rounded to float16, summed and kept in float32.
 
     CuPy's matmul would round the results, too. To cuBLAS, which counts by columns, a C-contiguous
-    matrix is its transpose: out^T = b^T a^T, and nothing has to be turned.
+    matrix is its transpose: out^T = b^T a^T, and nothing has to be turned. One call makes the
+    products along the first axis of the stacks, over which one matrix may serve for all.
     """
     from cupy.cuda import cublas, device, runtime
 
@@ -111,28 +120,38 @@ def _float16_products(a, b, out):
     half, single = (runtime.CUDA_R_16F, 2), (runtime.CUDA_R_32F, 4)
     (m, k), n = a.shape[-2:], b.shape[-1]
     one, zero = np.ones((), np.float32), np.zeros((), np.float32)
-    for place in np.ndindex(out.shape[:-2]):
-        at_a, at_b, at_out = (_place_in_stack(x, place) for x in (a, b, out))
-        cublas.gemmEx(
+    count, *others = out.shape[:-2] or (1,)
+    for place in np.ndindex(*others):
+        (at_a, step_a), (at_b, step_b), (at_out, step_out) = (
+            _place_in_stack(x, place) for x in (a, b, out)
+        )
+        cublas.gemmStridedBatchedEx(
             device.get_cublas_handle(), 0, 0, n, m, k, one.ctypes.data,
-            b.data.ptr + half[1] * at_b * k * n, half[0], n,
-            a.data.ptr + half[1] * at_a * m * k, half[0], k, zero.ctypes.data,
-            out.data.ptr + single[1] * at_out * m * n, single[0], n,
+            b.data.ptr + half[1] * at_b, half[0], n, step_b,
+            a.data.ptr + half[1] * at_a, half[0], k, step_a, zero.ctypes.data,
+            out.data.ptr + single[1] * at_out, single[0], n, step_out, count,
             cublas.CUBLAS_COMPUTE_32F, cublas.CUBLAS_GEMM_DEFAULT,
         )  # fmt: skip
 
 
 def _place_in_stack(x, place):
-    """The number of the matrix of `x` that broadcasts to this place of a stack."""
-    sizes = (1,) * (len(place) + 2 - x.ndim) + x.shape[:-2]
+    """Where, in elements, x's matrix for (0, *place) of a stack begins, and how far it is to that
+    for (1, *place); x broadcasts.
+    """
+    axes = len(place) + 1
+    first, *sizes = ((1,) * (axes + 2 - x.ndim) + x.shape[:-2])[-axes:]
     number = 0
     for index, size in zip(place, sizes, strict=True):
         number = number * size + (index if size > 1 else 0)
-    return number
+    matrix = math.prod(x.shape[-2:])
+    return number * matrix, 0 if first == 1 else math.prod(sizes) * matrix
 
 
 def compiler_options(dtype) -> tuple[str, ...]:
     """What a compiler is told of these sources: the meaning of `real`, and where headers lie.
+
+    CuPy adds others, of which -ftz=true changes results: float32 numbers too small to be normal,
+    below 1.2e-38, count as 0 in kernels. It comes last, so that no option here undoes it.
 
     The digest of the headers is there for CuPy, which keeps compiled code under a key that knows
     the options but not what a source includes.

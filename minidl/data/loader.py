@@ -84,6 +84,11 @@ class DataLoader:
             raise ValueError(f"batch_index must lie in [0, {len(self)}], got {batch_index}")
         return self._iterate(self._tasks(batch_index), batch_index)
 
+    @property
+    def whole(self) -> int:
+        """Items of the batch last given: those of all ranks together, and unreadable ones too."""
+        return min(self.batch_size, len(self.dataset) - (self.position - 1) * self.batch_size)
+
     def close(self) -> None:
         """End the worker processes; a later iteration starts new ones."""
         if self._pool is not None:

@@ -11,8 +11,10 @@ from minidl.train import Alone
 class DataParallel(Alone):
     """Every rank of `world` trains the same network on its part of each batch.
 
-    The loss must be a mean over samples. Backward takes the gradient of its sum, and what all ranks
-    have summed is divided by the number of all samples: parts of unequal size weigh as they should.
+    The loss must be a mean over samples. Backward takes the gradient of its sum, divided by the
+    size of the whole batch, and what all ranks have summed is corrected for samples that do not
+    count: parts of unequal size weigh as they should, and gradients are as large as in one process,
+    which matters where float16 must hold them.
     """
 
     def __init__(self, world, bucket_bytes: int = DEFAULT_BUCKET_BYTES):
@@ -20,6 +22,7 @@ class DataParallel(Alone):
         self.rank, self.size = world.rank, world.size
         self.bucket_bytes = bucket_bytes
         self.samples = 0  # of this step that count, on this rank
+        self.batch = 1
         self._averager = None
 
     def start(self, model) -> None:
@@ -33,15 +36,20 @@ class DataParallel(Alone):
             self._averager.close()
             self._averager = None
 
-    def begin(self, samples: int) -> None:
-        self.samples = samples
+    def begin(self, samples: int, batch: int) -> None:
+        self.samples, self.batch = samples, batch
         self._averager.begin()
 
     def backward(self, loss) -> None:
-        loss.backward(get_array_module(loss._array).asarray(self.samples, loss.dtype))
+        share = self.samples / self.batch
+        loss.backward(get_array_module(loss._array).asarray(share, loss.dtype))
 
     def average(self, samples: int) -> None:
-        self._averager.finish(samples)
+        self._averager.finish(samples / self.batch)
+
+    def agree(self, usable: bool) -> bool:
+        # Whether sums overflow may depend on their order, which MPI leaves to each rank.
+        return self.world.all_agree(usable, "whether gradients are usable")
 
     def total(self, running: Running, stop: bool) -> tuple[Running, bool]:
         numbers = [running.loss_sum, running.correct, running.samples, running.top5, stop]

@@ -108,6 +108,12 @@ class World:
         """Replace `array` by its sum over the ranks."""
         self.start_sum(array, what).wait()
 
+    def all_agree(self, wish: bool, what: str) -> bool:
+        """Whether all ranks wish it."""
+        against = np.array([not wish], np.int64)
+        self.sum(against, what)
+        return not against[0]
+
     def broadcast(self, array, what: str) -> None:
         """Replace `array` by that of rank 0."""
         if device_of(array) == "cuda":

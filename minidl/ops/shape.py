@@ -122,7 +122,11 @@ class GetItem(Function):
 
 
 class PutItem(Function):
-    """Add values at an index of a zero array: the transpose of `GetItem`."""
+    """Add values at an index of a zero array: the transpose of `GetItem`.
+
+    On a GPU elements that an array of indices names more than once are summed by atomic additions,
+    in an order that no run need repeat: last digits may differ.
+    """
 
     keep_inputs = False
 

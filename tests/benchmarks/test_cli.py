@@ -127,7 +127,7 @@ def cuda_of(clock):
 
     return SimpleNamespace(
         Event=Event, get_elapsed_time=lambda start, stop: stop.time - start.time,
-        runtime=runtime, Device=mock.Mock(),
+        runtime=runtime, Device=lambda: SimpleNamespace(id=0, compute_capability="90"),
     )  # fmt: skip
 
 

@@ -56,8 +56,8 @@ def test_the_parts_are_the_batches(count, size, more, draw):
 
 def test_an_empty_part_is_given_a_sample_that_does_not_count():
     loader = data.DataLoader(numbered(5), 4, shard=(0, 4), prefetch=0)
-    seen = [(images[:, 0, 0, 0].tolist(), loader.counted) for images, _ in loader]
-    assert seen == [([0.0], True), ([4.0], False)]
+    seen = [(images[:, 0, 0, 0].tolist(), loader.counted, loader.whole) for images, _ in loader]
+    assert seen == [([0.0], True, 4), ([4.0], False, 1)]
     last = data.DataLoader(numbered(5), 4, shard=(3, 4), prefetch=2)
     assert [last.counted for _ in last] == [True, True]
 

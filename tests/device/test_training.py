@@ -11,7 +11,7 @@ import pytest
 
 from architectures import alexnet, googlenet, lenet, nin, resnet, vgg, zfnet
 from kernels import dispatch
-from minidl import Tensor, checkpoint, cli, data, manual_seed, nn, ops, optim, weights
+from minidl import Tensor, checkpoint, cli, data, manual_seed, nn, no_grad, ops, optim, weights
 from minidl.amp import GradScaler, autocast
 from minidl.evaluation import evaluate, probabilities
 from minidl.gradcheck import move_biases
@@ -79,6 +79,20 @@ def assert_same_steps(name, optimizer, tolerance, **options):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_step_of_a_network(gpu, name):
     assert_same_steps(name, "sgd", 1e-8, count=1)
+
+
+@pytest.mark.parametrize("name", ["vgg, normalised", "googlenet", "resnet"])
+def test_inference_of_a_network(gpu, name):
+    """Where convolutions take along what follows them."""
+    build, channels, side = NETWORKS[name]
+    manual_seed(0)
+    model = build().to(np.float64).eval()
+    images = Tensor(np.random.default_rng(0).standard_normal((2, channels, side, side)))
+    with no_grad():
+        expected = model(images).numpy()
+        actual = model.to("cuda")(images.to("cuda"))
+    assert actual.device == "cuda"
+    np.testing.assert_allclose(actual.cpu().numpy(), expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("optimizer, tolerance", [("sgd", 1e-9), ("adamw", 1e-6)])

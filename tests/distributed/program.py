@@ -13,9 +13,10 @@ import numpy as np
 
 import minidl
 from architectures import alexnet, lenet
-from architectures.alexnet_two_gpus import Tower, half
+from architectures.alexnet_two_gpus import Tower, TwoTowers, half
 from architectures.resnet import ResNet
 from minidl import Tensor, cli, data, distributed, nn, ops, optim
+from minidl.amp import GradScaler
 from minidl.cli.distributed import ended_together
 from minidl.evaluation import evaluate
 from minidl.train import Trainer
@@ -48,7 +49,13 @@ class ToDtype:
 
 
 def train(name, dtype, directory, team=None):
-    """Two epochs; returns (state, rows). A team of None: the one process that others must equal."""
+    """Two epochs; returns (state, rows). A team of None: the one process that others must equal.
+
+    dtype float16: in mixed precision, by a scale that gradients of sums over samples overflow; the
+    state then holds the scaler's, too.
+    """
+    scaler = GradScaler(2.0**18) if dtype == "float16" else None
+    dtype = "float32" if scaler else dtype
     model, images = subjects(name, np.dtype(dtype))
     rank, size = (team.rank, team.size) if team else (0, 1)
     if team and name == "resnet":
@@ -61,12 +68,13 @@ def train(name, dtype, directory, team=None):
     optimizer = optim.SGD(model.parameters(), 0.02, momentum=0.9, weight_decay=1e-3)
     trainer = Trainer(
         model, optimizer, loader, tests, lambda m, y, t: ops.cross_entropy(y, t), directory, 2,
-        clip_norm=5.0, team=team,
+        clip_norm=5.0, team=team, scaler=scaler,
     )  # fmt: skip
     if rank:
         model.load_state_dict({n: a * 0 for n, a in model.state_dict().items()})  # rank 0's count
     rows = trainer.run()
-    return model.state_dict(), [{k: v for k, v in r.items() if k != "samples_per_s"} for r in rows]
+    state = {**model.state_dict(), **(scaler.state_dict() if scaler else {})}
+    return state, [{k: v for k, v in r.items() if k != "samples_per_s"} for r in rows]
 
 
 def equal(name, dtype, directory):
@@ -235,6 +243,20 @@ def unused():
     model.zero_grad()
     model(Tensor(x)).sum().backward()  # without the averager each rank is by itself
     assert (model.b.weight.grad is None) == (world.rank == 0)
+
+
+def usable():
+    """A gradient that is not finite on one rank: all leave the step out, and halve the scale."""
+    world = distributed.join()
+    for team in (distributed.DataParallel(world), TwoTowers(world)):
+        weight = Tensor(np.ones(2, np.float32), requires_grad=True)
+        scaler = GradScaler(8.0)
+        for spoiled, factor in ((False, 8), (True, 4), (False, 4)):
+            value = np.inf if spoiled and world.rank == 1 else 16
+            weight.grad = Tensor(np.full(2, value, np.float32))
+            assert scaler.unscale_([weight], team.agree) is not spoiled
+            assert scaler.factor == factor
+            assert weight.grad is None if spoiled else (weight.grad.data == 16 / factor).all()
 
 
 # -- model-parallel --------------------------------------------------------------------------------

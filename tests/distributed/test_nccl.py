@@ -74,7 +74,9 @@ def cupy(monkeypatch):
     module.cuda.runtime = SimpleNamespace(getDeviceCount=lambda: 2)
     module.is_available = lambda: True
     module.used = []
-    module.cuda.Device = lambda n: SimpleNamespace(use=lambda: module.used.append(n))
+    module.cuda.Device = lambda n=0: SimpleNamespace(
+        use=lambda: module.used.append(n), compute_capability="90"
+    )
     for name, part in (("", module), (".cuda", module.cuda), (".cuda.nccl", nccl)):
         monkeypatch.setitem(sys.modules, f"cupy{name}", part)
     return module

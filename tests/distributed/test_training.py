@@ -5,6 +5,8 @@ import pytest
 
 # Of the largest weight of an array; float64 shows that what float32 leaves is rounding.
 CLOSE = {"float32": 1e-5, "float64": 1e-10}
+# A last digit of float32 that differs may round to another float16.
+ROUNDED = 2e-3
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +39,22 @@ def test_equal_to_one_process(program, alone, check, tmp_path, name, dtype, rank
         program.agree(results[0][key], value, CLOSE[dtype], key)
     written = {path.name for path in (tmp_path / "run").iterdir()}
     assert written == {"last.safetensors", "best.safetensors", "history.csv", "history.json"}
+
+
+def test_mixed_precision_is_that_of_one_process(program, alone, check, tmp_path):
+    """The scale of the gradients, too: all ranks leave out the steps that one process would."""
+    expected, _ = alone("lenet", "float16")
+    check(2, "equal", "lenet", "float16", tmp_path)
+    first, second = (dict(np.load(tmp_path / f"rank{rank}.npz")) for rank in range(2))
+    first.pop("rows")
+    for key, value in first.items():
+        assert (second[key] == value).all()
+        program.agree(value, expected[key], ROUNDED, key)
+    assert first["factor"] == expected["factor"] and first["good_steps"] == expected["good_steps"]
+
+
+def test_ranks_agree_on_which_steps_to_take(check):
+    check(2, "usable")
 
 
 def test_running_statistics_without_synchronisation(check, tmp_path):

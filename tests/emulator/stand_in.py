@@ -5,8 +5,9 @@
 
 Its arrays hold NumPy's, but mix with none: only `asarray` takes a NumPy array in, only `get` gives
 one out, and no function of NumPy takes one of them. Modules `cupy` and `cupyx` have the names that
-are listed here and no others; test_stand_in.py holds the lists to the real CuPy. Kernels run under
-the emulator, their threads in one order only.
+are listed here and no others, which take the keywords listed here; test_stand_in.py holds the lists
+to the real CuPy. Kernels run under the emulator, their threads in one order only; `RawModule` takes
+what CuPy's takes.
 """
 
 import contextlib
@@ -30,6 +31,14 @@ FUNCTIONS = (
     "divmod", "exp", "full", "isfinite", "log", "matmul", "maximum", "minimum", "ones", "ones_like",
     "sign", "split", "sqrt", "square", "stack", "tanh", "where", "zeros", "zeros_like",
 )  # fmt: skip
+# What they may be given by name: less than NumPy's, which know `where` and `initial`.
+KEYWORDS = {
+    **dict.fromkeys(("all", "any", "max", "min"), {"axis", "keepdims"}),
+    **dict.fromkeys(("mean", "sum"), {"axis", "dtype", "keepdims"}),
+    **dict.fromkeys(("concatenate", "split", "stack"), {"axis"}),
+    **dict.fromkeys(("divide", "matmul"), {"out"}),
+    "astype": {"copy", "order"}, "full": {"dtype"}, "square": {"dtype"},
+}  # fmt: skip
 OPERATORS = (
     "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor",
 )  # fmt: skip
@@ -133,8 +142,14 @@ def _wrapped(result, sources):
     return DeviceArray(array)
 
 
+def _check_keywords(name, given):
+    if unknown := given - KEYWORDS.get(name, set()):
+        raise TypeError(f"{name} of the stand-in for CuPy takes no {', '.join(sorted(unknown))}")
+
+
 def _method(name):
     def method(self, *args, **kwargs):
+        _check_keywords(name, kwargs.keys())
         result = getattr(self._array, name)(*map(_bare, args), **kwargs)
         return _wrapped(result, (self,))
 
@@ -178,6 +193,7 @@ def _function_of(name):
 
     @functools.wraps(function)
     def call(*args, **kwargs):
+        _check_keywords(name, kwargs.keys())
         kwargs = {key: _bare(value) for key, value in kwargs.items()}
         return _wrapped(function(*map(_bare, args), **kwargs), args)
 
@@ -194,12 +210,61 @@ def _scatter_add(array, key, values):
     np.add.at(array._array, _bare(key), _bare(values))
 
 
+class RawModule:
+    """As CuPy's: a source that is compiled with options, of which one names the type `real`."""
+
+    def __init__(self, *, code: str, options: tuple):
+        if type(options) is not tuple or not all(type(option) is str for option in options):
+            raise TypeError(f"options must be a tuple of strings, got {options!r}")
+        chars = {f"-DREAL={name}": char for char, name in runtime.C_TYPES.items()}
+        (self._dtype,) = [chars[option] for option in options if option in chars]
+        self._code = code
+
+    def get_function(self, name: str):
+        return RawKernel(self._code, name, self._dtype)
+
+
+class RawKernel:
+    """As CuPy's. What CuPy would pass on, for the kernel to take as something else, is an error."""
+
+    def __init__(self, code, name, dtype):
+        self._code, self._name, self._dtype = code, name, dtype
+        self.max_dynamic_shared_size_bytes = 48 << 10
+
+    def __call__(self, grid: tuple, block: tuple, args: tuple, *, shared_mem: int = 0):
+        where = f"the launch of {self._name}"
+        for sizes in (grid, block):
+            if type(sizes) is not tuple or not all(size >= 1 for size in sizes):
+                # CuPy would make 1 of 0, and run a block that has nothing to do.
+                raise run.EmulationError(f"{where}: a grid or block of {sizes!r}")
+        for arg in args:
+            if not isinstance(arg, (DeviceArray, np.generic)):
+                # CuPy would choose a width for the numbers of Python.
+                raise run.EmulationError(f"{where}: an argument of {type(arg).__name__}")
+        if shared_mem > self.max_dynamic_shared_size_bytes:
+            raise run.EmulationError(f"{where}: {shared_mem} bytes of shared memory, unasked for")
+        bare = [_bare(arg) for arg in args]
+        run.launch(
+            _source_of(self._code), self._name, self._dtype, grid, block, bare, shared_mem,
+            self._code,
+        )  # fmt: skip
+
+
+@functools.cache
+def _source_of(code):
+    """The name of a source in kernels/cuda, for messages."""
+    paths = runtime.SOURCES.glob("*.cu")
+    return next((p.stem for p in paths if p.read_text(encoding="utf-8") == code), "unknown")
+
+
 def _modules():
     cupy, cupyx = types.ModuleType("cupy"), types.ModuleType("cupyx")
     cupy.ndarray = DeviceArray
     cupy.is_available = lambda: True
     stream = types.SimpleNamespace(synchronize=lambda: None)
-    cupy.cuda = types.SimpleNamespace(get_current_stream=lambda: stream)
+    device = types.SimpleNamespace(compute_capability="90")
+    cupy.cuda = types.SimpleNamespace(get_current_stream=lambda: stream, Device=lambda: device)
+    cupy.RawModule = RawModule
     cupy.asarray = _asarray
     cupy.empty = lambda shape, dtype: DeviceArray(run._garbage(shape, dtype))
     cupyx.scatter_add = _scatter_add
@@ -208,8 +273,10 @@ def _modules():
     return {"cupy": cupy, "cupyx": cupyx}
 
 
-def _launch(source, kernel, dtype, grid, block, args, shared=0):
-    run.launch(source, kernel, dtype, grid, block, [_bare(arg) for arg in args], shared)
+def _forget_kernels():
+    """Those that runtime has compiled belong to the CuPy that compiled them."""
+    runtime._function.cache_clear()
+    runtime._module.cache_clear()
 
 
 @contextlib.contextmanager
@@ -218,13 +285,12 @@ def stand_in():
     mine = _modules()
     before = {name: sys.modules.pop(name, None) for name in mine}
     sys.modules.update(mine)
+    _forget_kernels()
     try:
-        with (
-            mock.patch.object(runtime, "launch", _launch),
-            mock.patch.object(run, "RUNS", run.RUNS[:1]),
-        ):
+        with mock.patch.object(run, "RUNS", run.RUNS[:1]):
             yield
     finally:
+        _forget_kernels()
         for name, module in before.items():
             sys.modules.pop(name)
             if module is not None:

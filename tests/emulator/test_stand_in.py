@@ -1,9 +1,13 @@
 """The stand-in for CuPy: as strict as promised, and with no name that CuPy has not."""
 
+import inspect
+import re
+
 import numpy as np
 import pytest
 
-from tests.emulator import HAS_COMPILER, NO_COMPILER, stand_in
+from kernels.cuda import runtime
+from tests.emulator import HAS_COMPILER, NO_COMPILER, EmulationError, stand_in
 from tests.emulator.stand_in import DeviceArray
 
 pytestmark = pytest.mark.skipif(not HAS_COMPILER, reason=NO_COMPILER)
@@ -21,12 +25,21 @@ def test_it_has_no_names_that_cupy_has_not():
     real = pytest.importorskip("cupy", reason="needs CuPy: pip install -e '.[nvrtc]'")
     import cupyx
 
-    for name in (*stand_in.FUNCTIONS, "asarray", "empty", "is_available", "ndarray"):
+    for name in (*stand_in.FUNCTIONS, "RawModule", "asarray", "empty", "is_available", "ndarray"):
         assert hasattr(real, name), name
+    assert hasattr(real.RawKernel, "max_dynamic_shared_size_bytes")
+    assert hasattr(real.cuda.Device, "compute_capability")
     own = [name for name in vars(DeviceArray) if not name.startswith("_")]
     for name in (*stand_in.METHODS, *own):
         assert hasattr(real.ndarray, name), name
     assert hasattr(cupyx, "scatter_add")
+    for name, keywords in stand_in.KEYWORDS.items():
+        function = getattr(real if name in stand_in.FUNCTIONS else real.ndarray, name)
+        try:
+            known = set(inspect.signature(function).parameters)
+        except ValueError:  # not Python's: the signature is the first line of its documentation
+            known = set(re.findall(r"\w+", function.__doc__.strip().splitlines()[0]))
+        assert keywords <= known, name
 
 
 def test_arrays_of_two_kinds_do_not_mix(cupy):
@@ -43,6 +56,49 @@ def test_arrays_of_two_kinds_do_not_mix(cupy):
             pytest.fail(f"number {number} passes: {mix()!r}")
     assert isinstance(np.float64(2) * there, DeviceArray)
     assert there.sum().get() == 3 and not hasattr(cupy, "errstate")
+
+
+def test_keywords_that_numpy_alone_knows(cupy):
+    x = cupy.zeros((2, 3), np.float32)
+    assert x.sum(axis=0, keepdims=True).shape == (1, 3)
+    for call in (
+        lambda: x.max(initial=0), lambda: x.sum(where=x > 0), lambda: cupy.exp(x, where=x > 0),
+        lambda: x.copy(order="F"),
+    ):  # fmt: skip
+        with pytest.raises(TypeError, match="takes no (initial|where|order)"):
+            call()
+
+
+def relu(*args, grid=1, **options):
+    runtime.launch("activation", "relu", np.float32, grid, 32, args, **options)
+
+
+def test_launches_that_cupy_would_let_pass(cupy):
+    """They would read numbers of another width, or run with other sizes than were meant."""
+    x, y = cupy.asarray(np.float32([-1, 2])), cupy.zeros(2, np.float32)
+    relu(x, y, 2)
+    assert y.tolist() == [0, 2]
+    relu(x, y, 2, grid=(1, 0))  # which launches nothing
+    with pytest.raises(EmulationError, match="`size` must be int64, got int32"):
+        relu(x, y, np.int32(2))
+    with pytest.raises(EmulationError, match="`x` must be float32, got float64"):
+        relu(x.astype(np.float64), y, 2)
+    kernel = cupy.RawModule(
+        code=(runtime.SOURCES / "activation.cu").read_text(), options=runtime.compiler_options("f")
+    ).get_function("relu")
+    for grid, size, options, message in (
+        ((1,), 2, {}, "an argument of int"),
+        ((1, 0), np.int64(2), {}, r"a grid or block of \(1, 0\)"),
+        ((1,), np.int64(2), {"shared_mem": 50_000}, "50000 bytes of shared memory, unasked for"),
+        ((1, 70_000), np.int64(2), {}, "no GPU runs a grid of"),
+    ):
+        with pytest.raises(EmulationError, match=message):
+            kernel(grid, (32,), (x, y, size), **options)
+    relu(x, y, 2, shared=50_000)
+    with pytest.raises(EmulationError, match="kernel reelu of activation.cu does not exist"):
+        runtime.launch("activation", "reelu", np.float32, 1, 32, (x, y, 2))
+    with pytest.raises(TypeError, match="options must be a tuple"):
+        cupy.RawModule(code="", options=["-DREAL=float"])
 
 
 def test_views_know_their_owner(cupy):

@@ -44,8 +44,23 @@ def test_without_a_device():
         assert "\n" not in str(raised.value)
 
 
-def test_with_a_device():
+def device(capability):
+    """A CuPy that finds a GPU of this compute capability."""
     cupy = mock.Mock(is_available=lambda: True)
+    cupy.cuda.Device().compute_capability = capability
+    return cupy
+
+
+def test_a_device_that_is_too_old():
+    with mock.patch.dict(sys.modules, {"cupy": device("61")}):
+        with pytest.raises(RuntimeError, match="capability 7.0 .* got 6.1"):
+            runtime.require()
+    with mock.patch.dict(sys.modules, {"cupy": device("120")}):
+        runtime.require()
+
+
+def test_with_a_device():
+    cupy = device("70")
     with mock.patch.dict(sys.modules, {"cupy": cupy}):
         with dispatch.use("cuda"):
             assert dispatch.backend() == "cuda"

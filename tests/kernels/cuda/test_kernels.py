@@ -297,6 +297,40 @@ def test_softmax_cross_entropy_of_extremes(device):
     )
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("integer, number", [(np.int32, np.float64), (np.int64, np.float32)])
+def test_numpy_numbers_for_python_ones(device, dtype, integer, number):
+    """They have a width, but kernels must get that of their parameters."""
+    draw = np.random.default_rng(0)
+    x = draw.standard_normal((2, 4, 6, 6)).astype(dtype)
+    gamma, yes, half = x[0, :, 0, 0], np.bool_(True), number(0.5)
+    one, two, none = (integer(1),) * 2, (integer(2),) * 2, (integer(0),) * 4
+    shape = tuple(map(integer, x.shape))
+    calls = [
+        ("dropout", x, half, 1, 2),
+        ("dropout_mask", two, half, 1, 2),
+        ("lrn", x, two[0], half, half, half),
+        ("lrn_backward", x, x, x * x + 1, two[0], half, half, half),
+        ("batchnorm_train", x, gamma, gamma, half),
+        ("batchnorm_eval", x, gamma, gamma, gamma, gamma * gamma, half),
+        ("max_pool2d", x, two, two, none, one),
+        ("avg_pool2d", x, two, two, none, yes, yes),
+        ("avg_pool2d_backward", x[:, :, :3, :3], shape, two, two, none, yes, yes),
+        ("global_avg_pool2d_backward", x[:, :, :1, :1], shape),
+        ("conv2d", x, x[:, :2, :2, :2], None, one, none, one, two[0]),
+        ("conv2d_input_grad", x[..., :5, :5], x[:1].repeat(4, 0)[..., :2, :2], shape, one, none),
+        ("conv2d_weight_grad", x[..., :5, :5], x, two, one, none),
+        ("conv_transpose2d", x, x[0][:, None, :2, :2], None, one, none, none[:2], one, two[0]),
+        ("im2col", x, two, one, none),
+    ]
+    for call in calls:
+        device.agree(*call)
+    settings_ = half, half, yes, half
+    steps_agree(device, "sgd_step", [x, x], x, *settings_)
+    settings_ = two[0], half, (half, half), half, half, yes
+    steps_agree(device, "adam_step", [x, x, x * x], x, *settings_)
+
+
 def test_shapes_of_networks(device):
     """As large as in networks on a GPU, twice with the same bits; small in the emulator."""
     images, share = (16, 1) if device.name == "gpu" else (1, 16)
