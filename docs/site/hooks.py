@@ -6,8 +6,8 @@ files as they are when the site is built. A function of another file is written 
 Without a third list those of the reference's names are shown that the CUDA file has, if there is
 one. ``{{ source PATH: NAME, ... }}`` shows functions or classes of any Python file of the
 repository, ``{{ picture NAME }}`` the SVG that docs/site/pictures.py draws under that name,
-``{{ speed NETWORK, ... }}`` their lines of benchmarks/baseline.md, and ``{{ exercises }}`` the table of
-all exercises.
+``{{ speed NETWORK, ... }}`` their lines of benchmarks/baseline.md, and ``{{ exercises }}`` the
+table of all exercises.
 """
 
 import html
