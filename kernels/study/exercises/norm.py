@@ -205,6 +205,12 @@ BATCHNORM = Exercise(
              "_per_channel(inv_std.astype(np.float64)) * (direct"},
         ),
         Mistake(
+            "what comes out where the means are taken over the images alone: m is N H W.",
+            {"direct = wide - wide.mean(_AXES, keepdims=True)":
+             "direct = wide - wide.sum(_AXES, keepdims=True) / len(x)",
+             "product.mean(_AXES, keepdims=True)": "product.sum(_AXES, keepdims=True) / len(x)"},
+        ),
+        Mistake(
             "the sum of dy xh in dx where its mean belongs.",
             {"product.mean(_AXES, keepdims=True)": "product.sum(_AXES, keepdims=True)"},
         ),
@@ -265,6 +271,15 @@ BATCHNORM_EVAL = Exercise(
             "what comes out with eps outside of the root: it is sqrt(var + eps).",
             {"gamma / np.sqrt(var.astype(np.float64) + eps)":
              "gamma / (np.sqrt(var.astype(np.float64)) + eps)"},
+        ),
+        Mistake(
+            "what comes out without eps.",
+            {"np.sqrt(var.astype(np.float64) + eps)": "np.sqrt(var.astype(np.float64))"},
+        ),
+        Mistake(
+            "what comes out where dx lacks gamma.",
+            {"dx = wide * _per_channel(inv_std.astype(np.float64) * gamma)":
+             "dx = wide * _per_channel(inv_std.astype(np.float64))"},
         ),
         Mistake(
             "what comes out with the statistics of the batch: use the given ones.",
