@@ -78,7 +78,7 @@ IM2COL = Exercise(
              "= kernel_size, (1, 1), dilation, output_size"},
         ),
         Mistake(
-            "what comes out where the padding after the image is taken for that before it: the four "
+            "what comes out where padding after the image is taken for that before it: the four "
             "are top, bottom, left, right.",
             {"top, bottom, left, right = padding": "bottom, top, right, left = padding"},
         ),
