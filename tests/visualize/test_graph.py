@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 
+import minidl
 from minidl import Function, Tensor, grad, nn, no_grad, ops, random
 from minidl.visualize import graph_picture
 from minidl.visualize.graph import capture, render, text
@@ -85,6 +86,26 @@ def test_leaves_that_require_grad_are_not_counted_but_data_is():
     assert [(node.kind, node.name) for node in graph.nodes[:2]] == [
         ("constant", "constant"), ("leaf", "leaf 1"),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        lambda y, w: y * y,  # kept twice by one node
+        lambda y, w: (y[:1] * y[:1]).sum() + (y * y).sum(),  # views and what they are views of
+        lambda y, w: (y * y).sum() + (y[:1] * y[:1]).sum(),
+        lambda y, w: y[:1] * y[5:6],  # a view keeps all of its array
+        lambda y, w: ops.broadcast_to(y, (9, 9, 10, 10)) ** 2,
+        lambda y, w: y @ w.transpose(),  # not the weight, nor a view of it
+    ],
+)
+def test_views_are_counted_as_the_memory_that_they_keep(expression):
+    x, weight = leaf(10, 10), leaf(4, 10)
+    with minidl.profile() as profile:
+        y = x + x  # keeps nothing
+        z = expression(y, weight)
+        assert profile.peak_saved_bytes == 800
+    assert capture(z).saved_bytes == 800
 
 
 def test_buffers_of_nodes():
