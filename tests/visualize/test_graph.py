@@ -113,6 +113,9 @@ def test_buffers_of_nodes():
     graph = capture(ops.local_response_norm(x, 3))
     assert [s.what for s in graph.operations[0].saved] == ["buffer scale"]
     assert graph.saved_bytes == IMAGES.nbytes
+    graph = capture(nn.BatchNorm2d(2), x)
+    kept = ["buffer mean", "buffer inv_std"]
+    assert [s.what for s in graph.operations[0].saved] == kept and graph.saved_bytes == 2 * 2 * 4
 
 
 def test_a_shared_node_appears_once():
