@@ -163,7 +163,7 @@ def capture(
     the graph is that of the gradients of the sum of the results, by all parameters and inputs that
     require grad. `model` names the parameters where `of` is no Module.
 
-    Raises ValueError where no recorded operation leads to the results or arguments exclude each
+    Raises ValueError where nothing that requires grad leads to the results or arguments exclude each
     other, TypeError for results that are no Tensors, RuntimeError for a graph that was freed, or
     within a profile.
     """
@@ -256,7 +256,7 @@ class _Collector:
     def graph(self, named) -> Graph:
         """The graph below the tensors `named`."""
         roots = [t._node for t in named.values() if t._node is not None]
-        if not roots:
+        if not roots and not any(t._requires_grad for t in named.values()):
             raise ValueError(
                 "no recorded operation leads to the results: a parameter or an input must require "
                 "grad, outside no_grad"
