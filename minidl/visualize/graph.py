@@ -163,9 +163,9 @@ def capture(
     the graph is that of the gradients of the sum of the results, by all parameters and inputs that
     require grad. `model` names the parameters where `of` is no Module.
 
-    Raises ValueError where nothing that requires grad leads to the results or arguments exclude each
-    other, TypeError for results that are no Tensors, RuntimeError for a graph that was freed, or
-    within a profile.
+    Raises ValueError where nothing that requires grad leads to the results or arguments exclude
+    each other, TypeError for results that are no Tensors, RuntimeError for a graph that was freed,
+    or within a profile.
     """
     model = of if isinstance(of, Module) and model is None else model
     if isinstance(of, (Tensor, list, tuple)):
