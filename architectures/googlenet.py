@@ -62,8 +62,7 @@ class ConvReLU(nn.Module):
         self.bn = nn.BatchNorm2d(out_channels, eps=1e-3) if batch_norm else None
 
     def forward(self, x):
-        x = self.conv(x)
-        return ops.relu(x if self.bn is None else self.bn(x), inplace=True)
+        return nn.conv_block(x, self.conv, self.bn, rectify=True)
 
 
 class Inception(nn.Module):

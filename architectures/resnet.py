@@ -115,11 +115,11 @@ class Block(nn.Module):
 
     def forward(self, x):
         y = x
-        for i in range(1, self.depth + 1):
-            y = getattr(self, f"bn{i}")(getattr(self, f"conv{i}")(y))
-            if i < self.depth:
-                y = ops.relu(y, inplace=True)
-        return ops.relu(y + (x if self.downsample is None else self.downsample(x)), inplace=True)
+        for i in range(1, self.depth):
+            y = nn.conv_block(y, getattr(self, f"conv{i}"), getattr(self, f"bn{i}"), rectify=True)
+        conv, norm = getattr(self, f"conv{self.depth}"), getattr(self, f"bn{self.depth}")
+        shortcut = x if self.downsample is None else self.downsample(x)
+        return nn.conv_block(y, conv, norm, shortcut, rectify=True)
 
 
 class PreActBlock(nn.Module):
@@ -215,7 +215,7 @@ class ResNet(nn.Module):
                     init.zeros_(getattr(module, f"bn{module.depth}").weight)
 
     def forward(self, x):
-        x = self.maxpool(ops.relu(self.bn1(self.conv1(x)), inplace=True))
+        x = self.maxpool(nn.conv_block(x, self.conv1, self.bn1, rectify=True))
         for stage in range(1, self.stages + 1):
             x = getattr(self, f"layer{stage}")(x)
         if self.bn_last is not None:

@@ -154,12 +154,25 @@ def conv_transpose_output_size(
 def check_conv2d(x, weight, bias, stride, padding, dilation, groups) -> Shape:
     """The output's shape (N, O, OH, OW), after checking the arguments of a `conv2d`.
 
-    Raises TypeError or ValueError naming the argument that does not fit; so do the next three.
+    Raises TypeError or ValueError naming the argument that does not fit; so do the next four.
     """
     check_dtypes(x=x, weight=weight, bias=bias)
     y_shape = _conv_shape(x.shape, weight.shape, stride, padding, dilation, groups)
     if bias is not None:
         check_shape("bias", bias.shape, y_shape[1:2])
+    return y_shape
+
+
+def check_conv2d_affine(
+    x, weight, scale, shift, others, stride, padding, dilation, groups
+) -> Shape:
+    """The output's shape (N, O, OH, OW), after checking the arguments of a `conv2d_affine`."""
+    check_dtypes(x=x, weight=weight, scale=scale, shift=shift, others=others)
+    y_shape = _conv_shape(x.shape, weight.shape, stride, padding, dilation, groups)
+    check_shape("scale", scale.shape, y_shape[1:2])
+    check_shape("shift", shift.shape, y_shape[1:2])
+    if others is not None:
+        check_shape("others", others.shape, y_shape)
     return y_shape
 
 

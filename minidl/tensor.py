@@ -29,6 +29,11 @@ def is_grad_enabled() -> bool:
     return _mode.enabled
 
 
+def is_traced() -> bool:
+    """Whether something listens to the operations of this thread, see `listening`."""
+    return _mode.listener is not None
+
+
 @contextmanager
 def listening(listen):
     """Inside, ``listen(function, inputs, outputs)`` is called after every operation of this thread.

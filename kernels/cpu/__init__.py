@@ -11,6 +11,7 @@ from kernels.cpu.batchnorm import (
 from kernels.cpu.conv import (
     col2im,
     conv2d,
+    conv2d_affine,
     conv2d_input_grad,
     conv2d_weight_grad,
     conv_transpose2d,
@@ -46,6 +47,7 @@ __all__ = [
     "channel_sums",
     "col2im",
     "conv2d",
+    "conv2d_affine",
     "conv2d_input_grad",
     "conv2d_weight_grad",
     "conv_transpose2d",

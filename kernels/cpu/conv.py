@@ -7,6 +7,7 @@ is taken, as measured:
 * 3x3 kernels at stride 1 with many channels, in float32: kernels.cpu.winograd, and for the
   gradient by the weight kernels.cpu.winograd_weight;
 * results of one to three channels, depthwise among them: kernels.cpu.conv_direct;
+* 1x1 kernels: kernels.cpu.conv_pointwise;
 * all else: kernels.cpu.conv_tiles, and for the gradient by the weight kernels.cpu.conv_pixels.
 
 None of them makes the column matrix; `im2col` and `col2im` are here for those who want to see it.
@@ -26,7 +27,9 @@ from kernels.cpu.conv_direct import (
     weight_grad_direct,
 )
 from kernels.cpu.conv_pixels import weight_grad_pixels
+from kernels.cpu.conv_pointwise import conv2d_pointwise, input_grad_pointwise, is_pointwise
 from kernels.cpu.conv_tiles import conv2d_tiles, input_grad_tiles
+from kernels.cpu.epilogue import affine, finish, plain
 from kernels.cpu.matmul import matmul
 from kernels.cpu.winograd import conv2d_winograd, input_grad_winograd, is_winograd
 from kernels.cpu.winograd_weight import weight_grad_winograd
@@ -34,6 +37,7 @@ from kernels.cpu.workspace import empty
 from kernels.dispatch import winograd_size
 from kernels.geometry import (
     check_conv2d,
+    check_conv2d_affine,
     check_conv2d_input_grad,
     check_conv2d_weight_grad,
     check_conv_transpose2d,
@@ -162,29 +166,56 @@ def choose(
     image_shape = x_shape if result == "dx" else y_shape
     if is_winograd(result, image_shape, weight_shape, stride, dilation, groups, dtype):
         return "winograd"
-    return "direct" if is_direct(result, weight_shape, stride, groups) else "tiles"
+    if is_direct(result, weight_shape, stride, groups):
+        return "direct"
+    return "pointwise" if result != "dw" and is_pointwise(weight_shape, padding) else "tiles"
 
 
 def conv2d(x, weight, bias=None, stride=(1, 1), padding=(0, 0, 0, 0), dilation=(1, 1), groups=1):
     """See kernels.reference.conv2d."""
+    y_shape = check_conv2d(x, weight, bias, stride, padding, dilation, groups)
+    epilogue = plain(y_shape[1], x.dtype, bias)
+    return _convolve(x, weight, y_shape, stride, padding, dilation, groups, epilogue)
+
+
+def conv2d_affine(
+    x,
+    weight,
+    scale,
+    shift,
+    others=None,
+    rectify=False,
+    stride=(1, 1),
+    padding=(0, 0, 0, 0),
+    dilation=(1, 1),
+    groups=1,
+):
+    """See kernels.reference.conv2d_affine."""
     settings = stride, padding, dilation, groups
-    y_shape = check_conv2d(x, weight, bias, *settings)
+    y_shape = check_conv2d_affine(x, weight, scale, shift, others, *settings)
+    return _convolve(x, weight, y_shape, *settings, affine(scale, shift, others, rectify))
+
+
+def _convolve(x, weight, y_shape, stride, padding, dilation, groups, epilogue):
+    """The convolution, whichever way is the fastest, and its epilogue."""
+    settings = stride, padding, dilation, groups
     way = choose("y", y_shape, x.shape, weight.shape, *settings, x.dtype)
     if way == "product":
-        y = matmul(_rows(x), _rows(weight).T)
-        if bias is not None:
-            y += bias
-        return y.reshape(y_shape)
+        y = matmul(_rows(x), _rows(weight).T).reshape(y_shape)
+        finish(y, epilogue)
+        return y
     y = empty(y_shape, x.dtype)
     if not y.size:
         return y
-    bias = np.zeros(y_shape[1], x.dtype) if bias is None else np.ascontiguousarray(bias)
     if way == "winograd":
-        conv2d_winograd(x, weight, bias, y, padding, winograd_size(), groups)
+        conv2d_winograd(x, weight, y, padding, winograd_size(), groups, epilogue)
     elif way == "direct":
-        conv2d_direct(x, weight, bias, y, padding, dilation, groups)
+        conv2d_direct(x, weight, np.zeros(y_shape[1], x.dtype), y, padding, dilation, groups)
+        finish(y, epilogue)
+    elif way == "pointwise":
+        conv2d_pointwise(x, weight, y, stride, groups, epilogue)
     else:
-        conv2d_tiles(x, weight, bias, y, stride, padding, dilation, groups)
+        conv2d_tiles(x, weight, y, stride, padding, dilation, groups, epilogue)
     return y
 
 
@@ -204,6 +235,8 @@ def conv2d_input_grad(
         input_grad_winograd(dy, weight, dx, padding, winograd_size(), groups)
     elif way == "direct":
         input_grad_direct(dy, weight, dx, padding, dilation, groups)
+    elif way == "pointwise":
+        input_grad_pointwise(dy, weight, dx, stride, groups)
     else:
         input_grad_tiles(dy, weight, dx, stride, padding, dilation, groups)
     return dx

@@ -26,21 +26,25 @@ from typing import NamedTuple
 import numpy as np
 from numba import get_thread_id, njit, prange
 
-from kernels.cpu.emitter import ROWS, VECTORS, lanes
+from kernels.cpu.emitter import ROWS, VECTORS
+from kernels.cpu.epilogue import plain
 from kernels.cpu.planes import phase_shape, phase_taps, split_phases
-from kernels.cpu.simd import product_tiles, store_run
-from kernels.cpu.tasks import chunk_bounds, split
+from kernels.cpu.tasks import split
 from kernels.cpu.threads import num_threads
+from kernels.cpu.tiles import (
+    MIN_TASKS,
+    PART_BYTES,
+    group_size,
+    lanes_of,
+    pack_filters,
+    store_tiles,
+    sum_tiles,
+    tile_count,
+)
 from kernels.cpu.workspace import workspace
 
 # Planes of a block: as many as fill half of a second cache, but enough columns for some tiles.
 _BLOCK_BYTES, _MIN_COLUMNS = 768 << 10, 192
-# What tiles read for one part of their sums should stay in a first cache.
-_PART_BYTES = 24 << 10
-# Where the weights fill more than this, tiles take turns in groups with each part of them.
-_WEIGHT_BYTES, _GROUP = 256 << 10, 4
-_MIN_TASKS = 8  # enough for several cores
-_PACK_BLOCKS, _PACK_CHANNELS = 8, 32
 
 
 class _Plan(NamedTuple):
@@ -77,7 +81,7 @@ def _plan(n, channels, size, layout, before, after, taps, itemsize):
     row_bytes = channels * phases * pitch * itemsize
     if span * row_bytes <= _BLOCK_BYTES or span == 1:
         rows, height = span - spare[0], oh
-        enough = max(-(-n // _MIN_TASKS), -(-_MIN_COLUMNS // (rows * pitch)))
+        enough = max(-(-n // MIN_TASKS), -(-_MIN_COLUMNS // (rows * pitch)))
         images = min(max(n, 1), max(1, _BLOCK_BYTES // (rows * row_bytes)), enough)
         images = -(-n // -(-n // images)) if n else 1
     else:
@@ -95,14 +99,9 @@ def _plan(n, channels, size, layout, before, after, taps, itemsize):
     # Rows of a channel that a tile reads, each as long as the tile and the kernel.
     lines = len(np.unique(taps[:, :2], axis=0))
     line_bytes = (VECTORS * lanes_of(itemsize) + int(taps[:, 2].max())) * itemsize
-    depth = max(1, _PART_BYTES * len(taps) // (lines * line_bytes))
+    depth = max(1, PART_BYTES * len(taps) // (lines * line_bytes))
     layout = (sh, sw, rows, pitch, *used)
     return _Plan(layout, images, height, size, before, plane, depth, slack, offsets)
-
-
-def lanes_of(itemsize: int) -> int:
-    """Elements of this size in a vector."""
-    return lanes(np.dtype(np.float32 if itemsize == 4 else np.float64))
 
 
 @lru_cache(maxsize=256)
@@ -147,32 +146,6 @@ def _input_grad_plan(
     return plan, taps
 
 
-@njit(parallel=True, cache=True)
-def _pack(weight, packed, outputs, channels, taps, strides):
-    """packed (G, blocks, C T ROWS) from flat weights; rows beyond the outputs are zero.
-
-    A task takes some blocks and channels, so that it reads and writes long stretches either way.
-    """
-    groups, blocks = packed.shape[:2]
-    group_stride, output_stride, channel_stride = strides
-    bands, parts = -(-blocks // _PACK_BLOCKS), -(-channels // _PACK_CHANNELS)
-    for task in prange(groups * bands * parts):
-        rest, part = split(task, parts)
-        g, band = split(rest, bands)
-        b0, b1 = chunk_bounds(band, _PACK_BLOCKS, blocks)
-        c0, c1 = chunk_bounds(part, _PACK_CHANNELS, channels)
-        for b in range(b0, b1):
-            target = packed[g, b]
-            at = c0 * taps.size * ROWS
-            for c in range(c0, c1):
-                for tap in taps:
-                    first = g * group_stride + c * channel_stride + tap
-                    for r in range(ROWS):
-                        o = b * ROWS + r
-                        target[at + r] = weight[first + o * output_stride] if o < outputs else 0
-                    at += ROWS
-
-
 @njit(cache=True)
 def _load_planes(x, image0, count, g, flat, layout, images, plane, slack, top, left):
     """The planes of `count` images of group g, from their row -top on."""
@@ -186,53 +159,17 @@ def _load_planes(x, image0, count, g, flat, layout, images, plane, slack, top, l
         flat[end : end + slack] = 0
 
 
-@njit(cache=True)
-def _store(out, f, stop, wide, tile, y, first, outputs, place, area, target, floor):
-    """Columns f to stop of `out` to their pixels in the planes of y, the first at `first`.
-
-    `place`: (P, rows, lines, OW) of the columns. `target`: they lie in y in steps of so many rows
-    and columns, from a row and a column on, in rows of a length.
-    """
-    pitch, rows, lines, ow = place
-    row_step, column_step, row0, column0, y_pitch = target
-    whole = pitch == ow and row_step * column_step == 1
-    p = f
-    while p < stop:
-        row = p // pitch
-        image, v = row // rows, row % rows
-        u = p - row * pitch
-        left = lines * ow - v * ow - u if whole else ow - u
-        if v < lines and left > 0:
-            run = min(left, stop - p, tile)
-            pixel = first + image * outputs[1] * area
-            pixel += (v * row_step + row0) * y_pitch + u * column_step + column0
-            for o in range(outputs[0]):
-                if column_step == 1:
-                    store_run(out, o * wide + p - f, run, y, pixel, floor)
-                else:
-                    for i in range(run):
-                        value = out[o * wide + p - f + i]
-                        y[pixel + i * column_step] = floor if value < floor else value
-                pixel += area
-            p += run
-        else:
-            p = (row + 1) * pitch
-
-
 @njit(parallel=True, cache=True)
-def _correlate(x, weights, bias, y, scratch, offsets, layout, block, size, before, target, parts,
-               floor):  # fmt: skip
-    """y (N, G, O, H W) from x (N, G, C, H, W), bias (G, O), weights (G, blocks, C T ROWS).
-
-    Results below `floor` become `floor`. `target`: see _store.
-    """
+def _correlate(x, filters, y, scratch, offsets, layout, block, size, before, target, parts,
+               epilogue):  # fmt: skip
+    """y (N, G, O, H W) from x (N, G, C, H, W) and packed filters. `target`: see store_tiles."""
     n, groups = x.shape[:2]
     outputs, area = y.shape[2:]
     oh, ow = size
-    images, height, plane, depth, slack, width, tiles = block
+    images, height, plane, slack, blocks, depth, group, width = block
     rows, pitch = layout[2:4]
-    bands, blocks, tile = -(-oh // height), weights.shape[1], VECTORS * width
-    wide = tiles * tile
+    bands = -(-oh // height)
+    most = -(-blocks // parts) * ROWS * group * VECTORS * width
     flat_y = y.reshape(y.size)
     for task in prange(-(-n // images) * bands * groups * parts):
         rest, part = split(task, parts)
@@ -243,28 +180,23 @@ def _correlate(x, weights, bias, y, scratch, offsets, layout, block, size, befor
         b0, b1 = part * blocks // parts, (part + 1) * blocks // parts
         o0, o1 = b0 * ROWS, min(b1 * ROWS, outputs)
         out = scratch[get_thread_id()]
-        flat = out[(blocks * ROWS + 1) * wide :]
+        flat = out[most:]
         top = before[0] - v0 * layout[0]
         _load_planes(x, image0, count, g, flat, layout, images, plane, slack, top, before[1])
-        length = ((count - 1) * rows + lines - 1) * pitch + ow
+        columns = ((count - 1) * rows + lines - 1) * pitch + ow
+        room = columns + VECTORS * width
         first = ((image0 * groups + g) * outputs + o0) * area + v0 * target[0] * target[4]
-        for f in range(0, length, wide):
-            stop = min(f + wide, length)
-            for o in range(o0, o1):
-                out[(o - o0) * wide : (o - o0 + 1) * wide] = bias[g, o]
-            for k in range(0, offsets.size, depth):
-                terms = min(depth, offsets.size - k)
-                for b in range(b0, b1):
-                    for t in range(f, stop, tile):
-                        product_tiles(
-                            weights[g, b], k * ROWS, ROWS, flat, t, offsets, k, terms,
-                            out, (b - b0) * ROWS * wide + t - f, wide,
-                            min(VECTORS, -(-(stop - t) // width)), False,
-                        )  # fmt: skip
-            place = (pitch, rows, lines, ow)
-            _store(
-                out, f, stop, wide, tile, flat_y, first, (o1 - o0, groups * outputs), place, area,
-                target, floor,
+        tiles = tile_count(columns, width)
+        for t in range(0, tiles, group):
+            some = t, min(t + group, tiles)
+            sum_tiles(
+                filters[g], (blocks, b0, b1, depth), flat, 0, offsets, some, columns, room, out,
+                width,
+            )  # fmt: skip
+            store_tiles(
+                out, (b1 - b0) * ROWS, some, columns, room, flat_y, first,
+                (g * outputs + o0, o1 - o0, groups * outputs), (pitch, rows, lines, ow), area,
+                target, epilogue, width,
             )  # fmt: skip
 
 
@@ -274,30 +206,35 @@ def _grouped(x, groups):
     return np.ascontiguousarray(x).reshape(n, groups, c // groups, h, w)
 
 
-def _product(x, weight, strides, taps, bias, y, plan, target, floor):
-    """Run `_correlate` by one plan; x, bias and y by groups."""
+def _product(x, weight, strides, taps, y, plan, target, epilogue):
+    """Run `_correlate` by one plan; x and y by groups.
+
+    `strides`: elements of the weights from one group, output and channel to the next.
+    """
     n, groups, channels = x.shape[:3]
-    outputs, width = y.shape[2], lanes_of(x.itemsize)
-    blocks = -(-outputs // ROWS)
-    packed = workspace("filters", (groups, blocks, channels * len(taps) * ROWS), x.dtype)
-    _pack(np.ascontiguousarray(weight).reshape(-1), packed, outputs, channels, taps, strides)
+    width = lanes_of(x.itemsize)
+    blocks = -(-y.shape[2] // ROWS)
     tasks = -(-n // plan.images) * -(-plan.size[0] // plan.height) * groups
-    parts = min(blocks, -(-_MIN_TASKS // max(tasks, 1)))
-    # What a tile reads or writes beyond the planes and the results.
-    spare = VECTORS * width
-    tiles = _GROUP if packed[0].nbytes > _WEIGHT_BYTES else 1
-    size = (blocks * ROWS + 1) * tiles * spare + channels * plan.plane + plan.slack + spare
+    parts = min(blocks, -(-MIN_TASKS // max(tasks, 1)))
+    rows = -(-blocks // parts) * ROWS
+    places = np.add.outer(np.arange(channels) * strides[2], taps).reshape(-1)
+    filters = pack_filters(weight, groups, y.shape[2], places, strides[:2], plan.depth, rows)
+    group = group_size(rows, x.itemsize)
+    # A tile reads up to a tile beyond the planes.
+    size = (rows * group + 1) * VECTORS * width + channels * plan.plane + plan.slack
     scratch = workspace("conv", (num_threads(), size), x.dtype)
-    depth = -(-plan.depth // tiles)
-    block = plan.images, plan.height, plan.plane, depth, plan.slack, width, tiles
+    block = (
+        plan.images, plan.height, plan.plane, plan.slack, filters.blocks, filters.depth, group,
+        width,
+    )  # fmt: skip
     _correlate(
-        x, packed, bias, y, scratch, plan.offsets, plan.layout, block, plan.size, plan.before,
-        target, parts, x.dtype.type(floor),
+        x, filters.packed, y, scratch, plan.offsets, plan.layout, block, plan.size, plan.before,
+        target, parts, epilogue,
     )  # fmt: skip
 
 
-def conv2d_tiles(x, weight, bias, y, stride, padding, dilation, groups, floor=-np.inf):
-    """Write max(conv(x, weight) + bias, floor) into y, C-contiguous."""
+def conv2d_tiles(x, weight, y, stride, padding, dilation, groups, epilogue):
+    """Write the convolution into y, C-contiguous."""
     n, outputs, *size = y.shape
     channels, *kernel_size = weight.shape[1:]
     plan = _forward_plan(
@@ -307,8 +244,8 @@ def conv2d_tiles(x, weight, bias, y, stride, padding, dilation, groups, floor=-n
     taps = kernel_size[0] * kernel_size[1]
     strides = (outputs // groups * channels * taps, channels * taps, taps)
     _product(
-        _grouped(x, groups), weight, strides, np.arange(taps), bias.reshape(groups, -1),
-        y.reshape(n, groups, outputs // groups, -1), plan, (1, 1, 0, 0, size[1]), floor,
+        _grouped(x, groups), weight, strides, np.arange(taps),
+        y.reshape(n, groups, outputs // groups, -1), plan, (1, 1, 0, 0, size[1]), epilogue,
     )  # fmt: skip
 
 
@@ -320,7 +257,7 @@ def input_grad_tiles(dy, weight, dx, stride, padding, dilation, groups):
     taps = kernel_size[0] * kernel_size[1]
     strides = (outputs * channels * taps, taps, channels * taps)
     grads, pixels = _grouped(dy, groups), dx.reshape(n, groups, channels, -1)
-    bias = np.zeros((groups, channels), dy.dtype)
+    epilogue = plain(groups * channels, dy.dtype)
     plans = [
         (phase, _input_grad_plan((n, outputs, *dy.shape[2:]), tuple(extent), phase,
                                  tuple(kernel_size), stride, padding, dilation, dy.itemsize))
@@ -331,4 +268,4 @@ def input_grad_tiles(dy, weight, dx, stride, padding, dilation, groups):
     for phase, (plan, numbers) in plans:
         if plan is not None:
             target = (*stride, *phase, extent[1])
-            _product(grads, weight, strides, numbers, bias, pixels, plan, target, -np.inf)
+            _product(grads, weight, strides, numbers, pixels, plan, target, epilogue)

@@ -12,6 +12,8 @@ _MANY = _WIDE or "aarch64" in llvm.get_default_triple()
 # A product tile has ROWS x (VECTORS vectors) sums.
 ROWS, VECTORS = 8 if _MANY else 4, 3
 
+CACHE_LINE = 64  # bytes
+
 INT = ir.IntType(64)
 
 
@@ -96,24 +98,51 @@ class Emitter:
         lane = ir.Constant(numbers, list(range(start, start + self.lanes)))
         return self.builder.icmp_signed("<", lane, self.splat(self.builder.trunc(count, integer)))
 
+    def load_some(self, pointer, index, inside):
+        """The elements of a vector whose flags are set; nothing else is read, the others are 0."""
+        bits = 8 * self.size(self.real)
+        flags = ir.VectorType(ir.IntType(1), self.lanes)
+        load = cgutils.get_or_insert_function(
+            self.builder.module,
+            ir.FunctionType(
+                self.vector, [self.vector.as_pointer(), ir.IntType(32), flags, self.vector]
+            ),
+            f"llvm.masked.load.v{self.lanes}f{bits}.p0v{self.lanes}f{bits}",
+        )
+        address = self.builder.bitcast(
+            self.builder.gep(pointer, [index]), self.vector.as_pointer()
+        )
+        size = ir.IntType(32)(bits // 8)
+        return self.builder.call(load, [address, size, inside, self.constant(0.0)])
+
+    def shuffled(self, a, b, order):
+        """The elements of a and b, one after the other, in another order."""
+        mask = ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), order)
+        return self.builder.shuffle_vector(a, b, mask)
+
     def turned_over(self, rows):
-        """The columns of a square of vectors, by exchanging halves of pairs of rows."""
-        half, rows = self.lanes // 2, list(rows)
-        while half:
-            keep = [i if i & half == 0 else self.lanes + i - half for i in range(self.lanes)]
-            move = [i + half if i & half == 0 else self.lanes + i for i in range(self.lanes)]
-            masks = [
-                ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), mask)
-                for mask in (keep, move)
-            ]
-            for r in range(self.lanes):
-                if r & half == 0:
-                    pair = rows[r], rows[r + half]
-                    rows[r], rows[r + half] = (
-                        self.builder.shuffle_vector(*pair, mask) for mask in masks
-                    )
-            half //= 2
-        return rows
+        """The columns of at most a square of vectors, a power of two, one after the other.
+
+        With r rows, they are r vectors, each of lanes / r columns. Halves, quarters, ... of pairs
+        of rows change places until they hold the right columns, in the end in the right order.
+        """
+        rows, count, lanes = list(rows), len(rows), self.lanes
+        half, apart = lanes // 2, count // 2
+        while apart:
+            keep = [i if i & half == 0 else lanes + i - half for i in range(lanes)]
+            move = [i + half if i & half == 0 else lanes + i for i in range(lanes)]
+            for r in range(count):
+                if r & apart == 0:
+                    pair = rows[r], rows[r + apart]
+                    rows[r], rows[r + apart] = (
+                        self.shuffled(*pair, keep), self.shuffled(*pair, move)
+                    )  # fmt: skip
+            half, apart = half // 2, apart // 2
+        if count == lanes:
+            return rows
+        columns = lanes // count
+        order = [r * columns + c for c in range(columns) for r in range(count)]
+        return [self.shuffled(row, row, order) for row in rows]
 
     def at_least(self, value, floor):
         """max(value, floor); NaN stays NaN."""
@@ -133,7 +162,7 @@ class Emitter:
         builder.cbranch(builder.icmp_signed("<", index, stop), inside, after)
         builder.position_at_end(inside)
         results = body(index, running)
-        following = builder.add(index, INT(step))
+        following = builder.add(index, step)
         last = builder.block
         builder.branch(head)
         index.add_incoming(INT(0), before)

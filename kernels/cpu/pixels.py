@@ -5,7 +5,8 @@ Where the channels fill vectors, they run over lanes, however small and however 
 
 from numba import njit
 
-from kernels.cpu.simd import transpose_some, transpose_tile
+from kernels.cpu.emitter import ROWS
+from kernels.cpu.simd import interleave_tile, transpose_some, transpose_some_onto, transpose_tile
 
 
 @njit(cache=True)
@@ -31,6 +32,20 @@ def turn(source, first, pitch, channels, run, target, start, step, width):
 
 
 @njit(cache=True)
+def interleave(source, first, pitch, rows, run, target, start, width):
+    """target[start + p ROWS + r] = source[first + r pitch + p] for p < run; 0 for r from rows on.
+
+    rows <= ROWS: what a tile of products wants of its left operand.
+    """
+    whole = run - run % width if rows == ROWS else 0
+    for p in range(0, whole, width):
+        interleave_tile(source, first + p, pitch, target, start + p * ROWS)
+    for p in range(whole, run):
+        for r in range(ROWS):
+            target[start + p * ROWS + r] = source[first + r * pitch + p] if r < rows else 0
+
+
+@njit(cache=True)
 def turn_image(x, first, area, shape, channels, top, left, target, start, place, width):
     """The rows from -top on of one image's planes (C, H, W), padded, as rows of pixels.
 
@@ -53,14 +68,23 @@ def turn_image(x, first, area, shape, channels, top, left, target, start, place,
 
 
 @njit(cache=True)
-def turn_back(pixels, start, step, run, channels, y, first, area, bias, bias0, floor, width):
-    """y[first + c area + p] = max(pixels[start + p step + c] + bias[bias0 + c], floor).
+def turn_back(pixels, start, step, run, channels, y, first, area, epilogue, first_channel, width):
+    """y[first + c area + p] = what `epilogue` makes of pixels[start + p step + c].
 
-    For p < run and c < channels. The pixels and the bias are read up to whole vectors.
+    For p < run and c < channels. The pixels and the epilogue's scale and shift, from
+    `first_channel` on, are read up to whole vectors.
     """
+    scale, shift, others, floor = epilogue
     for c in range(0, channels, width):
         for p in range(0, run, width):
-            transpose_some(
-                pixels, start + p * step + c, step, y, first + c * area + p, area,
-                channels - c, run - p, bias, bias0 + c, floor,
-            )  # fmt: skip
+            source, target, channel = start + p * step + c, first + c * area + p, first_channel + c
+            if others.size:
+                transpose_some_onto(
+                    pixels, source, step, y, target, area, channels - c, run - p, scale, shift,
+                    channel, others, floor,
+                )  # fmt: skip
+            else:
+                transpose_some(
+                    pixels, source, step, y, target, area, channels - c, run - p, scale, shift,
+                    channel, others, floor,
+                )  # fmt: skip

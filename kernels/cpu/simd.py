@@ -7,10 +7,10 @@ each kind, by `intrinsic`s whose size follows the processor's registers. They ta
 the index of the first element: no bounds are checked, the callers' arithmetic answers for them.
 
     product_tiles   y[r, :] += sum_k a[k, r] x[offset[k] : ]
-    transpose_tile  a square of elements turned over
+    transpose_tile  a square of elements turned over, ROWS rows of it: interleave_tile
     transform_tile  a constant matrix on both axes of many small squares
     max_tile        the largest element of each window, and where it lies
-    store_run       a run of results, rectified
+    store_run       a run of results, scaled, shifted, rectified; store_run_onto: added to others
 """
 
 from llvmlite import ir
@@ -18,7 +18,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from kernels.cpu.emitter import INT, ROWS, VECTORS, Emitter
+from kernels.cpu.emitter import CACHE_LINE, INT, ROWS, VECTORS, Emitter
 
 
 def _product_tile(vectors, fresh, apart):
@@ -49,7 +49,7 @@ def _product_tile(vectors, fresh, apart):
                 return results
 
             zero = e.constant(0.0)
-            sums = e.loop(args[7], 1, [zero] * (ROWS * vectors), body)
+            sums = e.loop(args[7], INT(1), [zero] * (ROWS * vectors), body)
             for r, line in enumerate(lines):
                 for v, start in enumerate(starts):
                     total = sums[r * vectors + v]
@@ -116,24 +116,66 @@ def row_tiles(a, a0, a_pitch, x, x0, offsets, first, depth, y, y0, y_pitch, vect
         _add_apart_3(a, a0, a_pitch, x, x0, offsets, first, depth, y, y0, y_pitch)
 
 
-@intrinsic
-def store_run(_, source, source0, length, target, target0, floor):
-    """target[target0 + p] = max(source[source0 + p], floor) for p < length <= VECTORS vectors.
+def _store_run(onto):
+    """The intrinsic that stores a run of results, alone or added `onto` what `others` hold."""
 
-    NaN stays NaN. The source may be read beyond the length, the target is not written there.
+    @intrinsic
+    def store(_, source, source0, length, target, target0, scale, shift, channel, others, floor):
+        """target[target0 + p] = max(source[source0 + p] scale[channel] + shift[channel], floor).
+
+        For p < length <= VECTORS vectors; NaN stays NaN. The source may be read beyond the length,
+        the target is not written there. `others` lie as the target does.
+        """
+
+        def emit(context, builder, signature, args):
+            e = Emitter(context, builder, signature, args)
+            values, result = e.pointer(0, args[1]), e.pointer(3, args[4])
+            factor, term = (e.splat(e.load(e.pointer(i), args[7])) for i in (5, 6))
+            floor = e.splat(args[9])
+            for v in range(VECTORS):
+                start = v * e.lanes
+                inside = e.below(args[2], start)
+                value = e.fma(e.load_vector(values, INT(start)), factor, term)
+                if onto:
+                    other = e.load_some(e.pointer(8, args[4]), INT(start), inside)
+                    value = builder.fadd(value, other)
+                e.store_some(e.at_least(value, floor), result, INT(start), inside)
+            return context.get_dummy_value()
+
+        integer = types.int64
+        return types.void(
+            source, integer, integer, target, integer, scale, shift, integer, others, source.dtype
+        ), emit  # fmt: skip
+
+    return store
+
+
+store_run, store_run_onto = _store_run(False), _store_run(True)
+
+
+@intrinsic
+def interleave_tile(_, source, source0, source_pitch, target, target0):
+    """target[target0 + c ROWS + r] = source[source0 + r source_pitch + c].
+
+    For r < ROWS and c below the lanes.
     """
 
     def emit(context, builder, signature, args):
         e = Emitter(context, builder, signature, args)
-        values, result = e.pointer(0, args[1]), e.pointer(3, args[4])
-        floor = e.splat(args[5])
-        for v in range(VECTORS):
-            start = v * e.lanes
-            value = e.at_least(e.load_vector(values, INT(start)), floor)
-            e.store_some(value, result, INT(start), e.below(args[2], start))
+        source, target = e.pointer(0, args[1]), e.pointer(3, args[4])
+        # As many rows as make a square at most.
+        count = min(ROWS, e.lanes)
+        for first in range(0, ROWS, count):
+            rows = [
+                e.load_vector(source, builder.mul(args[2], INT(first + r))) for r in range(count)
+            ]
+            step = max(ROWS, e.lanes)
+            for i, row in enumerate(e.turned_over(rows)):
+                e.store_vector(row, target, INT(i * step + first))
         return context.get_dummy_value()
 
-    return types.void(source, types.int64, types.int64, target, types.int64, source.dtype), emit
+    integer = types.int64
+    return types.void(source, integer, integer, target, integer), emit
 
 
 @intrinsic
@@ -155,34 +197,47 @@ def transpose_tile(_, source, source0, source_pitch, target, target0, target_pit
     return types.void(source, integer, integer, target, integer, integer), emit
 
 
-@intrinsic
-def transpose_some(
-    _, source, source0, source_pitch, target, target0, target_pitch, rows, columns, bias, bias0,
-    floor,
-):  # fmt: skip
-    """target[target0 + r target_pitch + c] = max(source[source0 + c source_pitch + r] + b, floor).
+def _transpose_some(onto):
+    """The intrinsic that turns over a part of a square of results and finishes them."""
 
-    With b = bias[bias0 + r], for r < rows and c < columns. The source and the bias may be read
-    beyond those, up to the lanes; NaN stays NaN.
-    """
+    @intrinsic
+    def transpose(_, source, source0, source_pitch, target, target0, target_pitch, rows, columns,
+                  scale, shift, first, others, floor):  # fmt: skip
+        """target[target0 + r target_pitch + c] = max(source[source0 + c source_pitch + r] a + b,
+        floor).
 
-    def emit(context, builder, signature, args):
-        e = Emitter(context, builder, signature, args)
-        source, target, bias = (e.pointer(i, args[j]) for i, j in ((0, 1), (3, 4), (8, 9)))
-        square = [e.load_vector(source, builder.mul(args[2], INT(c))) for c in range(e.lanes)]
-        inside, floor = e.below(args[7]), e.splat(args[10])
-        nowhere = ir.Constant(inside.type, None)
-        for r, row in enumerate(e.turned_over(square)):
-            row = e.at_least(builder.fadd(row, e.splat(e.load(bias, INT(r)))), floor)
-            flags = builder.select(builder.icmp_signed("<", INT(r), args[6]), inside, nowhere)
-            e.store_some(row, target, builder.mul(args[5], INT(r)), flags)
-        return context.get_dummy_value()
+        With a = scale[first + r], b = shift[first + r], for r < rows and c < columns. The source,
+        scale and shift may be read beyond those, up to the lanes; NaN stays NaN. `onto`: added to
+        `others`, which lie as the target does.
+        """
 
-    integer = types.int64
-    return types.void(
-        source, integer, integer, target, integer, integer, integer, integer, bias, integer,
-        source.dtype,
-    ), emit  # fmt: skip
+        def emit(context, builder, signature, args):
+            e = Emitter(context, builder, signature, args)
+            source, target = e.pointer(0, args[1]), e.pointer(3, args[4])
+            factors, terms = e.pointer(8, args[10]), e.pointer(9, args[10])
+            square = [e.load_vector(source, builder.mul(args[2], INT(c))) for c in range(e.lanes)]
+            inside, floor = e.below(args[7]), e.splat(args[12])
+            nowhere = ir.Constant(inside.type, None)
+            for r, row in enumerate(e.turned_over(square)):
+                flags = builder.select(builder.icmp_signed("<", INT(r), args[6]), inside, nowhere)
+                place = builder.mul(args[5], INT(r))
+                factor, term = (e.splat(e.load(values, INT(r))) for values in (factors, terms))
+                row = e.fma(row, factor, term)
+                if onto:
+                    row = builder.fadd(row, e.load_some(e.pointer(11, args[4]), place, flags))
+                e.store_some(e.at_least(row, floor), target, place, flags)
+            return context.get_dummy_value()
+
+        integer = types.int64
+        return types.void(
+            source, integer, integer, target, integer, integer, integer, integer, scale, shift,
+            integer, others, source.dtype,
+        ), emit  # fmt: skip
+
+    return transpose
+
+
+transpose_some, transpose_some_onto = _transpose_some(False), _transpose_some(True)
 
 
 def transform_tile(matrix):
@@ -266,13 +321,45 @@ def max_tile(_, x, x0, offsets, steps, taps, corners, first, start, y, winners):
 
         lowest = ir.Constant(e.vector, [float("-inf")] * e.lanes)
         initial = [lowest, e.load_vector(e.pointer(6), at, integer)]
-        best, winner = e.loop(args[4], 1, initial, body)
+        best, winner = e.loop(args[4], INT(1), initial, body)
         e.store_vector(best, e.pointer(8), at)
         e.store_vector(winner, e.pointer(9), at)
         return context.get_dummy_value()
 
     return types.void(x, types.int64, offsets, steps, types.int64, corners, first, types.int64, y,
                       winners), emit  # fmt: skip
+
+
+@intrinsic
+def prefetch(_, x, x0, offsets, first, stop, length):
+    """Fetch x[x0 + offsets[k] : ][: length] into the second cache, for first <= k < stop."""
+
+    def emit(context, builder, signature, args):
+        e = Emitter(context, builder, signature, args)
+        pixels, steps = e.pointer(0, args[1]), e.pointer(2, args[3])
+        line = INT(CACHE_LINE // e.size(e.real))
+        function = cgutils.get_or_insert_function(
+            builder.module,
+            ir.FunctionType(ir.VoidType(), [e.real.as_pointer(), *[ir.IntType(32)] * 3]),
+            f"llvm.prefetch.p0f{8 * e.size(e.real)}",
+        )
+        read, level, data = (ir.IntType(32)(value) for value in (0, 2, 1))
+
+        def row(k, _):
+            start = builder.gep(pixels, [e.load(steps, k)])
+
+            def fetch(place, _):
+                builder.call(function, [builder.gep(start, [place]), read, level, data])
+                return []
+
+            e.loop(args[5], line, [], fetch)
+            return []
+
+        e.loop(builder.sub(args[4], args[3]), INT(1), [], row)
+        return context.get_dummy_value()
+
+    integer = types.int64
+    return types.void(x, integer, offsets, integer, integer, integer), emit
 
 
 @intrinsic

@@ -28,7 +28,8 @@ import numpy as np
 from numba import get_thread_id, njit, prange
 
 from kernels.cpu.emitter import ROWS, VECTORS, lanes
-from kernels.cpu.pixels import turn_back, turn_image
+from kernels.cpu.epilogue import in_vectors, plain
+from kernels.cpu.pixels import turn, turn_back, turn_image
 from kernels.cpu.simd import row_tiles, transform_tile
 from kernels.cpu.tasks import chunk_bounds, split
 from kernels.cpu.threads import num_threads
@@ -90,7 +91,8 @@ def _transform_filters(weight, u, scratch, size, turned, strips, width):
         outputs, channels = channels, outputs
     strip = VECTORS * width
     flat, filters = u.reshape(u.size), weight.reshape(weight.size)
-    o_step, c_step = (9, outputs * 9) if turned else (channels * 9, 9)
+    row, column = (-3 * strip, -strip) if turned else (3 * strip, strip)
+    corner = 8 * strip if turned else 0
     parts = -(-channels // _FILTER_CHANNELS)
     for task in prange(groups * strips * parts):
         rest, part = split(task, parts)
@@ -100,20 +102,24 @@ def _transform_filters(weight, u, scratch, size, turned, strips, width):
         taps = scratch[get_thread_id()]
         for first in range(c0, c1, _FILTER_BATCH):
             last = min(c1, first + _FILTER_BATCH)
-            for o in range(o0, o1):
+            # Outputs side by side, tap after tap.
+            if turned:
                 for c in range(first, last):
-                    source = g * channels * outputs * 9 + c * c_step + o * o_step
-                    lane = (c - first) * 9 * strip + o - o0
-                    for k in range(9):
-                        taps[lane + (8 - k if turned else k) * strip] = filters[source + k]
+                    source = ((g * channels + c) * outputs + o0) * 9
+                    target = (c - first) * 9 * strip
+                    turn(filters, source, 9, o1 - o0, 9, taps, target, strip, width)
+            else:
+                source = ((g * outputs + o0) * channels + first) * 9
+                run = (last - first) * 9
+                turn(filters, source, channels * 9, o1 - o0, run, taps, 0, strip, width)
             for c in range(first, last):
                 target = g * products * k_step + (s * channels + c) * strip
                 for o in range(0, strip, width):
-                    at, tap = target + o, (c - first) * 9 * strip + o
+                    at, tap = target + o, (c - first) * 9 * strip + corner + o
                     if size == 4:
-                        _filters_4(taps, tap, 3 * strip, strip, flat, at, 6 * k_step, k_step)
+                        _filters_4(taps, tap, row, column, flat, at, 6 * k_step, k_step)
                     else:
-                        _filters_2(taps, tap, 3 * strip, strip, flat, at, 4 * k_step, k_step)
+                        _filters_2(taps, tap, row, column, flat, at, 4 * k_step, k_step)
 
 
 @njit(cache=True)
@@ -165,13 +171,12 @@ def transform_pixels(
 
 @njit(cache=True)
 def _transform_results(
-    m, m_step, tile0, y, g, bias, row0, row1, pixels, geometry, place, floor, width
+    m, m_step, tile0, y, g, epilogue, row0, row1, pixels, geometry, place, width
 ):
-    """y (N, G, O, OH, OW) + bias (G, whole vectors) at the rows of tiles row0:row1, from m."""
+    """y (N, G, O, OH, OW) at the rows of tiles row0:row1, from m; `epilogue` in whole vectors."""
     size, down, across = geometry[:3]
     groups, outputs, oh, ow = y.shape[1:]
-    flat, flat_bias = y.reshape(y.size), bias.reshape(bias.size)
-    pitch = across * size
+    flat, pitch = y.reshape(y.size), across * size
     for row in range(row0, row1):
         image, v = row // down, row % down * size
         for t in range(across):
@@ -190,7 +195,7 @@ def _transform_results(
             turn_back(
                 pixels, i * pitch * place, place, ow, outputs, flat,
                 (image * groups + g) * outputs * oh * ow + (v + i) * ow, oh * ow,
-                flat_bias, g * bias.shape[1], floor, width,
+                epilogue, g * place, width,
             )  # fmt: skip
 
 
@@ -211,7 +216,7 @@ def _product(v, v0, channels, u, m, m0, outputs, offsets, tiles, strip0, strip1,
 
 
 @njit(parallel=True, cache=True)
-def _by_blocks(x, u, bias, y, scratch, offsets, block, geometry, places, floor, width):
+def _by_blocks(x, u, epilogue, y, scratch, offsets, block, geometry, places, width):
     """A task takes `block` rows of tiles of a group from pixels to result."""
     n, groups = x.shape[:2]
     products = u.shape[1]
@@ -235,7 +240,7 @@ def _by_blocks(x, u, bias, y, scratch, offsets, block, geometry, places, floor, 
                 width,
             )  # fmt: skip
         _transform_results(
-            m, m_step, 0, y, g, bias, row0, row1, pixels, geometry, m_place, floor, width
+            m, m_step, 0, y, g, epilogue, row0, row1, pixels, geometry, m_place, width
         )
 
 
@@ -262,20 +267,20 @@ def _step_products(v, v_step, v_place, u, strips, m, m_step, m_place, offsets, t
 
 @njit(parallel=True, cache=True)
 def _step_results(
-    m, m_step, y, g, bias, scratch, row0, row1, piece, geometry, place, floor, width
+    m, m_step, y, g, epilogue, scratch, row0, row1, piece, geometry, place, width
 ):
     across = geometry[2]
     for task in prange(-(-(row1 - row0) // piece)):
         first, last = chunk_bounds(task, piece, row1 - row0)
         _transform_results(
-            m, m_step, first * across, y, g, bias, row0 + first, row0 + last,
-            scratch[get_thread_id()], geometry, place, floor, width,
+            m, m_step, first * across, y, g, epilogue, row0 + first, row0 + last,
+            scratch[get_thread_id()], geometry, place, width,
         )  # fmt: skip
 
 
-def conv2d_winograd(x, weight, bias, y, padding, size, groups=1, floor=-np.inf):
-    """Write max(conv(x, weight) + bias, floor) of stride 1, by F(size x size, 3x3), into y."""
-    _convolve(x, weight, bias, y, padding, size, groups, False, floor)
+def conv2d_winograd(x, weight, y, padding, size, groups, epilogue):
+    """Write the convolution of stride 1 into y, C-contiguous, by F(size x size, 3x3)."""
+    _convolve(x, weight, y, padding, size, groups, False, epilogue)
 
 
 def input_grad_winograd(dy, weight, dx, padding, size, groups=1):
@@ -284,31 +289,30 @@ def input_grad_winograd(dy, weight, dx, padding, size, groups=1):
     It is the convolution of dy, padded by 2 - p (less than nothing, where p > 2: pixels are left
     out), with the filters turned round and their channels exchanged.
     """
-    bias = np.zeros(dx.shape[1], dx.dtype)
-    _convolve(dy, weight, bias, dx, tuple(2 - p for p in padding), size, groups, True, -np.inf)
+    epilogue = plain(dx.shape[1], dx.dtype)
+    _convolve(dy, weight, dx, tuple(2 - p for p in padding), size, groups, True, epilogue)
 
 
-def _convolve(x, weight, bias, y, padding, size, groups, turned, floor):
-    """y = conv(x, weight) + bias, or, if `turned`, the convolution of `input_grad_winograd`."""
+def _convolve(x, weight, y, padding, size, groups, turned, epilogue):
+    """y = conv(x, weight), or, if `turned`, the convolution of `input_grad_winograd`."""
     n, outputs, oh, ow = y.shape
     channels, outputs = x.shape[1] // groups, outputs // groups
     width, products = lanes(x.dtype), (size + 2) ** 2
     strip = VECTORS * width
     x = np.ascontiguousarray(x).reshape(n, groups, channels, *x.shape[2:])
     v_place, m_place = place_of(channels, width), place_of(outputs, width)
-    biases = np.zeros((groups, m_place), x.dtype)
-    biases[:, :outputs] = bias.reshape(groups, outputs)
+    epilogue = in_vectors(epilogue, groups, m_place)
     strips = -(-outputs // strip)
     u = workspace("filters", (groups, products, strips * channels * strip + SKEW), x.dtype)
     taps = np.ascontiguousarray(weight).reshape(groups, -1, weight.shape[1], 9)
-    scratch = workspace("conv", (num_threads(), _FILTER_BATCH * 9 * strip), x.dtype)
+    # With what a square of elements reaches beyond the last tap.
+    scratch = workspace("conv", (num_threads(), (_FILTER_BATCH * 9 + width) * strip), x.dtype)
     _transform_filters(taps, u, scratch, size, turned, strips, width)
     y = y.reshape(n, groups, outputs, oh, ow)
     geometry = (size, -(-oh // size), -(-ow // size), padding[0], padding[2])
     down, across = geometry[1:3]
     offsets = np.arange(channels) * strip
     pitch = across * size + 2
-    floor = x.dtype.type(floor)
     # Pixels of a row of tiles, and what squares of elements reach beyond them.
     row_pixels = size * pitch * max(v_place, m_place)
     spare = (2 * pitch + width) * max(v_place, m_place)
@@ -319,7 +323,7 @@ def _convolve(x, weight, bias, y, padding, size, groups, turned, floor):
         length = products * (most * (v_place + m_place) + 2 * SKEW) + block * row_pixels + spare
         scratch = workspace("conv", (num_threads(), length), x.dtype)
         _by_blocks(
-            x, u, biases, y, scratch, offsets, block, geometry, (v_place, m_place, strips), floor,
+            x, u, epilogue, y, scratch, offsets, block, geometry, (v_place, m_place, strips),
             width,
         )  # fmt: skip
         return
@@ -341,9 +345,8 @@ def _convolve(x, weight, bias, y, padding, size, groups, turned, floor):
                 v, v_step, v_place, u[g], strips, m, m_step, m_place, offsets, tiles, width
             )
             _step_results(
-                m, m_step, y, g, biases, scratch, row0, row1, piece, geometry, m_place, floor,
-                width,
-            )  # fmt: skip
+                m, m_step, y, g, epilogue, scratch, row0, row1, piece, geometry, m_place, width
+            )
 
 
 def place_of(channels, width):

@@ -31,6 +31,7 @@ import numpy as np
 
 from kernels.geometry import (
     check_conv2d,
+    check_conv2d_affine,
     check_conv2d_input_grad,
     check_conv2d_weight_grad,
     check_conv_transpose2d,
@@ -107,6 +108,32 @@ def conv2d(
     cols = im2col(x, weight.shape[2:], stride, padding, dilation)
     y = _weight_blocks(weight, groups) @ _blocks(cols, groups)
     return _add_bias(np.ascontiguousarray(y.reshape(o, n, oh, ow).swapaxes(0, 1)), bias)
+
+
+def conv2d_affine(
+    x,
+    weight,
+    scale,
+    shift,
+    others=None,
+    rectify=False,
+    stride=(1, 1),
+    padding=(0, 0, 0, 0),
+    dilation=(1, 1),
+    groups=1,
+):
+    """y = conv2d(x, weight) scale + shift + others, at least 0 if `rectify`; NaN stays NaN.
+
+    scale, shift (O,); others (N, O, OH, OW) or None. What follows a convolution in evaluation is of
+    this form: batch normalisation by running statistics, what a shortcut brings, ReLU. The faster
+    kernels do it to the sums before they store them. Raises as `conv2d`.
+    """
+    settings = stride, padding, dilation, groups
+    check_conv2d_affine(x, weight, scale, shift, others, *settings)
+    y = conv2d(x, weight, None, *settings) * scale[:, None, None] + shift[:, None, None]
+    if others is not None:
+        y += others
+    return np.maximum(y, 0) if rectify else y
 
 
 def conv2d_input_grad(

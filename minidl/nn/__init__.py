@@ -4,6 +4,7 @@ from minidl.nn import init
 from minidl.nn.activation import Dropout, Flatten, Identity, ReLU, Sigmoid, Tanh
 from minidl.nn.container import ModuleList, Sequential
 from minidl.nn.conv import Conv2d, ConvTranspose2d
+from minidl.nn.fusion import conv_block
 from minidl.nn.linear import Linear
 from minidl.nn.module import Module, Parameter
 from minidl.nn.norm import BatchNorm2d, LocalResponseNorm
@@ -29,5 +30,6 @@ __all__ = [
     "Sequential",
     "Sigmoid",
     "Tanh",
+    "conv_block",
     "init",
 ]

@@ -1,5 +1,6 @@
 """Modules that hold other modules."""
 
+from minidl.nn import fusion
 from minidl.nn.module import Module
 
 
@@ -32,6 +33,9 @@ class ModuleList(Module):
 class Sequential(ModuleList):
     """Modules applied one after the other: ``Sequential(a, b)`` or ``Sequential({"name": a})``.
 
+    In inference a convolution, batch normalisation and ReLU in a row are one pass: see
+    `minidl.nn.fusion`.
+
     Raises TypeError for anything that is not a Module.
     """
 
@@ -51,6 +55,4 @@ class Sequential(ModuleList):
         return Sequential(dict(items)) if isinstance(index, slice) else items[1]
 
     def forward(self, x):
-        for module in self._modules.values():
-            x = module(x)
-        return x
+        return fusion.run(self._modules.values(), x)

@@ -4,8 +4,10 @@ import math
 
 from kernels.geometry import padding4, pair
 from minidl import ops
+from minidl.array_module import get_array_module
 from minidl.nn.linear import new_weights, positive_int
 from minidl.nn.module import Module
+from minidl.tensor import Tensor
 
 
 class _Conv(Module):
@@ -57,6 +59,22 @@ class Conv2d(_Conv):
         return ops.conv2d(
             x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
         )
+
+    def affine(self, x, scale=None, shift=None, others=None, rectify=False):
+        """(conv(x) + bias) scale + shift + others, and ReLU: see `minidl.ops.conv2d_affine`.
+
+        scale, shift (out_channels,), or None for neither.
+        """
+        if scale is None:
+            xp, shape = get_array_module(self.weight.data), (self.out_channels,)
+            scale = Tensor(xp.ones(shape, self.weight.dtype))
+            shift = Tensor(xp.zeros(shape, self.weight.dtype)) if self.bias is None else self.bias
+        elif self.bias is not None:
+            shift = shift + scale * self.bias
+        return ops.conv2d_affine(
+            x, self.weight, scale, shift, others, rectify, self.stride, self.padding,
+            self.dilation, self.groups,
+        )  # fmt: skip
 
     def multiply_adds(self, output_shape) -> int:
         """Multiply-adds of one call with this output shape."""

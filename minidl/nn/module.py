@@ -135,6 +135,11 @@ class Module:
         """Call ``hook(module, inputs)`` before forward; a result replaces the inputs."""
         return RemovableHook(self._pre_hooks, hook)
 
+    @property
+    def has_hooks(self) -> bool:
+        """Whether somebody wants to see this very module being called."""
+        return bool(self._hooks or self._pre_hooks)
+
     # -- the tree --------------------------------------------------------------------------------
 
     def named_children(self) -> Iterator[tuple[str, "Module"]]:

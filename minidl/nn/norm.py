@@ -40,6 +40,11 @@ class BatchNorm2d(Module):
                 count += 1
         return y
 
+    def affine(self):
+        """(scale, shift), Tensors (num_features,): in evaluation y = x scale + shift."""
+        scale = self.weight / (self.running_var + self.eps) ** 0.5
+        return scale, self.bias - self.running_mean * scale
+
     def extra_repr(self):
         return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}"
 

@@ -10,7 +10,8 @@ from typing import NamedTuple
 from kernels.dispatch import kernels_for
 from kernels.geometry import padding4, pair
 from minidl.function import Function
-from minidl.ops.rounding import product_operands, product_result
+from minidl.ops.elementwise import relu
+from minidl.ops.rounding import is_rounded, product_operands, product_result
 from minidl.tensor import Tensor, is_grad_enabled
 
 
@@ -38,6 +39,21 @@ class Conv2d(Function):
         dx = Conv2dInputGrad(self.settings, x.shape)(grad, weight) if needs[0] else None
         dw = Conv2dWeightGrad(self.settings, weight.shape[2:])(grad, x) if needs[1] else None
         return (dx, dw, *_bias_grad(needs, grad))
+
+
+class Conv2dAffine(Function):
+    """The kernel of `conv2d_affine`, which takes itself apart where a graph is recorded."""
+
+    keep_inputs = False
+
+    def __init__(self, settings: ConvSettings, rectify: bool):
+        self.settings = settings
+        self.rectify = rectify
+
+    def forward(self, x, weight, scale, shift, others=None):
+        return kernels_for(x).conv2d_affine(
+            x, weight, scale, shift, others, self.rectify, *self.settings
+        )
 
 
 class Conv2dInputGrad(Function):
@@ -153,6 +169,26 @@ def conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> T
     settings = _settings(stride, padding, dilation, groups)
     x, weight = product_operands(x, weight)
     return product_result(Conv2d(settings)(*_operands(x, weight, bias)))
+
+
+def conv2d_affine(
+    x, weight, scale, shift, others=None, rectify=False, stride=1, padding=0, dilation=1, groups=1
+) -> Tensor:
+    """conv2d(x, weight) scale + shift + others, and ReLU of it if `rectify`.
+
+    scale, shift (O,), others (N, O, OH, OW) or None; the rest as for `conv2d`. Where no graph is
+    recorded that is one kernel, which reads and writes the result once. Raises as `conv2d`.
+    """
+    operands = (x, weight, scale, shift) if others is None else (x, weight, scale, shift, others)
+    if is_grad_enabled() or is_rounded():
+        y = conv2d(x, weight, None, stride, padding, dilation, groups)
+        y = y * scale.reshape(1, -1, 1, 1) + shift.reshape(1, -1, 1, 1)
+        y = y if others is None else y + others
+        return relu(y, inplace=True) if rectify else y
+    if len({t.dtype for t in operands}) > 1:
+        dtypes = ", ".join(str(t.dtype) for t in operands)
+        raise TypeError(f"x, weight, scale, shift and others must have one dtype, got {dtypes}")
+    return Conv2dAffine(_settings(stride, padding, dilation, groups), bool(rectify))(*operands)
 
 
 def conv_transpose2d(

@@ -17,6 +17,11 @@ class _Mode:
 mode = _Mode()
 
 
+def is_rounded() -> bool:
+    """Whether products round their operands now."""
+    return mode.active
+
+
 class Round(Function):
     """x rounded to the nearest float16, infinite beyond 65504; its gradient is that of x."""
 
