@@ -143,13 +143,12 @@ class PreActBlock(nn.Module):
         )
 
     def forward(self, x):
-        y = x if self.first else ops.relu(self.bn1(x), inplace=True)
+        y = x if self.first else nn.norm_block(x, self.bn1, rectify=True)
         around = x if self.downsample is None else self.downsample(y)
-        for i in range(1, self.depth + 1):
-            if i > 1:
-                y = ops.relu(getattr(self, f"bn{i}")(y), inplace=True)
-            y = getattr(self, f"conv{i}")(y)
-        return y + around
+        for i in range(1, self.depth):
+            norm = getattr(self, f"bn{i + 1}")
+            y = nn.conv_block(y, getattr(self, f"conv{i}"), norm, rectify=True)
+        return nn.conv_block(y, getattr(self, f"conv{self.depth}"), None, around)
 
 
 class ResNet(nn.Module):
@@ -219,7 +218,7 @@ class ResNet(nn.Module):
         for stage in range(1, self.stages + 1):
             x = getattr(self, f"layer{stage}")(x)
         if self.bn_last is not None:
-            x = ops.relu(self.bn_last(x), inplace=True)
+            x = nn.norm_block(x, self.bn_last, rectify=True)
         return self.fc(self.avgpool(x).flatten(1))
 
 

@@ -18,6 +18,7 @@ from kernels.cpu.conv import (
     im2col,
 )
 from kernels.cpu.dropout import dropout, dropout_mask
+from kernels.cpu.elementwise import add
 from kernels.cpu.loss import softmax_cross_entropy, softmax_cross_entropy_backward
 from kernels.cpu.lrn import lrn, lrn_backward
 from kernels.cpu.matmul import matmul
@@ -35,6 +36,7 @@ from kernels.cpu.reduce import channel_sums
 
 __all__ = [
     "adam_step",
+    "add",
     "avg_pool2d",
     "avg_pool2d_backward",
     "batchnorm_backward",

@@ -10,7 +10,6 @@ from numba import njit, prange
 
 from kernels.cpu.tasks import split
 from kernels.cpu.workspace import empty
-from kernels.geometry import check_shape
 from kernels.reference.batchnorm import check_batchnorm
 
 _SUM_FLAGS = {"reassoc", "nsz", "contract"}
@@ -40,37 +39,60 @@ def _plane_squares(x, mean, sums):
 
 
 @njit(parallel=True, cache=True)
-def _scale_shift(x, mean, scale, shift, y):
+def _scale_shift(x, mean, scale, shift, others, floor, y):
+    """y = max((x - mean) scale + shift + others, floor); others may be empty, a NaN stays NaN."""
     n, channels, size = x.shape
     for task in prange(n * channels):
         image, c = split(task, channels)
-        for p in range(size):
-            y[image, c, p] = (x[image, c, p] - mean[c]) * scale[c] + shift[c]
+        centre, factor, term = mean[c], scale[c], shift[c]
+        source, result = x[image, c], y[image, c]
+        if others.size:
+            other = others[image, c]
+            for p in range(size):
+                value = (source[p] - centre) * factor + term + other[p]
+                result[p] = floor if value < floor else value
+        else:
+            for p in range(size):
+                value = (source[p] - centre) * factor + term
+                result[p] = floor if value < floor else value
 
 
 @njit(parallel=True, cache=True, fastmath=_SUM_FLAGS)
-def _gradient_sums(dy, x, mean, inv_std, sums):
+def _gradient_sums(dy, x, y, mean, inv_std, sums):
+    """`y`, unless empty: dy counts where it is positive."""
     n, channels, size = x.shape
+    zero = x.dtype.type(0)
     for task in prange(n * channels):
         image, c = split(task, channels)
         plain = 0.0
         weighted = 0.0
-        for p in range(size):
-            grad = dy[image, c, p]
-            plain += grad
-            weighted += grad * (x[image, c, p] - mean[c])
+        if y.size:
+            for p in range(size):
+                grad = dy[image, c, p] if y[image, c, p] > zero else zero
+                plain += grad
+                weighted += grad * (x[image, c, p] - mean[c])
+        else:
+            for p in range(size):
+                grad = dy[image, c, p]
+                plain += grad
+                weighted += grad * (x[image, c, p] - mean[c])
         sums[0, image, c] = weighted * inv_std[c]
         sums[1, image, c] = plain
 
 
 @njit(parallel=True, cache=True)
-def _input_grad(dy, x, mean, inv_std, scale, mean_weighted, mean_plain, dx):
+def _input_grad(dy, x, y, mean, inv_std, scale, mean_weighted, mean_plain, dx):
+    """`y`: as in _gradient_sums."""
     n, channels, size = x.shape
+    zero = x.dtype.type(0)
     for task in prange(n * channels):
         image, c = split(task, channels)
         for p in range(size):
+            grad = dy[image, c, p]
+            if y.size:
+                grad = grad if y[image, c, p] > zero else zero
             normal = (x[image, c, p] - mean[c]) * inv_std[c]
-            spread = dy[image, c, p] - mean_plain[c] - normal * mean_weighted[c]
+            spread = grad - mean_plain[c] - normal * mean_weighted[c]
             dx[image, c, p] = scale[c] * spread
 
 
@@ -78,14 +100,27 @@ def _planes(x):
     return np.ascontiguousarray(x).reshape(*x.shape[:2], x.shape[2] * x.shape[3])
 
 
-def batchnorm_train(x, gamma, beta, eps):
+def _optional(x, dtype):
+    """Planes of x, or none; read-only either way, since Numba compiles for each kind anew."""
+    planes = np.empty((0, 0, 0), dtype) if x is None else _planes(x).view()
+    planes.flags.writeable = False
+    return planes
+
+
+def _normalise(planes, mean, scale, shift, others=None, rectify=False):
+    y = empty(planes.shape, planes.dtype)
+    floor = planes.dtype.type(0 if rectify else -np.inf)
+    _scale_shift(planes, mean, scale, shift, _optional(others, planes.dtype), floor, y)
+    return y
+
+
+def batchnorm_train(x, gamma, beta, eps, others=None, rectify=False):
     """See kernels.reference.batchnorm_train."""
-    check_batchnorm(x, training=True, gamma=gamma, beta=beta)
+    check_batchnorm(x, training=True, others=others, gamma=gamma, beta=beta)
     planes = _planes(x)
     mean, var = (moment.astype(x.dtype) for moment in _moments(planes))
     inv_std = 1 / np.sqrt(var + x.dtype.type(eps))
-    y = empty(planes.shape, planes.dtype)
-    _scale_shift(planes, mean, gamma * inv_std, np.ascontiguousarray(beta), y)
+    y = _normalise(planes, mean, gamma * inv_std, np.ascontiguousarray(beta), others, rectify)
     return y.reshape(x.shape), mean, var, inv_std
 
 
@@ -111,42 +146,37 @@ def batchnorm_statistics(x):
 def batchnorm_eval(x, gamma, beta, mean, var, eps):
     """See kernels.reference.batchnorm_eval."""
     check_batchnorm(x, gamma=gamma, beta=beta, mean=mean, var=var)
-    planes = _planes(x)
     scale = gamma / np.sqrt(var + x.dtype.type(eps))
-    y = empty(planes.shape, planes.dtype)
-    _scale_shift(planes, np.ascontiguousarray(mean), scale, np.ascontiguousarray(beta), y)
-    return y.reshape(x.shape)
+    mean, beta = np.ascontiguousarray(mean), np.ascontiguousarray(beta)
+    return _normalise(_planes(x), mean, scale, beta).reshape(x.shape)
 
 
-def _sums(dy, x, mean, inv_std):
+def _sums(dy, x, y, mean, inv_std):
     sums = np.empty((2, *x.shape[:2]))
-    _gradient_sums(dy, x, mean, inv_std, sums)
+    _gradient_sums(dy, x, y, mean, inv_std, sums)
     return sums.sum(axis=1).astype(x.dtype)
 
 
-def batchnorm_backward(dy, x, gamma, mean, inv_std):
+def batchnorm_backward(dy, x, gamma, mean, inv_std, y=None):
     """See kernels.reference.batchnorm_backward."""
-    check_batchnorm(x, gamma=gamma, mean=mean, inv_std=inv_std)
-    check_shape("dy", dy.shape, x.shape)
-    grads, planes = _planes(dy), _planes(x)
+    check_batchnorm(x, dy, y=y, gamma=gamma, mean=mean, inv_std=inv_std)
+    grads, planes, results = _planes(dy), _planes(x), _optional(y, x.dtype)
     mean, inv_std = np.ascontiguousarray(mean), np.ascontiguousarray(inv_std)
-    dgamma, dbeta = _sums(grads, planes, mean, inv_std)
+    dgamma, dbeta = _sums(grads, planes, results, mean, inv_std)
     count = x.dtype.type(x.size // x.shape[1])
     dx = empty(planes.shape, planes.dtype)
     _input_grad(
-        grads, planes, mean, inv_std, gamma * inv_std, dgamma / count, dbeta / count, dx
+        grads, planes, results, mean, inv_std, gamma * inv_std, dgamma / count, dbeta / count, dx
     )
     return dx.reshape(x.shape), dgamma, dbeta
 
 
 def batchnorm_eval_backward(dy, x, gamma, mean, inv_std):
     """See kernels.reference.batchnorm_eval_backward."""
-    check_batchnorm(x, gamma=gamma, mean=mean, inv_std=inv_std)
-    check_shape("dy", dy.shape, x.shape)
+    check_batchnorm(x, dy, gamma=gamma, mean=mean, inv_std=inv_std)
     grads = _planes(dy)
     mean, inv_std = np.ascontiguousarray(mean), np.ascontiguousarray(inv_std)
-    dgamma, dbeta = _sums(grads, _planes(x), mean, inv_std)
+    dgamma, dbeta = _sums(grads, _planes(x), _optional(None, x.dtype), mean, inv_std)
     zero = np.zeros_like(mean)
-    dx = empty(grads.shape, grads.dtype)
-    _scale_shift(grads, zero, gamma * inv_std, zero, dx)
+    dx = _normalise(grads, zero, gamma * inv_std, zero)
     return dx.reshape(x.shape), dgamma, dbeta

@@ -15,12 +15,14 @@ from kernels.cuda.batchnorm import (
 from kernels.cuda.conv import (
     col2im,
     conv2d,
+    conv2d_affine,
     conv2d_input_grad,
     conv2d_weight_grad,
     conv_transpose2d,
     im2col,
 )
 from kernels.cuda.dropout import dropout, dropout_mask
+from kernels.cuda.elementwise import add
 from kernels.cuda.loss import softmax_cross_entropy, softmax_cross_entropy_backward
 from kernels.cuda.lrn import lrn, lrn_backward
 from kernels.cuda.matmul import matmul
@@ -38,6 +40,7 @@ from kernels.cuda.reduce import channel_sums
 
 __all__ = [
     "adam_step",
+    "add",
     "avg_pool2d",
     "avg_pool2d_backward",
     "batchnorm_backward",
@@ -50,6 +53,7 @@ __all__ = [
     "channel_sums",
     "col2im",
     "conv2d",
+    "conv2d_affine",
     "conv2d_input_grad",
     "conv2d_weight_grad",
     "conv_transpose2d",

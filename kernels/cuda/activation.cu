@@ -2,11 +2,6 @@
 
 #include "channels.cuh"
 
-__device__ inline real rectify(real value)
-{
-    return value < 0 ? (real)0 : value;  // a NaN is not below 0: it stays
-}
-
 extern "C" __global__ void relu(const real *x, real *y, long long size)
 {
     long long i = thread_number();

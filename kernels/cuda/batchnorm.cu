@@ -90,10 +90,11 @@ extern "C" __global__ void inverse_deviation(
         inv_std[c] = (real)(1 / sqrt(var[c] + eps));
 }
 
-// rest is null where the mean is exact.
+// rest is null where the mean is exact, others for none.
 extern "C" __global__ void normalise(
     const real *x, const real *mean, const real *rest, const real *inv_std, const real *gamma,
-    const real *beta, real *y, int channels, int positions, long long planes)
+    const real *beta, const real *others, int rectified, real *y,
+    int channels, int positions, long long planes)
 {
     PlaneWalk here(positions, planes);
     if (!here.inside())
@@ -103,13 +104,22 @@ extern "C" __global__ void normalise(
     real scale = inv_std[c] * gamma[c], shift = beta[c];
     for (; here.inside(); here.advance()) {
         long long i = here.offset();
-        y[i] = (x[i] - centre - correction) * scale + shift;
+        real value = (x[i] - centre - correction) * scale + shift;
+        if (others)
+            value += others[i];
+        y[i] = rectified ? rectify(value) : value;
     }
+}
+
+// The gradient behind the rectifier that made y; y is null where there was none.
+__device__ inline real passed(real grad, const real *y, long long i)
+{
+    return !y || y[i] > 0 ? grad : (real)0;
 }
 
 // sums (3, C, parts): of dy, of dy (x - mean), and of x - mean, which tells the mean's rest.
 extern "C" __global__ void part_gradients(
-    const real *dy, const real *x, const real *mean, wide *sums,
+    const real *dy, const real *x, const real *y, const real *mean, wide *sums,
     int channels, int positions, long long length, int part, int parts)
 {
     ChannelPart here(channels, positions, length, part, parts);
@@ -117,7 +127,7 @@ extern "C" __global__ void part_gradients(
     real centre = mean[here.channel];
     for (; here.inside(); here.advance()) {
         long long i = here.offset();
-        wide grad = dy[i], centred = (wide)x[i] - centre;
+        wide grad = passed(dy[i], y, i), centred = (wide)x[i] - centre;
         plain += grad;
         weighted += grad * centred;
         apart += centred;
@@ -159,8 +169,8 @@ extern "C" __global__ void gradients(
 }
 
 extern "C" __global__ void input_gradient(
-    const real *dy, const real *x, const real *mean, const real *rest, const real *inv_std,
-    const real *gamma, const real *mean_plain, const real *mean_weighted, real *dx,
+    const real *dy, const real *x, const real *y, const real *mean, const real *rest,
+    const real *inv_std, const real *gamma, const real *mean_plain, const real *mean_weighted, real *dx,
     int channels, int positions, long long planes)
 {
     PlaneWalk here(positions, planes);
@@ -172,6 +182,6 @@ extern "C" __global__ void input_gradient(
     for (; here.inside(); here.advance()) {
         long long i = here.offset();
         real normal = (x[i] - centre - correction) * deviation;
-        dx[i] = scale * (dy[i] - plain - normal * weighted);
+        dx[i] = scale * (passed(dy[i], y, i) - plain - normal * weighted);
     }
 }

@@ -13,7 +13,7 @@ def _per_channel(x, count):
 
 
 def _contiguous(*arrays):
-    return [runtime.contiguous(array) for array in arrays]
+    return [None if array is None else runtime.contiguous(array) for array in arrays]
 
 
 def _launch_planes(kernel, x, args):
@@ -23,9 +23,10 @@ def _launch_planes(kernel, x, args):
     runtime.launch_planes("batchnorm", kernel, x.dtype, n * channels, h * w, args)
 
 
-def _normalise(x, mean, rest, inv_std, gamma, beta):
+def _normalise(x, mean, rest, inv_std, gamma, beta, others=None, rectify=False):
     y = runtime.empty(x.shape, x.dtype)
-    _launch_planes("normalise", x, (x, mean, rest, inv_std, gamma, beta, y))
+    args = (x, mean, rest, inv_std, gamma, beta, others, np.int32(bool(rectify)), y)
+    _launch_planes("normalise", x, args)
     return y
 
 
@@ -39,13 +40,14 @@ def _launch_moments(kernel, x, results, *settings):
     runtime.launch_warps("batchnorm", kernel, x.dtype, cut.channels, args)
 
 
-def batchnorm_train(x, gamma, beta, eps):
+def batchnorm_train(x, gamma, beta, eps, others=None, rectify=False):
     """See kernels.reference.batchnorm_train."""
-    check_batchnorm(x, training=True, gamma=gamma, beta=beta)
-    x, gamma, beta = _contiguous(x, gamma, beta)
+    check_batchnorm(x, training=True, others=others, gamma=gamma, beta=beta)
+    x, gamma, beta, others = _contiguous(x, gamma, beta, others)
     mean, rest, var, inv_std = results = _per_channel(x, 4)
     _launch_moments("moments", x, results, np.float64(eps))
-    return _normalise(x, mean, rest, inv_std, gamma, beta), mean, var, inv_std
+    y = _normalise(x, mean, rest, inv_std, gamma, beta, others, rectify)
+    return y, mean, var, inv_std
 
 
 def batchnorm_statistics(x):
@@ -68,11 +70,11 @@ def batchnorm_eval(x, gamma, beta, mean, var, eps):
     return _normalise(x, mean, None, inv_std, gamma, beta)
 
 
-def _backward(dy, x, gamma, mean, inv_std, training):
-    dy, x, gamma, mean, inv_std = _contiguous(dy, x, gamma, mean, inv_std)
+def _backward(dy, x, y, gamma, mean, inv_std, training):
+    dy, x, y, gamma, mean, inv_std = _contiguous(dy, x, y, gamma, mean, inv_std)
     cut = ChannelParts.of(x)
     sums = runtime.empty((3, cut.channels, cut.parts), np.float64)
-    cut.launch("batchnorm", "part_gradients", x.dtype, (dy, x, mean, sums))
+    cut.launch("batchnorm", "part_gradients", x.dtype, (dy, x, y, mean, sums))
     dgamma, dbeta, mean_plain, mean_weighted, rest = _per_channel(x, 5)
     channels, parts = runtime.ints(cut.channels, cut.parts)
     args = (
@@ -81,18 +83,18 @@ def _backward(dy, x, gamma, mean, inv_std, training):
     )  # fmt: skip
     runtime.launch_warps("batchnorm", "gradients", x.dtype, cut.channels, args)
     dx = runtime.empty(x.shape, x.dtype)
-    args = (dy, x, mean, rest, inv_std, gamma, mean_plain, mean_weighted, dx)
+    args = (dy, x, y, mean, rest, inv_std, gamma, mean_plain, mean_weighted, dx)
     _launch_planes("input_gradient", x, args)
     return dx, dgamma, dbeta
 
 
-def batchnorm_backward(dy, x, gamma, mean, inv_std):
+def batchnorm_backward(dy, x, gamma, mean, inv_std, y=None):
     """See kernels.reference.batchnorm_backward."""
-    check_batchnorm(x, dy, training=True, gamma=gamma, mean=mean, inv_std=inv_std)
-    return _backward(dy, x, gamma, mean, inv_std, True)
+    check_batchnorm(x, dy, training=True, y=y, gamma=gamma, mean=mean, inv_std=inv_std)
+    return _backward(dy, x, y, gamma, mean, inv_std, True)
 
 
 def batchnorm_eval_backward(dy, x, gamma, mean, inv_std):
     """See kernels.reference.batchnorm_eval_backward."""
     check_batchnorm(x, dy, gamma=gamma, mean=mean, inv_std=inv_std)
-    return _backward(dy, x, gamma, mean, inv_std, False)
+    return _backward(dy, x, None, gamma, mean, inv_std, False)

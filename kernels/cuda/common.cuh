@@ -73,3 +73,8 @@ __device__ inline wide block_sum(wide value)
     __syncthreads();
     return warp_sum(lane < blockDim.x / WARP ? sums[lane] : 0);
 }
+
+__device__ inline real rectify(real value)
+{
+    return value < 0 ? (real)0 : value;  // a NaN is not below 0: it stays
+}

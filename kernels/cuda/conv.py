@@ -21,10 +21,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from kernels.cuda import runtime
+from kernels.cuda.elementwise import affine_in_place
 from kernels.cuda.matmul import TILE, TILE_THREADS
 from kernels.dispatch import products_choice
 from kernels.geometry import (
     check_conv2d,
+    check_conv2d_affine,
     check_conv2d_input_grad,
     check_conv2d_weight_grad,
     check_conv_transpose2d,
@@ -155,6 +157,26 @@ def conv2d(
             for weights, outputs, taps in _groups(weight, sizes):
                 runtime.gemm(weights, cols[taps], matrix[outputs])
             _launch_elements("put_positions", matrix, (matrix, bias, y), sizes, start)
+    return y
+
+
+def conv2d_affine(
+    x,
+    weight,
+    scale,
+    shift,
+    others=None,
+    rectify=False,
+    stride=(1, 1),
+    padding=(0, 0, 0, 0),
+    dilation=(1, 1),
+    groups=1,
+):
+    """See kernels.reference.conv2d_affine."""
+    settings = stride, padding, dilation, groups
+    check_conv2d_affine(x, weight, scale, shift, others, *settings)
+    y = conv2d(x, weight, None, *settings)
+    affine_in_place(y, scale, shift, others, rectify)
     return y
 
 

@@ -18,6 +18,7 @@ from kernels.reference.conv import (
     im2col,
 )
 from kernels.reference.dropout import dropout, dropout_mask
+from kernels.reference.elementwise import add
 from kernels.reference.loss import softmax_cross_entropy, softmax_cross_entropy_backward
 from kernels.reference.lrn import lrn, lrn_backward
 from kernels.reference.matmul import matmul
@@ -35,6 +36,7 @@ from kernels.reference.reduce import channel_sums
 
 __all__ = [
     "adam_step",
+    "add",
     "avg_pool2d",
     "avg_pool2d_backward",
     "batchnorm_backward",

@@ -25,17 +25,23 @@ from kernels.geometry import check_dtypes, check_shape
 _AXES = (0, 2, 3)
 
 
-def batchnorm_train(x, gamma, beta, eps):
+def batchnorm_train(x, gamma, beta, eps, others=None, rectify=False):
     """(y, mean, var, inv_std): x (N, C, H, W) normalised by its own statistics.
 
     gamma, beta (C,). mean, the biased var and inv_std = 1 / sqrt(var + eps) are (C,), in x's dtype.
-    Raises ValueError for a shape that does not fit or a single value a channel, TypeError for
-    mixed dtypes or other than float32 and float64.
+    `others`, of x's shape, are added to y, and with `rectify` y is at least 0 (a NaN stays NaN):
+    what a shortcut and ReLU do next, saving their passes. Raises ValueError for a shape that does
+    not fit or a single value a channel, TypeError for mixed dtypes or other than float32 and
+    float64.
     """
-    check_batchnorm(x, training=True, gamma=gamma, beta=beta)
+    check_batchnorm(x, training=True, others=others, gamma=gamma, beta=beta)
     mean, var = batchnorm_statistics(x)
     inv_std = 1 / np.sqrt(var + eps)
     y = (x - _per_channel(mean)) * _per_channel(inv_std * gamma) + _per_channel(beta)
+    if others is not None:
+        y += others
+    if rectify:
+        y = np.maximum(y, 0)
     return tuple(result.astype(x.dtype) for result in (y, mean, var, inv_std))
 
 
@@ -62,12 +68,14 @@ def batchnorm_eval(x, gamma, beta, mean, var, eps):
     return y.astype(x.dtype)
 
 
-def batchnorm_backward(dy, x, gamma, mean, inv_std):
+def batchnorm_backward(dy, x, gamma, mean, inv_std, y=None):
     """(dx, dgamma, dbeta) of `batchnorm_train`, from its x and the mean and inv_std it returned.
 
-    Raises as `batchnorm_train`.
+    `y`: the result, where it was rectified: dy counts where y > 0. Raises as `batchnorm_train`.
     """
-    check_batchnorm(x, dy, training=True, gamma=gamma, mean=mean, inv_std=inv_std)
+    check_batchnorm(x, dy, training=True, y=y, gamma=gamma, mean=mean, inv_std=inv_std)
+    if y is not None:
+        dy = dy * (y > 0)
     centred = x - _per_channel(mean.astype(np.float64))
     centred -= centred.mean(_AXES, keepdims=True)  # what rounding the mean to x's dtype took away
     normal = centred * _per_channel(inv_std)
@@ -91,13 +99,16 @@ def batchnorm_eval_backward(dy, x, gamma, mean, inv_std):
     return tuple(g.astype(x.dtype) for g in (dx, (wide * normal).sum(_AXES), wide.sum(_AXES)))
 
 
-def check_batchnorm(x, dy=None, training=False, **per_channel) -> None:
+def check_batchnorm(
+    x, dy=None, training=False, others=None, y=None, **per_channel
+) -> None:
     """Check the arguments of a batch normalisation: dtypes, shapes, and m > 1 in training."""
-    check_dtypes(x=x, dy=dy, **per_channel)
+    check_dtypes(x=x, dy=dy, others=others, y=y, **per_channel)
     if x.ndim != 4:
         raise ValueError(f"x must have shape (N, C, H, W), got {x.shape}")
-    if dy is not None:
-        check_shape("dy", dy.shape, x.shape)
+    for name, array in (("dy", dy), ("others", others), ("y", y)):
+        if array is not None:
+            check_shape(name, array.shape, x.shape)
     n, channels, h, w = x.shape
     for name, array in per_channel.items():
         check_shape(name, array.shape, (channels,))

@@ -4,7 +4,7 @@ from minidl.nn import init
 from minidl.nn.activation import Dropout, Flatten, Identity, ReLU, Sigmoid, Tanh
 from minidl.nn.container import ModuleList, Sequential
 from minidl.nn.conv import Conv2d, ConvTranspose2d
-from minidl.nn.fusion import conv_block
+from minidl.nn.fusion import conv_block, norm_block
 from minidl.nn.linear import Linear
 from minidl.nn.module import Module, Parameter
 from minidl.nn.norm import BatchNorm2d, LocalResponseNorm
@@ -32,4 +32,5 @@ __all__ = [
     "Tanh",
     "conv_block",
     "init",
+    "norm_block",
 ]

@@ -1,9 +1,10 @@
-"""A convolution and what follows it, in one pass where nobody needs the steps.
+"""A convolution and what follows it, in fewer passes where nobody needs the steps.
 
 In inference a batch normalisation multiplies each channel by one constant and adds another, and a
 shortcut and ReLU are as simple: the kernel of the convolution does all of it to its sums before it
 stores them (`minidl.ops.conv2d_affine`), which saves reading and writing the whole result up to
-three times. The result is the same up to rounding.
+three times. In training the batch normalisation, which has to wait for the sums, takes shortcut and
+ReLU along (`minidl.ops.batch_norm`). The results are the same up to rounding.
 """
 
 from minidl import ops
@@ -16,48 +17,61 @@ from minidl.tensor import is_grad_enabled, is_traced
 def conv_block(x, conv, norm=None, shortcut=None, rectify=False):
     """relu(norm(conv(x)) + shortcut), of whatever of that there is.
 
-    `norm`: a module; `shortcut`: a Tensor of the result's shape. In one pass under `no_grad` with
-    running statistics; step by step where a graph is recorded, where something listens to the
-    operations, and where a module of another class, or one with hooks, takes part.
+    `norm`: a module; `shortcut`: a Tensor of the result's shape. Step by step where something
+    listens to the operations (a picture of the graph, an export), and where a module of another
+    class, or one with hooks, takes part.
     """
-    if not is_grad_enabled() and not is_traced() and _is_constant(conv, norm):
+    if _is_constant(conv, norm):
         scale, shift = norm.affine() if norm is not None else (None, None)
         return conv.affine(x, scale, shift, shortcut, rectify)
     y = conv(x)
-    if norm is not None:
-        y = norm(y)
+    return _rest(y, shortcut, rectify) if norm is None else norm_block(y, norm, shortcut, rectify)
+
+
+def norm_block(x, norm, shortcut=None, rectify=False):
+    """relu(norm(x) + shortcut), of whatever of that there is; see `conv_block`."""
+    if _is(norm, BatchNorm2d) and norm.training and not is_traced():
+        return norm(x, shortcut, rectify)
+    return _rest(norm(x), shortcut, rectify)
+
+
+def run(modules, x):
+    """Apply modules one after the other; some take along what follows them, if they may."""
+    modules, at = list(modules), 0
+    while at < len(modules):
+        x, count = _step(modules[at : at + 3], x)
+        at += count
+    return x
+
+
+def _step(modules, x):
+    """What the first of the modules makes of x, with those it takes along; how many these are."""
+    first, *after = modules
+    if _is(first, Conv2d):
+        norm = after.pop(0) if after and _is(after[0], BatchNorm2d) else None
+        rectify = bool(after) and _is(after[0], ReLU)
+        if (norm is not None or rectify) and _is_constant(first, norm):
+            count = 1 + (norm is not None) + rectify
+            return conv_block(x, first, norm, None, rectify), count
+    if _is(first, BatchNorm2d) and after and _is(after[0], ReLU):
+        return norm_block(x, first, None, True), 2
+    return first(x), 1
+
+
+def _rest(y, shortcut, rectify):
+    """The steps after a module, whose result y nobody else has."""
     if shortcut is not None:
         y = y + shortcut
     return ops.relu(y, inplace=True) if rectify else y
 
 
+def _is(module, kind) -> bool:
+    """Whether it is just that, and nobody wants to see it being called."""
+    return type(module) is kind and not module.has_hooks
+
+
 def _is_constant(conv, norm) -> bool:
-    if type(conv) is not Conv2d or conv.has_hooks:
+    """Whether all the steps are products with constants that no graph needs."""
+    if is_grad_enabled() or is_traced() or not _is(conv, Conv2d):
         return False
-    return norm is None or (
-        type(norm) is BatchNorm2d and not norm.training and not norm.has_hooks
-    )
-
-
-def run(modules, x):
-    """Apply modules one after the other; a convolution takes along what follows it, if it may."""
-    modules = list(modules)
-    at = 0
-    while at < len(modules):
-        conv, norm, rectify, count = _block(modules[at : at + 3])
-        if count > 1:
-            x = conv_block(x, conv, norm, None, rectify)
-        else:
-            x = modules[at](x)
-        at += count
-    return x
-
-
-def _block(modules):
-    """(convolution, batch normalisation or None, whether ReLU follows, modules in all)."""
-    if type(modules[0]) is not Conv2d or is_grad_enabled() or is_traced():
-        return None, None, False, 1
-    conv, *after = modules
-    norm = after.pop(0) if after and type(after[0]) is BatchNorm2d else None
-    rectify = bool(after) and type(after[0]) is ReLU and not after[0].has_hooks
-    return conv, norm, rectify, 1 + (norm is not None) + rectify
+    return norm is None or (_is(norm, BatchNorm2d) and not norm.training)

@@ -30,10 +30,10 @@ class BatchNorm2d(Module):
         self.register_buffer("running_var", Tensor(np.ones(num_features, np.float32)))
         self.register_buffer("num_batches_tracked", Tensor(np.zeros((), np.int64)))
 
-    def forward(self, x):
+    def forward(self, x, others=None, rectify=False):
         y = ops.batch_norm(
             x, self.weight, self.bias, self.running_mean, self.running_var,
-            self.training, self.momentum, self.eps,
+            self.training, self.momentum, self.eps, others, rectify,
         )  # fmt: skip
         if self.training:
             with self.num_batches_tracked.mutate() as count:

@@ -8,6 +8,8 @@ from minidl.function import Function
 from minidl.ops.shape import sum_to
 from minidl.tensor import Tensor, as_tensor, is_grad_enabled
 
+_KERNEL_DTYPES = np.dtype(np.float32), np.dtype(np.float64)
+
 
 def _sum_pair(function, da, db):
     """The gradients of two broadcast operands, the last inputs, each summed to its shape."""
@@ -22,6 +24,8 @@ class Add(Function):
     keep_inputs = False
 
     def forward(self, a, b):
+        if a.shape == b.shape and a.dtype == b.dtype and a.dtype in _KERNEL_DTYPES:
+            return kernels_for(a).add(a, b)
         return a + b
 
     def backward(self, grad):

@@ -6,6 +6,7 @@ Their ordinary backward is one fused kernel. Where the backward itself is to be 
 
 from kernels.dispatch import kernels_for
 from minidl.function import Function, check_one_device
+from minidl.ops.elementwise import relu
 from minidl.ops.shape import pad
 from minidl.tensor import Tensor, is_grad_enabled
 
@@ -22,23 +23,35 @@ class BatchNormTrain(Function):
     keep_inputs = (0, 1)
     buffers = ("mean", "inv_std")
 
-    def __init__(self, eps):
+    def __init__(self, eps, rectify=False):
         self.eps = eps
+        self.keep_outputs = rectify
 
-    def forward(self, x, weight, bias):
-        kernels = kernels_for(x)
-        y, self.mean, var, self.inv_std = kernels.batchnorm_train(x, weight, bias, self.eps)
+    def forward(self, x, weight, bias, others=None):
+        y, self.mean, var, self.inv_std = kernels_for(x).batchnorm_train(
+            x, weight, bias, self.eps, others, self.keep_outputs
+        )
         self.statistics = self.mean, var
         return y
 
     def backward(self, grad):
-        x, weight, _ = self.inputs
+        x, weight = self.inputs[:2]
+        y = self.outputs[0] if self.keep_outputs else None
         if is_grad_enabled():
-            return self._composed(grad, x, weight)
-        grads = kernels_for(grad._array).batchnorm_backward(
-            grad._array, x._array, weight._array, self.mean, self.inv_std
-        )
-        return tuple(Tensor._wrap(g) for g in grads)
+            if y is not None:
+                grad = grad * Tensor((y.detach()._array > 0).astype(grad.dtype))
+            grads = self._composed(grad, x, weight)
+            return (*grads, grad) if len(self.inputs) > 3 else grads
+        kernels = kernels_for(grad._array)
+        if y is not None and len(self.inputs) > 3:
+            # The others want the gradient that passes the rectifier for themselves.
+            grad, y = Tensor._wrap(kernels.relu_backward(grad._array, y._array)), None
+        grads = kernels.batchnorm_backward(
+            grad._array, x._array, weight._array, self.mean, self.inv_std,
+            None if y is None else y._array,
+        )  # fmt: skip
+        grads = tuple(Tensor._wrap(g) for g in grads)
+        return (*grads, grad) if len(self.inputs) > 3 else grads
 
     def _composed(self, grad, x, weight):
         """Ioffe and Szegedy 2015, section 3, the unnumbered equations of the backward pass."""
@@ -83,9 +96,13 @@ class BatchNormEval(Function):
 
 
 def batch_norm(
-    x, weight, bias, running_mean, running_var, training, momentum=0.1, eps=1e-5
-) -> Tensor:
+    x, weight, bias, running_mean, running_var, training, momentum=0.1, eps=1e-5, others=None,
+    rectify=False,
+) -> Tensor:  # fmt: skip
     """Normalise each channel of x (N, C, H, W), then scale by `weight` and shift by `bias` (C,).
+
+    To the result `others`, of x's shape, are added, and if `rectify` ReLU is taken: in training
+    that is one pass with the normalisation.
 
     In training the batch's own mean and biased variance are used, and `running_mean`,
     `running_var` (C,) are updated in place: running = (1 - momentum) running + momentum batch, the
@@ -105,10 +122,17 @@ def batch_norm(
         if t.dtype != x.dtype:
             raise TypeError(f"{name} must have x's dtype {x.dtype}, got {t.dtype}")
     if not training:
-        return BatchNormEval(eps)(x, weight, bias, running_mean, running_var)
+        y = BatchNormEval(eps)(x, weight, bias, running_mean, running_var)
+        y = y if others is None else y + others
+        return relu(y, inplace=True) if rectify else y
+    if others is not None and (others.shape, others.dtype) != (x.shape, x.dtype):
+        raise ValueError(
+            f"others must have x's shape {x.shape} and dtype {x.dtype}, got {others.shape} and "
+            f"{others.dtype}"
+        )
     check_one_device("batch_norm", [t._array for t in (x, running_mean, running_var)])
-    function = BatchNormTrain(eps)
-    y = function(x, weight, bias)
+    function = BatchNormTrain(eps, bool(rectify))
+    y = function(x, weight, bias) if others is None else function(x, weight, bias, others)
     mean, var = vars(function).pop("statistics")
     update_running_statistics(
         running_mean, running_var, mean, var, x.size // x.shape[1], momentum

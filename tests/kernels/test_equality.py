@@ -213,6 +213,10 @@ def test_batchnorm(data, shape, dtype):
     if x.size // shape[1] > 1:
         _, mean, _, inv_std = agree("batchnorm_train", x, gamma, beta, 1e-2)
         agree("batchnorm_backward", dy, x, gamma, mean, inv_std)
+        others = data.draw(arrays(x.shape, dtype))
+        agree("batchnorm_train", x, gamma, beta, 1e-2, others)
+        y, *_ = agree("batchnorm_train", x, gamma, beta, 1e-2, others, True)
+        agree("batchnorm_backward", dy, x, gamma, mean, inv_std, y)
     else:
         for kernels in (reference, cpu):
             with pytest.raises(ValueError, match="one value"):

@@ -186,6 +186,10 @@ def test_batchnorm(device, data, shape, dtype):
     if x.size // shape[1] > 1:
         _, mean, _, inv_std = device.agree("batchnorm_train", x, gamma, beta, 1e-2)
         device.agree("batchnorm_backward", dy, x, gamma, mean, inv_std)
+        others = data.draw(arrays(x.shape, dtype))
+        device.agree("batchnorm_train", x, gamma, beta, 1e-2, others)
+        y, *_ = device.agree("batchnorm_train", x, gamma, beta, 1e-2, others, True)
+        device.agree("batchnorm_backward", dy, x, gamma, mean, inv_std, y)
     else:
         with pytest.raises(ValueError, match="one value"):
             device.run("batchnorm_train", x, gamma, beta, 1e-2)
