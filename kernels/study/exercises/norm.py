@@ -155,11 +155,13 @@ BATCHNORM = Exercise(
         "batchnorm_train": Part(
             _train_cases, ("y", "mean", "var", "inv_std"),
             ("Statistics run over axes 0, 2 and 3; the variance is the biased one.",
-             "Compute in float64 and return x's dtype."),
+             "Compute in float64 and return x's dtype.",
+             "others and rectify can be left aside: the check gives neither."),
         ),
         "batchnorm_backward": Part(
             _backward_cases, ("dx", "dgamma", "dbeta"),
-            ("Three ways lead from x to y: directly, through the mean, through the variance.",),
+            ("Three ways lead from x to y: directly, through the mean, through the variance.",
+             "The check gives no y."),
         ),
     },
     slopes=_train_slopes,
