@@ -30,7 +30,12 @@ def run_group(group: click.Group, arguments: list[str], name: str) -> int:
     except click.ClickException as error:
         message = error.format_message()
         # Where the command is missing, click 8.2 raises the help text that 8.1 prints.
-        click.echo(message if message.startswith("Usage:") else f"Error: {message}", err=True)
+        if message.startswith("Usage:"):
+            click.echo(message, err=True)
+            return 2
+        # click lists the choices of a missing argument in lines of their own.
+        usage = isinstance(error, click.UsageError)
+        click.echo(f"Error: {' '.join(message.split()) if usage else message}", err=True)
         return 2
     except (click.Abort, KeyboardInterrupt):
         click.echo("Interrupted.", err=True)

@@ -1,5 +1,6 @@
 """Writing files so that a reader finds the old content or the new, never a part."""
 
+import errno
 import os
 import tempfile
 from contextlib import contextmanager
@@ -10,11 +11,21 @@ from pathlib import Path
 def atomic_path(path):
     """Yield a temporary path beside `path`; after the block it is flushed and takes its place.
 
-    If the block raises, `path` stays as it was and the temporary file is removed.
+    If the block raises, `path` stays as it was and the temporary file is removed. A link is
+    followed. OSError for what is there and is no file, such as a device: it is not replaced.
     """
-    path = Path(path)
+    given, path = path, Path(path)
+    if path.exists() and not path.is_file():
+        code = errno.EISDIR if path.is_dir() else errno.EINVAL
+        raise OSError(code, "Not a regular file", str(given))
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+    try:
+        handle, name = tempfile.mkstemp(
+            prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent
+        )
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, str(given)) from None
     os.close(handle)
     temporary = Path(name)
     try:

@@ -18,7 +18,7 @@ ALLOWED = {
 }  # fmt: skip
 # Optional packages, each behind a door of its own.
 OPTIONAL = {
-    "kernels/study/ptx.py": {"cupy_backends"},
+    "kernels/study/gpu_code.py": {"cupy_backends"},
     "kernels/study/roofline.py": {"matplotlib"},
 }
 FILES = sorted(path.relative_to(ROOT) for room in ROOMS for path in (ROOT / room).rglob("*.py"))

@@ -6,12 +6,13 @@ import click
 
 from kernels import reference
 from kernels.command_line import UserError, user_errors
-from kernels.study import machine_code, ptx
+from kernels.study import gpu_code, machine_code, ptx, sass
 from kernels.study.cases import SPECS, make_case
-from kernels.study.options import CASE, given_options, with_options
+from kernels.study.options import CASE, flag, given_options, with_options
 from kernels.table import format_table
 
 _X86 = ("x86_64", "AMD64")
+_ARCH = "sm_80"
 
 
 @click.command(help="The machine code of a kernel's hot loops, its vector instructions counted.")
@@ -19,18 +20,28 @@ _X86 = ("x86_64", "AMD64")
 @with_options(*CASE)
 @click.option(
     "--loops", "count", type=click.IntRange(min=1), default=3, show_default=True,
-    help="Innermost loops shown of each function, the most arithmetic first.",
+    help="Innermost loops shown of each function: first those that multiply and add most.",
 )  # fmt: skip
 @click.option("--full", is_flag=True, help="All of the assembly instead.")
 @click.option("--cuda", is_flag=True, help="PTX of the CUDA kernel instead; needs no GPU.")
 @click.option(
-    "--arch", default="sm_80", show_default=True, help="GPU generation that --cuda compiles for."
-)
-def command(kernel, count, full, cuda, arch, **given):
+    "--sass", "as_sass", is_flag=True,
+    help="SASS, what the GPU itself runs, instead; by nvdisasm, without it PTX.",
+)  # fmt: skip
+@click.option("--arch", help=f"GPU generation to compile for.  [default: {_ARCH}]")
+def command(kernel, count, full, cuda, as_sass, arch, **given):
     options = given_options(kernel, given, SPECS[kernel].defaults)
-    if cuda:
-        _show_ptx(kernel, arch, count, full)
+    if cuda or as_sass:
+        if options:
+            name = flag(next(iter(options)))
+            raise UserError(f"code for a GPU is the same for all shapes: it takes no {name}")
+        if as_sass and sass.find_tool() is None:
+            click.echo(f"SASS needs nvdisasm ({sass.INSTALL}); this is PTX.", err=True)
+            as_sass = False
+        _show_gpu_code(kernel, sass if as_sass else ptx, arch or _ARCH, count, full)
         return
+    if arch:
+        raise UserError("--arch is of use with --cuda or --sass alone")
     if platform.machine() not in _X86:
         raise UserError(f"asm reads x86-64 code, this machine is {platform.machine()}")
     with user_errors(ValueError, TypeError, MemoryError):
@@ -48,9 +59,11 @@ def _show_code(case, count, full):
     found = traced(lambda: case.call(cpu))
     if not found:
         raise UserError(f"{case.kernel} runs no compiled function here: NumPy does it for so few")
+    total = sum(function.seconds for function in found)
     for function in found:
         assembly = function.assembly()
-        click.echo(f"== {function.name}\n")
+        share = f": {100 * function.seconds / total:.0f} % of the time" if len(found) > 1 else ""
+        click.echo(f"== {function.name}{share}\n")
         if full:
             click.echo(assembly)
             continue
@@ -89,29 +102,39 @@ def _listing(loop):
         yield f"{code:60} ; {comment}" if comment else code
 
 
-# -- PTX -------------------------------------------------------------------------------------------
+# -- PTX and SASS ----------------------------------------------------------------------------------
 
 
-def _show_ptx(kernel, arch, count, full):
+def _show_gpu_code(kernel, form, arch, count, full):
+    """`form`: the module ptx or sass."""
     name = getattr(reference, kernel).__module__.rsplit(".", 1)[1]
-    path = ptx.SOURCES / f"{name}.cu"
+    path = gpu_code.SOURCES / f"{name}.cu"
     if not path.exists():
         raise UserError(f"this version has no CUDA kernels of {kernel}: no kernels/cuda/{name}.cu")
     with user_errors(RuntimeError, ValueError):
-        text = ptx.compile_source(path, arch)
+        text = form.compile_source(path, arch)
     if full:
         click.echo(text)
         return
-    entries = ptx.entries(text)
+    entries, language = form.entries(text), form.LANGUAGE
     wanted = {kernel: entries[kernel]} if kernel in entries else entries
     click.echo(f"== kernels/cuda/{path.name} for {arch}\n")
-    counts = {entry: ptx.count(lines) for entry, lines in wanted.items()}
-    rows = [(kind, *(c[kind] or "" for c in counts.values())) for kind in ptx.KINDS]
+    counts = {entry: language.count(lines) for entry, lines in wanted.items()}
+    rows = [(kind, *(c[kind] or "" for c in counts.values())) for kind in language.kinds]
     click.echo("\n".join(format_table(("instructions", *counts), rows)) + "\n")
-    for loop in [loop for loop in ptx.loops(text) if loop.function in wanted][:count]:
-        turn = ptx.count(loop.body).total()
+    loops = language.loops(wanted)[:count]
+    for loop in loops:
+        turn = language.count(loop.body).total()
         click.echo(f"{loop.function}, loop {loop.label}: {turn} instructions a turn")
-        for line in loop.body:
-            what = ptx.kind(line)
-            click.echo(f"    {line:56} // {what}" if what != "other" else f"    {line}")
-        click.echo()
+        click.echo("\n".join(_gpu_listing(language, loop.body)) + "\n")
+    if not loops:
+        for entry, lines in wanted.items():
+            click.echo(f"{entry} has no loop; all of it:")
+            click.echo("\n".join(_gpu_listing(language, lines)) + "\n")
+
+
+def _gpu_listing(language, lines):
+    """The instructions, with their kinds."""
+    for line in lines:
+        what = language.kind(line)
+        yield f"    {line:56} // {what}" if what != "other" else f"    {line}"

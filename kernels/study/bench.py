@@ -2,6 +2,7 @@
 
 import statistics
 import textwrap
+from importlib import import_module
 from pathlib import Path
 
 import click
@@ -29,9 +30,9 @@ _TOLERANCE = 4e-5
 _NOTES = (
     "Bytes: every operand read once, every result written once. Intensity: operations a byte. "
     "% of roof: of the operations a second that the measured peak and bandwidth of this machine "
-    "allow at this intensity, or of the bandwidth where there are none. Operands that stay in a "
-    "cache, and algorithms that need fewer operations than the definition, can be above 100 %. The "
-    "reference runs on one thread."
+    "(or of its GPU) allow at this intensity, or of the bandwidth where there are none. Operands "
+    "that stay in a cache, and algorithms that need fewer operations than the definition, can be "
+    "above 100 %. The reference runs on one thread."
 )
 
 
@@ -52,17 +53,31 @@ def command(kernel, threads, rounds, plot, **given):
         raise UserError(f"{kernel} does no float operations: there is no roofline to plot")
     times, ceilings = timed_under_ceilings(runs, rounds)
     seconds = {name: statistics.median(values) for name, values in times.items()}
+    roofs = {name: ceilings for name in seconds}
+    if "cuda" in seconds:
+        roofs["cuda"] = import_module("kernels.study.device").measure_ceilings(rounds)
     title = _title(kernel, SPECS[kernel].defaults | options)
-    click.echo(f"{title}, float32, {threads} threads\n")
-    click.echo("\n".join(_table(case, traffic, seconds, ceilings, missing)))
-    click.echo("\n" + _facts(case, traffic, ceilings))
+    click.echo(f"{title}, float32, {threads} thread{'s' * (threads > 1)}\n")
+    click.echo("\n".join(_table(case, traffic, seconds, roofs, missing)))
+    click.echo("\n" + _facts(case, traffic, roofs))
     if case.flops:
-        speeds = {n: case.flops / s for n, s in seconds.items() if n != "cuda"}
-        click.echo("\n" + text_chart(ceilings, case.flops / traffic, speeds))
+        speeds = {name: case.flops / time for name, time in seconds.items()}
+        charts = _charts(roofs, speeds)
+        for limits, under in charts.values():
+            click.echo("\n" + text_chart(limits, case.flops / traffic, under))
         if plot:
             with user_errors(OSError):
-                save_chart(plot, title, ceilings, case.flops / traffic, speeds)
+                save_chart(plot, title, case.flops / traffic, charts)
             click.echo(f"\n{plot}")
+
+
+def _charts(roofs, speeds):
+    """{machine: (ceilings, {name: operations a second})}: what has a roof in common."""
+    machines = {name: "GPU" if name == "cuda" else "CPU" for name in speeds}
+    return {
+        machine: (roofs[name], {n: s for n, s in speeds.items() if machines[n] == machine})
+        for name, machine in machines.items()
+    }
 
 
 def _title(kernel, options):
@@ -121,31 +136,39 @@ def _compare(name, results, expected):
             raise UserError(f"the result of {name} is not that of the reference: nothing is timed")
 
 
-def _table(case, traffic, seconds, ceilings, missing):
+def _table(case, traffic, seconds, roofs, missing):
     header = ("", "ms", "GFLOP/s", "GB/s", "% of roof", "x reference")
     rows = []
     for name, time in seconds.items():
-        roof = 100 * ceilings.floor(case.flops, traffic) / time
+        roof = 100 * roofs[name].floor(case.flops, traffic) / time
         rows.append((
             name, f"{1e3 * time:,.3f}", f"{case.flops / time / 1e9:,.2f}",
-            f"{traffic / time / 1e9:,.2f}", f"{roof:.1f}" if name != "cuda" else "",
-            f"{seconds['reference'] / time:,.2f}",
+            f"{traffic / time / 1e9:,.2f}", f"{roof:.1f}", f"{seconds['reference'] / time:,.2f}",
         ))  # fmt: skip
     return [*format_table(header, rows), *(f"{name}: {why}" for name, why in missing.items())]
 
 
-def _facts(case, traffic, ceilings: Ceilings) -> str:
-    """The counts, their formula, the roof, and what the columns mean."""
+def _facts(case, traffic, roofs: dict[str, Ceilings]) -> str:
+    """The counts, their formula, the roofs, and what the columns mean."""
     intensity = case.flops / traffic
-    roof = attainable(ceilings, intensity) / 1e9
-    bound = ceilings.bound(case.flops, traffic)
+    gpu = _roof(case, traffic, roofs["cuda"]) if "cuda" in roofs else ()
     lines = [
         f"Float operations: {case.flops:,}. Bytes: {traffic:,} ({format_bytes(traffic)}). "
         f"Intensity: {intensity:.3g} operations a byte.",
         f"How operations are counted. {formula(case.kernel)}",
-        ceilings.sentence(),
-        f"Roof here: {roof:.3g} GFLOP/s, set by {bound}." if case.flops else
-        "Roof here: the bandwidth of memory.",
+        *_roof(case, traffic, roofs["reference"]),
+        *(f"GPU. {line}" for line in gpu),
         _NOTES,
     ]  # fmt: skip
     return "\n".join(textwrap.fill(line, 100) for line in lines)
+
+
+def _roof(case, traffic, ceilings: Ceilings):
+    """What a machine can do at all, and with this kernel."""
+    yield ceilings.sentence()
+    roof = attainable(ceilings, case.flops / traffic) / 1e9
+    bound = ceilings.bound(case.flops, traffic)
+    yield (
+        f"Roof here: {roof:.3g} GFLOP/s, set by {bound}." if case.flops else
+        "Roof here: the bandwidth of memory."
+    )  # fmt: skip

@@ -76,14 +76,20 @@ def _draw(*shapes):
 
 
 def _conv(kernel, shape, weight, stride, padding, dilation, groups):
-    """2 N O OH OW (C / groups) kh kw, in all three passes."""
+    """2 N O OH OW (C / groups) kh kw, in all three passes.
+
+    conv2d_affine, here with ReLU, 3 more for each result: product, sum, comparison.
+    """
     settings = stride, padding, dilation, groups
     x, w = _draw(shape, weight)
     y_shape = check_conv2d(x, w, None, *settings)
     flops = 2 * math.prod(y_shape) * math.prod(weight[1:])
-    (dy,) = _draw(y_shape)
+    dy, scale, shift = _draw(y_shape, y_shape[1:2], y_shape[1:2])
+    if kernel == "conv2d_affine":
+        flops += 3 * dy.size
     arguments = {
         "conv2d": (x, w, None, *settings),
+        "conv2d_affine": (x, w, scale, shift, None, True, *settings),
         "conv2d_input_grad": (dy, w, shape, *settings),
         "conv2d_weight_grad": (dy, x, weight[2:], *settings),
     }
@@ -201,13 +207,14 @@ def _batchnorm(kernel, shape):
 
 def _elementwise(kernel, shape):
     """For each value: relu and its backward 1 comparison, with a bias an addition more; dropout 1
-    product (its random bits are integers), its mask none; channel_sums 1 addition."""
+    product (its random bits are integers), its mask none; add and channel_sums 1 addition."""
     if len(shape) < 2 and kernel.startswith(("bias", "channel")):
         raise ValueError(f"shape must be N,C,..., got {','.join(map(str, shape))}")
     a, b = _draw(shape, shape)
     a -= np.float32(1)  # positive and negative
     (bias,) = _draw(shape[1:2])
     arguments, operations = {
+        "add": ((a, b), 1),
         "relu": ((a,), 1),
         "relu_backward": ((b, a), 1),
         "bias_relu": ((a, bias), 2),
@@ -257,7 +264,7 @@ _IM2COL = {
 }  # fmt: skip
 _POOL = {"shape": _MAPS, "kernel_size": (3, 3), "stride": (2, 2), "padding": _ONE}
 _FAMILIES = (
-    (_conv, _CONV, ("conv2d", "conv2d_input_grad", "conv2d_weight_grad")),
+    (_conv, _CONV, ("conv2d", "conv2d_affine", "conv2d_input_grad", "conv2d_weight_grad")),
     (_conv_transpose, _CONV, ("conv_transpose2d",)),
     (_columns, _IM2COL, ("im2col", "col2im")),
     (_matmul, {"shape": (1024, 1024), "weight": (1024, 1024)}, ("matmul",)),
@@ -270,7 +277,7 @@ _FAMILIES = (
         "batchnorm_eval_backward",
     )),
     (_elementwise, {"shape": _MAPS}, (
-        "relu", "relu_backward", "bias_relu", "bias_relu_backward", "channel_sums", "dropout",
+        "add", "relu", "relu_backward", "bias_relu", "bias_relu_backward", "channel_sums", "dropout",
         "dropout_mask",
     )),
     (_cross_entropy, {"shape": (4096, 1000)}, (

@@ -1,7 +1,9 @@
 """Which compiled functions a call of a CPU kernel runs, and their assembly."""
 
 import pkgutil
+import time
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -14,10 +16,12 @@ from kernels import cpu
 
 @dataclass(frozen=True)
 class Compiled:
-    """A compiled function of kernels.cpu that Python called with arguments of these types."""
+    """A compiled function of kernels.cpu that Python called with arguments of these types, and the
+    seconds that passed in it."""
 
     dispatcher: CPUDispatcher
     types: tuple
+    seconds: float
 
     @property
     def name(self) -> str:
@@ -38,15 +42,18 @@ class Compiled:
 
 
 def traced(call: Callable[[], object]) -> list[Compiled]:
-    """The compiled functions that Python calls in the course of ``call()``, each once."""
+    """The compiled functions that Python calls in the course of ``call()``, each once, those that
+    take the most time first."""
     call()  # what is compiled from here on would see the recorders as globals
-    found, originals = {}, []
+    seconds, originals = Counter(), []
 
     def record(dispatcher):
         def recorder(*arguments):
             types = tuple(typeof(argument) for argument in arguments)
-            found.setdefault((dispatcher, types), Compiled(dispatcher, types))
-            return dispatcher(*arguments)
+            start = time.perf_counter()
+            result = dispatcher(*arguments)
+            seconds[dispatcher, types] += time.perf_counter() - start
+            return result
 
         return recorder
 
@@ -62,4 +69,4 @@ def traced(call: Callable[[], object]) -> list[Compiled]:
     finally:
         for module, name, dispatcher in originals:
             setattr(module, name, dispatcher)
-    return list(found.values())
+    return [Compiled(*function, spent) for function, spent in seconds.most_common()]

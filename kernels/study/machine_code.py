@@ -44,7 +44,7 @@ class Instruction:
         registers = _REGISTER.findall(re.sub(r"\([^)]*\)", "", " ".join(self.operands)))
         if not registers:
             return "integer"
-        if re.search(r"[^p](ss|sd)$", self.mnemonic) and "broadcast" not in self.mnemonic:
+        if re.search(r"[^p](ss|sd)$|mov[dq]$", self.mnemonic) and "broadcast" not in self.mnemonic:
             return "single"
         return max(registers, key=_BITS.get)
 
@@ -69,7 +69,7 @@ class Instruction:
             return 0
         if self.width == "single":
             return 1
-        return _BITS[self.width] // (64 if re.search(r"pd$|^vp\w*q$", self.mnemonic) else 32)
+        return _BITS[self.width] // (64 if re.search(r"[ps]d$|^vp\w*q$", self.mnemonic) else 32)
 
     @property
     def comment(self) -> str:
@@ -107,11 +107,16 @@ class Loop:
 
     @property
     def rank(self) -> tuple[int, ...]:
-        """What a turn does in vectors: multiply-adds, other arithmetic or comparing, anything."""
+        """What a turn does in vectors: multiply-adds whose sums stay in registers, all
+        multiply-adds, other arithmetic or comparing, anything.
+
+        A loop that stores runs once a result, one that keeps its sums once a term: it is hotter.
+        """
         vectors = [i for i in self.body if i.width in _BITS]
         products = sum(i.lanes for i in vectors if i.kind == "multiply-add")
+        kept = 0 if any(i.kind == "store" for i in vectors) else products
         others = sum(i.lanes for i in vectors if i.kind in ("arithmetic", "compare"))
-        return products, others, sum(i.lanes for i in vectors if i.kind != "integers")
+        return kept, products, others, sum(i.lanes for i in vectors if i.kind != "integers")
 
 
 def functions(assembly: str) -> dict[str, list]:
@@ -143,7 +148,7 @@ def _instruction(text):
 
 
 def loops(assembly: str) -> list[Loop]:
-    """The innermost loops, those with the most vector arithmetic first.
+    """The innermost loops, the hottest first, as far as Loop.rank tells.
 
     A loop that calls a function has the loops of that function inside: it is left out.
     """

@@ -10,7 +10,7 @@ from kernels.study.explanations.model import Explanation, Grid, Step, texts_at
 
 # Frames of a step that are listed, and rows of a grid that are drawn, before the rest is left out.
 MAX_FRAMES, MAX_ROWS = 25, 40
-MIN_WIDTH = 60
+MIN_WIDTH = 40
 _GAP = "   "
 # What stands for the signs beyond ASCII where the output cannot take them.
 _ASCII = str.maketrans("·×…", ".x~")
@@ -22,7 +22,10 @@ _STYLES = {
 
 
 def show(explanation: Explanation, console: Console) -> None:
-    """Print the whole explanation, no line wider than the console (but at least `MIN_WIDTH`)."""
+    """Print the whole explanation, no line wider than the console (but at least `MIN_WIDTH`).
+
+    Wider are only grids of which not even three columns fit.
+    """
     width = max(console.width, MIN_WIDTH)
     ascii_only = not console.encoding.startswith("utf")
     for line in lines(explanation, width):
@@ -32,7 +35,7 @@ def show(explanation: Explanation, console: Console) -> None:
 
 
 def lines(explanation: Explanation, width: int):
-    """The lines of the explanation as rich Text, each at most `width` wide."""
+    """The lines of the explanation as rich Text, each at most `width` wide, as `show` says."""
     yield from _wrapped(explanation.title, width, "bold")
     settings = ", ".join(f"{name} {value}" for name, value in explanation.settings)
     yield from _wrapped(settings, width, "bright_black")

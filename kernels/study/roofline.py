@@ -32,7 +32,10 @@ def _range(intensity, speeds, ceilings):
 
 
 def text_chart(ceilings: Ceilings, intensity: float, speeds: dict[str, float]) -> str:
-    """The roof and the kernels under it, marked by their first letters, in characters."""
+    """The roof and the kernels under it, marked by their first letters, in characters.
+
+    A star stands for several at one place.
+    """
     (low, high), (bottom, top) = _range(intensity, speeds.values(), ceilings)
     grid = [[" "] * _COLUMNS for _ in range(_ROWS)]
 
@@ -45,7 +48,8 @@ def text_chart(ceilings: Ceilings, intensity: float, speeds: dict[str, float]) -
         grid[row(attainable(ceilings, at))][column] = "-" if flat else "/"
     column = round((math.log2(intensity) - low) / (high - low) * (_COLUMNS - 1))
     for name, speed in speeds.items():
-        grid[row(speed)][column] = name[0].upper()
+        taken = grid[row(speed)][column].strip("-/ ")
+        grid[row(speed)][column] = "*" if taken else name[0].upper()
     labels = {row(10.0**power): f"{10.0 ** (power - 9):g}" for power in range(bottom, top + 1)}
     lines = [f"{labels.get(i, ''):>8} |{''.join(cells)}".rstrip() for i, cells in enumerate(grid)]
     middle = f"operations a byte (this kernel: {intensity:.3g})"
@@ -56,28 +60,31 @@ def text_chart(ceilings: Ceilings, intensity: float, speeds: dict[str, float]) -
     return "\n".join([f"{'GFLOP/s':>8}", *lines, *below])
 
 
-def save_chart(path, title: str, ceilings: Ceilings, intensity: float, speeds) -> None:
-    """The same as a PNG, written atomically."""
+def save_chart(path, title: str, intensity: float, charts: dict) -> None:
+    """The same as a PNG, written atomically; `charts`: {machine: (Ceilings, speeds by name)}."""
     from matplotlib.figure import Figure
 
-    (low, high), (bottom, top) = _range(intensity, speeds.values(), ceilings)
+    ranges = [_range(intensity, speeds.values(), limits) for limits, speeds in charts.values()]
+    (low, high), _ = ranges[0]
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    ridge = ceilings.flops / ceilings.bandwidth
-    corners = sorted([2.0**low, min(max(ridge, 2.0**low), 2.0**high), 2.0**high])
-    roof = [attainable(ceilings, at) / 1e9 for at in corners]
-    axes.loglog(corners, roof, color="black", label="roof")
+    for style, (machine, (limits, speeds)) in zip(("-", "--"), charts.items(), strict=False):
+        ridge = limits.flops / limits.bandwidth
+        corners = sorted([2.0**low, min(max(ridge, 2.0**low), 2.0**high), 2.0**high])
+        roof = [attainable(limits, at) / 1e9 for at in corners]
+        label = (
+            f"{machine}: {limits.flops / 1e9:.0f} GFLOP/s, {limits.bandwidth / 1e9:.1f} GB/s"
+        )
+        axes.loglog(corners, roof, color="black", linestyle=style, label=label)
+        for name, speed in speeds.items():
+            axes.plot(intensity, speed / 1e9, "o", label=f"{name}: {speed / 1e9:.3g} GFLOP/s")
     axes.axvline(intensity, color="tab:gray", linewidth=0.8, linestyle=":")
-    for name, speed in speeds.items():
-        axes.plot(intensity, speed / 1e9, "o", label=f"{name}: {speed / 1e9:.3g} GFLOP/s")
     axes.set_xscale("log", base=2)
+    bottom, top = min(r[0] for _, r in ranges), max(r[1] for _, r in ranges)
     axes.set_ylim(10.0 ** (bottom - 9), 10.0 ** (top - 9))
     axes.set_xlabel("arithmetic intensity, operations a byte")
     axes.set_ylabel("GFLOP/s")
-    axes.set_title(
-        f"{title}\n{ceilings.flops / 1e9:.0f} GFLOP/s, {ceilings.bandwidth / 1e9:.1f} GB/s",
-        fontsize=10,
-    )
+    axes.set_title(title, fontsize=10)
     axes.grid(which="major", linewidth=0.3)
     axes.legend(loc="lower right")
     with atomic_path(path) as temporary:

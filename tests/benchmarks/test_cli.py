@@ -137,8 +137,8 @@ def test_networks_on_a_gpu(run, tmp_path, monkeypatch):
     subjects = [replace(by_name("LeNet-5"), batch=2)]
     monkeypatch.setattr(networks, "tasks", partial(networks.tasks, subjects=subjects))
     monkeypatch.setattr(networks, "peak_memory", lambda *arguments: 5 << 20)
-    monkeypatch.setattr(cuda, "SIDE", 8)
-    monkeypatch.setattr(cuda, "VALUES", 1000)
+    monkeypatch.setattr("kernels.study.device.SIDE", 8)
+    monkeypatch.setattr("kernels.study.device.VALUES", 1000)
     with stand_in():
         import cupy
 

@@ -48,6 +48,75 @@ def test_convolution(data, p, dtype):
     agree("col2im", columns, p.x_shape, p.weight_shape[2:], *p.settings[:3])
 
 
+@given(st.data(), conv2d_parameters(max_batch=3, min_batch=0, max_extra=8), dtypes, st.booleans())
+@some
+def test_conv2d_affine(data, p, dtype, rectify):
+    x, weight = data.draw(arrays(p.x_shape, dtype)), data.draw(arrays(p.weight_shape, dtype))
+    scale, shift = (data.draw(arrays(p.weight_shape[:1], dtype)) for _ in range(2))
+    others = data.draw(st.none() | arrays(p.y_shape, dtype))
+    agree("conv2d_affine", x, weight, scale, shift, others, rectify, *p.settings)
+
+
+@pytest.mark.parametrize(
+    "kernel, n, size, channels, outputs",
+    [
+        (1, 9, 7, 130, 70),  # 1x1 on images that are put side by side
+        (1, 2, 9, 40, 600),  # and on images as they lie, whose last vector is half empty
+        (1, 1, 28, 300, 24),
+        (3, 2, 12, 30, 20),
+        (3, 2, 2, 6, 2),
+        (2, 3, 2, 5, 4),  # a kernel as large as the image
+    ],
+)
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_epilogue_of_every_way(kernel, n, size, channels, outputs, stride, groups):
+    """Scale, shift, others and ReLU behind each way of convolving, and NaN, which must stay."""
+    draw = np.random.default_rng(0)
+    x = draw.standard_normal((n, channels, size, size))
+    x[-1, 0, -1, -1] = np.nan
+    weight = draw.standard_normal((outputs, channels // groups, kernel, kernel))
+    scale, shift = draw.standard_normal((2, outputs))
+    settings_ = ((stride, stride), (0, 0, 0, 0), (1, 1), groups)
+    y = agree("conv2d_affine", x, weight, scale, shift, None, True, *settings_)
+    others = draw.standard_normal(y.shape)
+    agree("conv2d_affine", x, weight, scale, shift, others, True, *settings_)
+    agree("conv2d_input_grad", np.nan_to_num(y), weight, x.shape, *settings_)
+    agree("conv2d_weight_grad", y, np.nan_to_num(x), (kernel, kernel), *settings_)
+
+
+def test_errors_of_conv2d_affine():
+    x, weight = np.ones((1, 2, 3, 3)), np.ones((4, 2, 1, 1))
+    good = np.ones(4)
+    for kernels in (reference, cpu):
+        for wrong, name in (
+            ((np.ones(3), good, None), "scale"),
+            ((good, np.ones((4, 1)), None), "shift"),
+            ((good, good, np.ones((1, 4, 3, 2))), "others"),
+        ):
+            with pytest.raises(ValueError, match=name):
+                kernels.conv2d_affine(x, weight, *wrong)
+        with pytest.raises(TypeError, match="one dtype"):
+            kernels.conv2d_affine(x, weight, good.astype(np.float32), good)
+
+
+@given(
+    st.data(), dtypes,
+    st.lists(st.integers(0, 40), max_size=3).map(tuple) | st.just((3, 2, 90, 70)),
+)  # fmt: skip
+@some
+def test_add(data, dtype, shape):
+    agree("add", data.draw(arrays(shape, dtype)), data.draw(arrays(shape, dtype)), exact=True)
+
+
+def test_errors_of_add():
+    for kernels in (reference, cpu):
+        with pytest.raises(ValueError, match="b must have shape"):
+            kernels.add(np.ones(3), np.ones((1, 3)))
+        with pytest.raises(TypeError, match="one dtype"):
+            kernels.add(np.ones(3), np.ones(3, np.float32))
+
+
 @pytest.mark.parametrize("way", ["direct", "tiles"])
 @given(st.data(), conv2d_parameters(max_batch=3, min_batch=0, max_extra=8), dtypes)
 @some

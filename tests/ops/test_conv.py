@@ -5,7 +5,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from minidl import Tensor, ops
+from minidl import Tensor, no_grad, ops
 from minidl.testing import assert_gradients_match, away_from_kinks, conv2d_parameters, tensors
 
 few = settings(
@@ -24,6 +24,36 @@ def test_conv2d(backend, p, with_bias, data):
 
     assert op(x, weight, *bias).shape == p.y_shape
     assert_gradients_match(op, x, weight, *bias)
+
+
+@given(conv2d_parameters(max_extra=2), st.booleans(), st.data())
+@few
+def test_conv2d_affine(backend, p, rectify, data):
+    x, weight = data.draw(tensors(p.x_shape)), data.draw(tensors(p.weight_shape))
+    scale, shift = (data.draw(tensors(p.weight_shape[:1])) for _ in range(2))
+    settings_ = (p.stride, p.padding, p.dilation, p.groups)
+    with no_grad():  # others that bring the sums to values away from the rectifier's kink
+        sums = ops.conv2d_affine(x, weight, scale, shift, None, False, *settings_)
+        wanted = data.draw(away_from_kinks(p.y_shape, gap=0.3))
+        others = Tensor((wanted - sums).numpy(), requires_grad=True)
+
+    def op(*operands):
+        return ops.conv2d_affine(*operands, rectify, *settings_)
+
+    with no_grad():
+        fused = op(x, weight, scale, shift, others)
+    assert_gradients_match(op, x, weight, scale, shift, others)
+    composed = op(x, weight, scale, shift, others).detach()
+    np.testing.assert_allclose(fused.numpy(), composed.numpy(), rtol=0, atol=1e-10)
+
+
+def test_errors_of_conv2d_affine():
+    x, weight, numbers = (Tensor(np.ones(s)) for s in ((1, 2, 3, 3), (4, 2, 1, 1), 4))
+    with no_grad():
+        with pytest.raises(TypeError, match="one dtype"):
+            ops.conv2d_affine(x, weight, numbers, numbers.astype(np.float32))
+        with pytest.raises(ValueError, match="shift"):
+            ops.conv2d_affine(x, weight, numbers, Tensor(np.ones(3)))
 
 
 @given(conv2d_parameters(max_extra=2), st.booleans(), st.data())

@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minidl import Tensor, ops
-from minidl.testing import assert_gradients_match, tensors
+from minidl.testing import assert_gradients_match, away_from_kinks, tensors
 
 few = settings(
     max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -27,6 +27,46 @@ def test_batch_norm(backend, data, training):
         return ops.batch_norm(x, weight, bias, *running, training, eps=1e-2)
 
     assert_gradients_match(op, x, weight, bias, atol=1e-4)
+
+
+@given(st.data(), st.booleans(), st.booleans())
+@few
+def test_batch_norm_with_others(backend, data, training, rectify):
+    """A sum and ReLU in the same pass, the sums away from the rectifier's kink."""
+    shape = data.draw(st.sampled_from([(2, 3, 2, 2), (3, 1, 1, 2), (4, 2, 1, 1), (1, 2, 3, 2)]))
+    x = data.draw(tensors(shape))
+    weight, bias = (data.draw(tensors(shape[1:2])) for _ in range(2))
+    mean, var = np.linspace(-0.5, 0.5, shape[1]), np.linspace(0.5, 1.5, shape[1])
+
+    def op(x, weight, bias, others=None, rectify=rectify):
+        running = Tensor(mean.copy()), Tensor(var.copy())
+        return ops.batch_norm(
+            x, weight, bias, *running, training, eps=1e-2, others=others, rectify=rectify
+        )
+
+    wanted = data.draw(away_from_kinks(shape, gap=0.3)).detach()
+    normal = op(x, weight, bias, rectify=False).detach()
+    others = Tensor((wanted - normal).numpy(), requires_grad=True)
+    assert_gradients_match(op, x, weight, bias, others, atol=1e-4)
+    expected = np.maximum(wanted.numpy(), 0) if rectify else wanted.numpy()
+    np.testing.assert_allclose(op(x, weight, bias, others).detach().numpy(), expected, atol=1e-12)
+
+
+@given(st.data())
+@few
+def test_rectified_batch_norm(backend, data):
+    """Without others; a bias that outweighs all normalised values keeps them off the kink."""
+    x = data.draw(tensors((2, 4, 2, 2)))
+    weight = Tensor(np.array([0.5, -1.0, 0.8, 1.0]), requires_grad=True)
+    bias = Tensor(np.array([4.0, 4.0, -4.0, 4.0]), requires_grad=True)
+    running = Tensor(np.zeros(4)), Tensor(np.ones(4))
+
+    def op(x, weight, bias):
+        return ops.batch_norm(x, weight, bias, *running, True, eps=1e-2, rectify=True)
+
+    assert_gradients_match(op, x, weight, bias, atol=1e-4)
+    y = op(x, weight, bias).detach().numpy()
+    assert (y[:, [0, 1, 3]] > 0).all() and (y[:, 2] == 0).all()
 
 
 @given(
@@ -96,6 +136,7 @@ def test_errors_name_the_argument(backend):
     cases = [
         (lambda: ops.batch_norm(x[:1, :, :1, :1], ones, ones, ones, ones, True), "one value"),
         (lambda: ops.batch_norm(x, Tensor(np.ones(3)), ones, ones, ones, True), "weight"),
+        (lambda: ops.batch_norm(x, ones, ones, ones, ones, True, others=x[:1]), "others"),
         (lambda: ops.batch_norm(x[0], ones, ones, ones, ones, True), "x must have shape"),
         (lambda: ops.local_response_norm(x, 0), "size"),
         (lambda: ops.local_response_norm(x[0], 3), "x must have shape"),

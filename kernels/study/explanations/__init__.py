@@ -18,7 +18,8 @@ EXPLANATIONS = {
     "max_pool2d": ("max_pool2d", "max_unpool2d"),
     "avg_pool2d": ("avg_pool2d", "avg_pool2d_backward"),
     "lrn": ("lrn", "lrn_backward"),
-    "batchnorm": ("batchnorm_train", "batchnorm_backward"),
+    "batchnorm": ("batchnorm_train", "batchnorm_statistics", "batchnorm_backward"),
+    "relu": ("relu", "relu_backward", "bias_relu", "bias_relu_backward", "channel_sums"),
     "dropout": ("dropout", "dropout_mask"),
     "matmul": ("matmul",),
 }

@@ -140,8 +140,9 @@ def _normalise(n) -> Step:
     return Step(
         "Normalise, scale and shift",
         (
-            "xh has mean 0 and variance (almost) 1 in every channel; gamma and beta are learned, "
-            "so that the network can undo it.",
+            "In every channel xh has mean 0 and variance var / (var + eps), which is almost 1 "
+            "where eps is small beside var; gamma and beta are learned, so that the network can "
+            "undo it.",
             "    xh = (x - mean) / sqrt(var + eps)      y = gamma xh + beta",
         ),
         (

@@ -48,6 +48,8 @@ def _filters(filters, x) -> Step:
     )
 
     taps = filters.weight[0].size
+    count = build.counted(filters.outputs, "filter")
+    places = build.counted(math.prod(windows.output_size), "place")
 
     def frame(element):
         n, output, v, u = (int(i) for i in np.unravel_index(element, y.shape))
@@ -66,10 +68,9 @@ def _filters(filters, x) -> Step:
     return Step(
         "An output is a filter laid on the image",
         (
-            f"x {x.shape} and weight {filters.weight.shape}: each of {filters.outputs} filters is "
-            f"laid on the image at {math.prod(windows.output_size)} places; the products of what "
-            "lies on each other are summed. The filter is not turned over: strictly, it is a "
-            "correlation.",
+            f"x {x.shape} and weight {filters.weight.shape}: {count}, laid on the image at "
+            f"{places}; the products of what lies on each other are summed. A filter is not turned "
+            "over: strictly, it is a correlation.",
         ),
         (
             *windows.images(x, "x"),
@@ -161,7 +162,7 @@ def _input_grad(filters, dy) -> Step:
         (
             *windows.outputs(dy, "dy", "dy", "gradient"),
             *windows.images(dx, "dx", "dx", "gradient"),
-            *windows.images(often, "how many land", "often", "gradient", build.heat(often)),
+            *windows.images(often, "how many: dx", "often", "gradient", build.heat(often)),
         ),
         build.link(dependence, windows.pixel("dx"), place),
         tuple(frame(element) for element in range(dy.size)),
@@ -196,12 +197,14 @@ def _weight_grad(filters, x, dy) -> Step:
         )
 
     rows, count = windows.columns_shape
+    outputs, rows = filters.outputs // filters.groups, rows // filters.groups
+    each = "" if filters.groups == 1 else f", for each of {filters.groups} groups"
     return Step(
         "Backward to the filters",
         (
             "A weight has multiplied one pixel of every window. Its gradient sums the gradients of "
             f"all outputs of its filter, each times that pixel: dW = dy cols^T, "
-            f"({filters.outputs}, {count}) x ({count}, {rows}) = ({filters.outputs}, {rows}).",
+            f"({outputs}, {count}) x ({count}, {rows}) = ({outputs}, {rows}){each}.",
         ),
         (
             *windows.images(x, "x"),

@@ -102,8 +102,9 @@ def _tiles(t) -> Step:
             f"pixel is in up to {often.max()} of them."
             + (" Crosses lie beyond the padding and are read as zero; what they give is cut off."
                if max(t.beyond) else ""),
-            "All outputs of a tile mix all of its pixels: a NaN in one spreads over the tile, "
-            "where a plain convolution would keep it to the windows that hold it.",
+            "In the reference, which multiplies by the zeros of the matrices too, all outputs of a "
+            "tile depend on all of its pixels: a NaN in one spreads over the tile, where a plain "
+            "convolution would keep it to the windows that hold it.",
         ),
         (
             t.x_grid(t.x[0, 0]),
@@ -209,8 +210,8 @@ def _multiplications(t) -> Step:
     return Step(
         "The multiplications, counted",
         (
-            "Multiplications for one channel and one filter; with C channels and O filters all "
-            "numbers grow by C O. Where the result is no multiple of the tile, whole tiles are "
+            "Multiplications for one channel and one filter; with C channels and O filters the "
+            "products grow by C O. Where the result is no multiple of the tile, whole tiles are "
             "computed and cut, which eats up part of the gain.",
             "The price is exactness. Largest errors in float32, over the largest result, on 16 "
             f"channels of normal numbers of this size: {errors}.",
@@ -254,12 +255,14 @@ def _backward(t) -> Step:
     dx = conv2d_winograd(inner, turned, None, padding, size=t.m)
     plain = conv2d_input_grad(dy, t.weight, t.shape, padding=t.padding)
     rest = np.abs(dx - plain).max()
+    cut = " What would be padded by less than nothing is cut." if max(t.padding) > 2 else ""
+    shown = build.as_text(tuple(2 - p for p in t.padding))
     return Step(
         "Backward: the same with the filter turned",
         (
             "At stride 1 the gradient by the image is itself a convolution: of dy, padded by "
-            f"2 - p (here {build.as_text(padding)}), with the filter turned by half a circle. So "
-            f"the same tiles serve. It differs from conv2d_input_grad by {rest:.1g} at most.",
+            f"2 - p (here {shown}), with the filter turned by half a circle.{cut} So the same "
+            f"tiles serve. It differs from conv2d_input_grad by {rest:.1g} at most.",
         ),
         (
             build.grid("dy", "dy", "gradient", dy[0, 0]),

@@ -71,14 +71,14 @@ def _connections(filters, x) -> Step:
     groups, (o, c) = filters.groups, reads.shape
     text = [
         f"{c} channels and {o} outputs in {build.counted(groups, 'group')}: an output sees the "
-        f"{c // groups} channels of its own group, instead of all {c}. The weight is "
-        f"{filters.weight.shape}."
+        f"{build.counted(c // groups, 'channel')} of its own group, instead of all {c}. The "
+        f"weight is {filters.weight.shape}."
     ]
     if groups == c and groups > 1:
         text.append("With as many groups as channels the convolution is called depthwise.")
     text.append(
-        "AlexNet had two groups because its channels were spread over two graphics cards, and "
-        "most layers read only those on their own."
+        "AlexNet had two groups because its channels were spread over two graphics cards: the "
+        "second, fourth and fifth layer read only those on their own."
     )
     title = "Who sees whom"
     kinds = ("output", "input")
@@ -111,8 +111,8 @@ def _blocks(filters, x) -> Step:
         (
             "Laid out over all channels, the filters have zeros wherever an output does not see a "
             f"channel. W ({filters.outputs}, {rows}) was found by convolving images with a single "
-            f"one; W cols {'equals' if agree else 'differs from'} conv2d. Only the {groups} blocks "
-            f"{each} are stored, and multiplied one by one with their rows of cols.",
+            f"one; W cols {'equals' if agree else 'differs from'} conv2d. Only the blocks {each}, "
+            f"here {groups}, are stored, and multiplied one by one with their rows of cols.",
         ),
         (
             filters.matrix_grid(),

@@ -74,7 +74,7 @@ def _columns(windows, index, cols) -> Step:
         (
             *windows.images(index, "x"),
             windows.columns(cols, "cols = im2col(x)"),
-            *windows.outputs(numbers, "outputs, by column"),
+            *windows.outputs(numbers, "columns of y"),
         ),
         (*links, *build.link(owns, output, build.in_matrix("cols", cols.shape))),
         windows.window_frames(caption, lambda column: build.places([column], output)),
@@ -118,10 +118,11 @@ def lands(windows: Windows) -> Step:
 
     def frame(pixel):
         *_, r, c = (int(i) for i in np.unravel_index(pixel, shape))
+        name, _ = windows.pixel("dx")(pixel)
         entries = np.nonzero(dependence[pixel])[0]
-        names = ", ".join(build.number(e) for e in entries) or "none: no window reads it"
+        numbers = ", ".join(build.number(e) for e in entries) or "none: no window reads it"
         return Frame(
-            f"dx at ({r}, {c}) is the sum of {len(entries)} of dcols: {names}",
+            f"{name} at ({r}, {c}) is the sum of {len(entries)} of dcols: {numbers}",
             build.places(entries, entry),
             build.places([pixel], windows.pixel("dx")),
         )
@@ -137,7 +138,7 @@ def lands(windows: Windows) -> Step:
         ),
         (
             windows.columns(number, "dcols, numbered", "dcols", "gradient"),
-            *windows.images(counts, "dx: how many", "dx", "gradient", build.heat(counts)),
+            *windows.images(counts, "how many: dx", "dx", "gradient", build.heat(counts)),
         ),
         build.link(dependence, windows.pixel("dx"), entry),
         tuple(frame(pixel) for pixel in range(math.prod(shape))),

@@ -53,7 +53,15 @@ def explain(channels, size, alpha, beta, k, size_normalized) -> Explanation:
     how = Normalisation(size, alpha, beta, k, size_normalized)
     x = build.whole_numbers((1, channels, 1, 1), -120, 120, seed=5)
     dy = build.weights(x.shape, seed=4)
-    steps = _window(how, x), _conventions(how, x), _mirror(how, x, dy), _terms(how, x, dy)
+    try:
+        with np.errstate(over="raise", divide="raise", invalid="raise"):
+            build.check_finite(alpha_times_size=alpha * size)
+            steps = _window(how, x), _conventions(how, x), _mirror(how, x, dy), _terms(how, x, dy)
+    except ArithmeticError:
+        raise ValueError(
+            f"alpha {alpha:g}, beta {beta:g} and k {k:g} make scales or powers of them that are "
+            "larger than any float"
+        ) from None
     shown = [("x", str(x.shape)), ("size", str(size)), ("alpha", f"{alpha:g}")]
     shown += [("beta", f"{beta:g}"), ("k", f"{k:g}")]
     shown.append(("size_normalized", "yes" if size_normalized else "no"))
@@ -70,8 +78,8 @@ def _columns(name, title, kind, columns: dict):
 
 def _window(how, x) -> Step:
     y, scale = how.forward(x)
-    sums = (scale - how.k) / how.effective_alpha if how.effective_alpha else np.zeros_like(x)
     dependence = build.reads(lambda values: how.forward(values)[0], x)
+    sums = (dependence @ (x * x).reshape(-1)).reshape(x.shape)
 
     def frame(channel):
         window = np.flatnonzero(dependence[channel])
@@ -80,7 +88,7 @@ def _window(how, x) -> Step:
             f"{how.effective_alpha:g} · {build.number(sums.reshape(-1)[channel])} = "
             f"{build.number(scale.reshape(-1)[channel])}, y = "
             f"{build.number(x.reshape(-1)[channel])} · "
-            f"{build.number(scale.reshape(-1)[channel])}^-{how.beta:g} = "
+            f"{build.number(scale.reshape(-1)[channel])}^{0 - how.beta:g} = "
             f"{build.number(y.reshape(-1)[channel])}",
             {"x": tuple((int(c), column) for c in window for column in (0, 1))},
             {"y": tuple((channel, column) for column in range(3))},

@@ -125,7 +125,7 @@ def _traffic(a, b, blocks) -> Step:
         (
             "A block that fits into the cache, or into registers, is loaded once and used for a "
             "whole row or column of other entries. The multiply-adds stay the same; the values "
-            "that come from slow memory become fewer, by about the block's size:",
+            "that come from slow memory become fewer, by up to the block's size:",
         ),
         (
             build.grid(

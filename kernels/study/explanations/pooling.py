@@ -158,19 +158,20 @@ class Pool:
             for axis, name in enumerate(("row", "column"))
             if self.ceil_mode and self._is_dropped(axis)
         ]
+        remarks = []
         if dropped:
-            return (
+            remarks.append(
                 f"Rounding up would add a last {' and a last '.join(dropped)} of windows that "
                 "start beyond the image and its first padding; they would see nothing and are "
                 "dropped again."
             )
         if max(self.beyond):
             rows, columns = self.beyond
-            return (
+            remarks.append(
                 f"Here the last windows reach {build.counted(rows, 'row')} and "
                 f"{build.counted(columns, 'column')} beyond the padded image, and are clipped."
             )
-        return "Here no window reaches beyond the padded image."
+        return " ".join(remarks) or "Here no window reaches beyond the padded image."
 
     def _is_dropped(self, axis: int) -> bool:
         extent, (before, after) = self.plane[axis], self.padding[2 * axis :][:2]

@@ -9,7 +9,9 @@ from kernels import cpu, reference
 from kernels.cpu.blas import gemm
 from kernels.cpu.conv import choose
 from kernels.cpu.conv_direct import conv2d_direct
+from kernels.cpu.conv_pointwise import conv2d_pointwise, is_pointwise
 from kernels.cpu.conv_tiles import conv2d_tiles
+from kernels.cpu.epilogue import plain
 from kernels.cpu.tasks import chunk_bounds, split
 from kernels.cpu.threads import num_threads
 from kernels.cpu.winograd import conv2d_winograd
@@ -36,11 +38,10 @@ _BLOCK_BYTES = 256 << 10
 
 def whole_columns(p: Convolution):
     """Each pixel is copied to all places where the kernel meets it (im2col), and the convolution is
-    one large matrix product. BLAS's kernels are written in assembler for this very processor:
-    tiles of sums that fill all of its widest registers, operands packed in the order in which they
-    are read, blocks that fit each cache. The price is the column matrix, kh kw times as large as
-    the image: it is written to memory and read back, and at its worst that takes longer than the
-    product."""
+    one large matrix product (kernels/cpu/matmul.py): tiles of sums that fill the widest registers
+    and stay there for a hundred terms, columns packed in the order in which they are read, pieces
+    that fit each cache. The price is the column matrix, kh kw times as large as the image: it is
+    written to memory and read back, and at its worst that takes longer than the product."""
     weight, (n, o, oh, ow) = p.weight, p.y_shape
     cols = cpu.im2col(p.x, weight.shape[2:], p.stride, p.padding)
     y = cpu.matmul(weight.reshape(o, weight[0].size), cols)
@@ -76,9 +77,9 @@ def _by_blocks(x, weight, y, scratch, kernel_size, row_step, height):
 
 
 def column_blocks(p: Convolution):
-    """The column matrix is never whole: a task fills some 256 KiB of columns, multiplies them while
-    they lie in its core's own cache, and fills the next over them. The copies cost no memory
-    traffic any more, and no core waits for another between the steps. They still cost
+    """The column matrix is never whole: a task fills some 256 KiB of columns, multiplies them (by
+    BLAS) while they lie in its core's own cache, and fills the next over them. The copies cost no
+    memory traffic any more, and no core waits for another between the steps. They still cost
     instructions: each pixel is read and written kh kw times, and BLAS then packs it once more."""
     x, y = padded_apart(p), np.empty(p.y_shape, p.x.dtype)
     weight = p.weight.reshape(len(p.weight), -1)
@@ -92,11 +93,11 @@ def column_blocks(p: Convolution):
 
 
 def _house_way(way):
-    """Call a function of kernels.cpu that writes its result into y."""
+    """Call a function of kernels.cpu that writes its result into y, and does no more to it."""
 
     def run(p):
         y = np.empty(p.y_shape, p.x.dtype)
-        way(p, np.zeros(len(p.weight), p.x.dtype), y)
+        way(p, y, plain(len(p.weight), p.x.dtype))
         return y
 
     run.__name__, run.__doc__ = way.__name__, way.__doc__
@@ -104,39 +105,49 @@ def _house_way(way):
 
 
 @_house_way
-def plane_tiles(p, bias, y):
+def plane_tiles(p, y, epilogue):
     """No columns at all. In the flat memory of a padded plane, row (c, i, j) of the column matrix
     lies there already, as a stretch from an offset of its own on (kernels/cpu/conv_tiles.py). So
     the product reads its right matrix from the image. It is computed in tiles as in rung 4, but
     larger and written out as vector instructions: with AVX-512, 8 output maps times 3 vectors,
-    whose 24 sums stay in registers over all taps, 11 loads and no store for 24 multiply-adds."""
-    conv2d_tiles(p.x, p.weight, bias, y, p.stride, p.padding, UNIT, 1)
+    whose 24 sums stay in registers for hundreds of terms: 11 loads and no store for 24
+    multiply-adds."""
+    conv2d_tiles(p.x, p.weight, y, p.stride, p.padding, UNIT, 1, epilogue)
 
 
 @_house_way
-def direct_sweeps(p, bias, y):
+def image_tiles(p, y, epilogue):
+    """Nothing is copied any more: a 1x1 kernel needs neither padding nor rows beyond the result's,
+    so the right matrix is the image itself, and the same tiles read it where it lies
+    (kernels/cpu/conv_pointwise.py). Only small images, which would not fill the vectors, and
+    images of which the stride leaves pixels out are put side by side first."""
+    conv2d_pointwise(p.x, p.weight, y, p.stride, 1, epilogue)
+
+
+@_house_way
+def direct_sweeps(p, y, epilogue):
     """No tile either: five taps of one output map sweep over stretches of the padded planes
     (kernels/cpu/conv_direct.py). Where a group has one to three output maps, as in depthwise
     convolutions, a tile of eight would be mostly empty. With more maps, it loses to tiles: sums are
     loaded and stored once in five multiply-adds."""
-    conv2d_direct(p.x, p.weight, bias, y, p.padding, UNIT, 1)
+    conv2d_direct(p.x, p.weight, epilogue.shift, y, p.padding, UNIT, 1)
 
 
 @_house_way
-def winograd_2(p, bias, y):
+def winograd_2(p, y, epilogue):
     """Fewer multiplications: 2x2 outputs of a 3x3 kernel from 16 products instead of 36, 2.25 times
     fewer, for some additions before and after (kernels/reference/winograd.py has the algebra). The
     sum over channels is 16 matrix products, between transforms of tiles that stay in the cache.
     Speed is still counted in the multiply-adds of the definition, and may exceed the peak."""
-    conv2d_winograd(p.x, p.weight, bias, y, p.padding, 2)
+    conv2d_winograd(p.x, p.weight, y, p.padding, 2, 1, epilogue)
 
 
 @_house_way
-def winograd_4(p, bias, y):
+def winograd_4(p, y, epilogue):
     """4x4 outputs from 36 products instead of 144: four times fewer. The transforms are larger, and
     their fractions and differences cost a decimal digit. Larger tiles yet would save little more
     and lose many digits."""
-    conv2d_winograd(p.x, p.weight, bias, y, p.padding, 4)
+    conv2d_winograd(p.x, p.weight, y, p.padding, 4, 1, epilogue)
 
 
 # -- the ladder ------------------------------------------------------------------------------------
@@ -152,6 +163,7 @@ _ANY = (
     Rung("im2col by blocks", column_blocks),
     Rung("tiles from padded planes", plane_tiles),
 )
+_1X1 = (Rung("tiles from the images", image_tiles),)
 _STRIDE_1 = (Rung("direct sweeps", direct_sweeps, aside=True),)
 _3X3 = (
     Rung("Winograd F(2x2, 3x3)", winograd_2),
@@ -168,6 +180,7 @@ def chosen_way(p: Convolution) -> str:
     return {
         "product": "one matrix product", "winograd": f"Winograd F({size}x{size}, 3x3)",
         "direct": "direct sweeps", "tiles": "tiles from padded planes",
+        "pointwise": "tiles from the images",
     }[way]  # fmt: skip
 
 
@@ -178,7 +191,7 @@ def build(shape, weight, stride, padding) -> Ladder:
         draw.standard_normal(shape, np.float32), draw.standard_normal(weight, np.float32), stride,
         padding,
     )  # fmt: skip
-    rungs = _ANY
+    rungs = _ANY + (_1X1 if is_pointwise(weight, padding) else ())
     if stride == UNIT:
         rungs += _STRIDE_1 + (_3X3 if p.weight.shape[2:] == (3, 3) else ())
     wide = p.x.astype(np.float64), p.weight.astype(np.float64)

@@ -99,7 +99,7 @@ def climb(
         errors[rung.name] = _checked(rung, problem, ladder.expected)
         shares[rung.name] = problem.work / ladder.problem.work
         runs[rung.name] = lambda rung=rung, problem=problem: rung.run(problem)
-    progress(f"{rounds} rounds")
+    progress(f"{rounds} round{'s' * (rounds > 1)}")
     times, ceilings = timed_under_ceilings(runs, rounds)
     steps = [
         Step(

@@ -177,6 +177,13 @@ def test_lrn(device, data, shape, dtype, size, beta, size_normalized):
 
 @given(st.data(), images, dtypes)
 @few
+def test_add(device, data, shape, dtype):
+    a, b = data.draw(arrays(shape, dtype)), data.draw(arrays(shape, dtype))
+    device.agree("add", a, b, exact=True)
+
+
+@given(st.data(), images, dtypes)
+@few
 def test_batchnorm(device, data, shape, dtype):
     x, dy = data.draw(arrays(shape, dtype)), data.draw(arrays(shape, dtype))
     gamma, beta, mean = (data.draw(arrays(shape[1:2], dtype)) for _ in range(3))

@@ -8,7 +8,7 @@ import pytest
 from kernels import cpu
 from kernels.__main__ import main
 from kernels.command_line import run_group
-from kernels.study import machine_code, ptx
+from kernels.study import gpu_code, machine_code, ptx, sass
 from kernels.study.asm import _X86
 from kernels.study.cases import make_case
 from kernels.study.machine_code import Instruction
@@ -68,7 +68,7 @@ def test_innermost_loops_are_found():
         ("load", "ymm"): 1, ("multiply-add", "ymm"): 1, ("arithmetic", "zmm"): 1,
         ("store", "ymm"): 1, ("other", "integer"): 2,
     }  # fmt: skip
-    assert loop.rank == (8, 16, 40)
+    assert loop.rank == (0, 8, 16, 40)
     comments = [loop.comment(instruction) for instruction in loop.body]
     assert comments[:2] == ["load 8", "8 x multiply, add, one factor from memory"]
     assert comments[-2:] == ["", "back to the first line"]
@@ -89,6 +89,9 @@ def test_innermost_loops_are_found():
         ("vsqrtsd %xmm1, %xmm2, %xmm2", "arithmetic", "single", 1, "sqrt"),
         ("vmovups %zmm1, 64(%rax)", "store", "zmm", 16, "store 16"),
         ("vmovss (%rax), %xmm0", "load", "single", 1, "load 1"),
+        ("vmovd (%rax), %xmm0", "load", "single", 1, "load 1"),
+        ("vmovq %xmm0, (%rax)", "store", "single", 1, "store 1"),
+        ("vbroadcastsd (%rax), %zmm0", "shuffle", "zmm", 8, "broadcast from memory"),
         ("vgatherqps 8(%rax,%zmm0), %ymm2 {%k1}", "gather", "ymm", 8, "8 x gatherq from memory"),
         ("vbroadcastss %xmm3, %ymm8", "shuffle", "ymm", 8, "broadcast"),
         ("vmovaps %zmm3, %zmm2 {%k1}", "shuffle", "zmm", 16, "select by a mask"),
@@ -128,9 +131,8 @@ def test_the_direct_convolution_multiplies_and_adds_in_vectors():
     from kernels.study.compiled import traced
 
     case = make_case("conv2d", **DIRECT)
-    (function,) = traced(lambda: case.call(cpu))
-    assert function.name == "kernels.cpu.conv_direct._conv"
-    best = machine_code.loops(function.assembly())[0]
+    found = {function.name: function for function in traced(lambda: case.call(cpu))}
+    best = machine_code.loops(found["kernels.cpu.conv_direct._conv"].assembly())[0]
     counts = machine_code.count(best.body)
     assert sum(counts["multiply-add", width] for width in ("xmm", "ymm", "zmm")) >= 5
     assert not any(kind == "gather" or width == "single" for kind, width in counts)
@@ -148,6 +150,48 @@ def test_a_tile_of_the_convolution_stays_in_registers():
     products = [counts["multiply-add", width] for width in ("xmm", "ymm", "zmm")]
     assert sum(products) == max(products) and max(products) % (ROWS * VECTORS) == 0
     assert not any(kind in ("store", "gather") for kind, _ in counts)
+
+
+KEPT = """\
+f:
+.LBB0_1:
+\tvfmadd231ps\t%zmm1, %zmm2, %zmm3
+\tvfmadd231ps\t%zmm1, %zmm2, %zmm4
+\tvmovups\t%zmm3, (%rdi)
+\tjne\t.LBB0_1
+.LBB0_2:
+\tvfmadd231ps\t(%rsi), %zmm2, %zmm3
+\tjne\t.LBB0_2
+"""
+
+
+def test_loops_that_keep_their_sums_come_first():
+    assert [loop.rank for loop in machine_code.loops(KEPT)] == [
+        (16, 16, 0, 16), (0, 32, 0, 48)
+    ]  # fmt: skip
+
+
+@x86
+def test_the_hot_loop_of_winograd_is_its_product():
+    from kernels.study.compiled import traced
+
+    case = make_case("conv2d", shape=(2, 64, 28, 28), weight=(64, 64, 3, 3))
+    found = {function.name: function for function in traced(lambda: case.call(cpu))}
+    best = machine_code.loops(found["kernels.cpu.winograd._by_blocks"].assembly())[0]
+    assert machine_code.readable(best.function) == "kernels.cpu.simd.row_tiles"
+
+
+def test_functions_come_in_the_order_of_their_time(monkeypatch):
+    from kernels.study import compiled
+
+    case = make_case("batchnorm_train", shape=(2, 3, 4, 4))
+    spent = iter([1, 7, 2])  # seconds in each of the three functions
+    clock = iter(tick for seconds in spent for tick in (0, seconds))
+    monkeypatch.setattr(compiled.time, "perf_counter", lambda: next(clock))
+    found = compiled.traced(lambda: case.call(cpu))
+    assert [(function.name.rsplit(".", 1)[1], function.seconds) for function in found] == [
+        ("_plane_squares", 7), ("_scale_shift", 2), ("_plane_sums", 1)
+    ]  # fmt: skip
 
 
 def test_tracing_leaves_the_kernels_as_they_were():
@@ -188,6 +232,8 @@ def test_products_are_multiply_adds_of_the_house(run):
         (["asm", "relu", "--weight", "3"], "relu has no --weight"),
         (["asm", "conv2d", "--weight", "64,3,3,3"], "weight must have x's 64 channels"),
         (["asm", "relu", "--loops", "0"], "--loops"),
+        (["asm", "relu", "--arch", "sm_90"], "--arch is of use with --cuda or --sass alone"),
+        (["asm", "relu", "--cuda", "--shape", "2,2"], "it takes no --shape"),
     ],
 )
 @x86
@@ -237,10 +283,12 @@ $L__BB0_1:
 
 def test_loops_of_ptx():
     assert list(ptx.entries(PTX)) == ["relu"]
-    (loop,) = ptx.loops(PTX)
+    (loop,) = ptx.LANGUAGE.loops(ptx.entries(PTX))
     assert (loop.function, loop.label) == ("relu", "$L__BB0_1")
-    assert ptx.count(loop.body) == {"global load": 1, "multiply-add": 1, "other": 1, "branch": 1}
-    assert ptx.count(ptx.entries(PTX)["relu"]) == {
+    assert ptx.LANGUAGE.count(loop.body) == {
+        "global load": 1, "multiply-add": 1, "other": 1, "branch": 1
+    }  # fmt: skip
+    assert ptx.LANGUAGE.count(ptx.entries(PTX)["relu"]) == {
         "global load": 1, "multiply-add": 1, "branch": 1, "global store": 1, "barrier": 1,
         "other": 3,
     }  # fmt: skip
@@ -254,7 +302,7 @@ def sources(monkeypatch, tmp_path):
         ptx.compile_source(tmp_path / "activation.cu", "sm_80")
     except RuntimeError as error:
         pytest.skip(str(error))
-    monkeypatch.setattr(ptx, "SOURCES", tmp_path)
+    monkeypatch.setattr(gpu_code, "SOURCES", tmp_path)
     return tmp_path
 
 
@@ -264,6 +312,11 @@ def test_cuda(run, sources):
     assert stdout.startswith("== kernels/cuda/activation.cu for sm_80\n")
     assert "other" not in stdout.splitlines()[2]  # the entry of another kernel
     assert any("fma.rn.f32" in line and "// multiply-add" in line for line in stdout.splitlines())
+    (sources / "loss.cu").write_text(
+        'extern "C" __global__ void softmax_cross_entropy(REAL *x) { x[0] = x[1] > 0 ? x[2] : 0; }'
+    )
+    status, stdout, _ = run("asm", "softmax_cross_entropy", "--cuda")
+    assert "softmax_cross_entropy has no loop; all of it:" in stdout and "// compare" in stdout
     status, stdout, _ = run("asm", "relu", "--cuda", "--full", "--arch", "sm_90")
     assert status == 0 and ".target sm_90" in stdout
 
@@ -283,3 +336,90 @@ def test_cuda_without_nvrtc(tmp_path, monkeypatch):
     (tmp_path / "a.cu").write_text(SOURCE)
     with pytest.raises(RuntimeError, match="PTX needs CuPy and NVRTC: pip install"):
         ptx.compile_source(tmp_path / "a.cu", "sm_80")
+
+
+SASS = """\
+//--------------------- .text.relu          --------------------------
+\t.section\t.text.relu,"ax",@progbits
+\t.align\t128
+        .global         relu
+relu:
+.text.relu:
+        /*0000*/                   MOV R1, c[0x0][0x28] ;
+.L_x_1:
+        /*0010*/                   LDG.E R2, [R4.64] ;
+        /*0020*/                   FFMA R3, R2, R2, R3 ;
+        /*0030*/              @!P1 FMNMX R3, RZ, R3, !PT ;
+        /*0040*/               @P0 BRA `(.L_x_1) ;
+        /*0050*/                   STG.E [R4.64], R3 ;
+        /*0060*/                   EXIT ;
+.L_x_2:
+        /*0070*/                   BRA `(.L_x_2);
+        /*0080*/                   NOP;
+//--------------------- .nv.shared.relu --------------------------
+        /*0000*/ \t.byte\t0xff, 0xff ;
+"""
+
+
+def test_loops_of_sass():
+    entries = sass.entries(SASS)
+    assert list(entries) == ["relu"]
+    (loop,) = sass.LANGUAGE.loops(entries)  # the jump to itself at the end is left out
+    assert (loop.function, loop.label) == ("relu", ".L_x_1")
+    assert sass.LANGUAGE.count(loop.body) == {
+        "global load": 1, "multiply-add": 1, "arithmetic": 1, "branch": 1
+    }  # fmt: skip
+    assert sass.LANGUAGE.count(entries["relu"]) == {
+        "global load": 1, "multiply-add": 1, "arithmetic": 1, "global store": 1, "branch": 2,
+        "other": 1,
+    }  # fmt: skip
+
+
+def test_sass(run, sources):
+    if sass.find_tool() is None:
+        pytest.skip(f"needs nvdisasm: {sass.INSTALL}")
+    status, stdout, stderr = run("asm", "relu", "--sass")
+    assert (status, stderr) == (0, "")
+    lines = stdout.splitlines()
+    assert any("FFMA" in line and line.endswith("// multiply-add") for line in lines)
+    assert any("STG" in line for line in run("asm", "relu", "--sass", "--full")[1].splitlines())
+    status, _, stderr = run("asm", "relu", "--sass", "--arch", "sm_1")
+    assert status == 2 and "activation.cu: nvrtc: error: invalid value" in stderr
+
+
+def test_sass_by_a_stand_in_of_nvdisasm(run, sources, monkeypatch):
+    """What the tool is given is a whole ELF file; what it prints is read, and what it refuses."""
+    tool = sources / "nvdisasm"
+    tool.write_text(f"#!/bin/sh\nhead -c 4 \"$2\" >&2\ncat <<'END'\n{SASS}END\n")
+    tool.chmod(0o755)
+    monkeypatch.setattr(sass, "find_tool", lambda: str(tool))
+    status, stdout, stderr = run("asm", "relu", "--sass")
+    assert (status, stderr) == (0, "")
+    assert "relu, loop .L_x_1: 4 instructions a turn" in stdout
+    tool.write_text("#!/bin/sh\necho no such GPU >&2\nexit 1\n")
+    status, stdout, stderr = run("asm", "relu", "--sass")
+    assert (status, stdout, stderr) == (2, "", "Error: nvdisasm: no such GPU\n")
+
+
+def test_without_nvdisasm_there_is_ptx(run, sources, monkeypatch):
+    monkeypatch.setattr(sass, "find_tool", lambda: None)
+    status, stdout, stderr = run("asm", "relu", "--sass")
+    assert status == 0 and "fma.rn.f32" in stdout
+    assert stderr == f"SASS needs nvdisasm ({sass.INSTALL}); this is PTX.\n"
+    with pytest.raises(RuntimeError, match="SASS needs nvdisasm"):
+        sass.compile_source(sources / "activation.cu", "sm_80")
+
+
+def test_nvdisasm_is_found_in_the_path_or_the_package(tmp_path, monkeypatch):
+    tool = tmp_path / "nvidia" / "cu13" / "bin" / "nvdisasm"
+    tool.parent.mkdir(parents=True)
+    tool.write_text("")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "nvidia", raising=False)
+    assert sass.find_tool() == str(tool)
+    monkeypatch.setattr(sys, "path", [])
+    assert sass.find_tool() is None
+    monkeypatch.setenv("PATH", str(tool.parent))
+    tool.chmod(0o755)
+    assert sass.find_tool() == str(tool)

@@ -50,6 +50,9 @@ def test_the_cost_of_a_convolution():
         case = make_case(name, **options)
         assert case.flops == 2 * y * 18
         assert traffic(case) == 4 * (x + weight + y), name
+    affine = make_case("conv2d_affine", **options)
+    assert affine.flops == 2 * y * 18 + 3 * y
+    assert traffic(affine) == 4 * (x + weight + y + 2 * 6)
     # The other way round: 2 maps a group of 3x3 weights, from 2x4x5x5 to 2x6x9x9 without padding.
     back = make_case("conv_transpose2d", **{**options, "weight": (4, 3, 3, 3), "padding": (1,) * 4})
     assert back.flops == 2 * (2 * 4 * 25) * 27
@@ -118,6 +121,8 @@ def test_chart_in_characters():
     assert lines.index(near) < lines.index(far)
     assert any("/" in line.split("|")[-1] for line in lines) and "C cpu" in lines[-1]
     assert all(line == line.rstrip() for line in lines[1:-3])
+    together = roofline.text_chart(CEILINGS, 2.0**3, {"reference": 4e9, "cpu": 4.01e9})
+    assert sum("*" in line for line in together.splitlines()) == 1
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -164,7 +169,7 @@ def test_results_that_differ_are_not_timed(run, monkeypatch):
     assert stderr == "Error: the result of cpu is not that of the reference: nothing is timed\n"
 
 
-def test_a_third_implementation(run, monkeypatch):
+def test_a_third_implementation(run, monkeypatch, tmp_path):
     """Where there is a GPU its kernels run on copies there; NumPy stands in for CuPy."""
     device, copied, waits = ModuleType("kernels.cuda"), [], []
     device.relu = reference.relu
@@ -176,9 +181,18 @@ def test_a_third_implementation(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "kernels.cuda", device)
     monkeypatch.setitem(sys.modules, "kernels.cuda.runtime", runtime)
     monkeypatch.setattr(dispatch, "use", lambda name: dispatch.winograd(4))
-    status, stdout, _ = run("bench", "relu", "--shape", "3,2", "--rounds", 1)
+    monkeypatch.setattr("kernels.study.device.measure_ceilings", lambda rounds: CEILINGS)
+    picture = tmp_path / "roof.png"
+    status, stdout, _ = run("bench", "relu", "--shape", "3,2", "--rounds", 1, "--plot", picture)
     assert status == 0 and (3, 2) in copied and waits
-    assert any(line.startswith("cuda  ") for line in stdout.splitlines())
+    (row,) = (line.split() for line in stdout.splitlines() if line.startswith("cuda  "))
+    assert len(row) == 6
+    # 6 operations on 48 bytes: 1/8 of an operation a byte, at 16 GB/s.
+    assert float(row[4]) == pytest.approx(100 * float(row[3]) / 16, abs=1)
+    assert "GPU. Measured ceilings: 64 GFLOP/s of a large product, 16.0 GB/s" in stdout
+    assert "GPU. Roof here: 2 GFLOP/s, set by traffic." in stdout
+    assert "R reference, C cpu\n" in stdout and "C cuda\n" in stdout
+    assert picture.read_bytes().startswith(b"\x89PNG")
     status, stdout, _ = run("bench", "dropout", "--shape", "3,2", "--rounds", 1)
     assert "cuda: no dropout there yet" in stdout
 
@@ -186,6 +200,8 @@ def test_a_third_implementation(run, monkeypatch):
 @pytest.mark.parametrize(
     "arguments, expected",
     [
+        (["bench"], "Missing argument 'KERNEL'"),
+        (["ladder"], "Missing argument"),
         (["bench", "conv3d"], "'conv3d' is not one of"),
         (["bench", "lrn", "--weight", "3"], "lrn has no --weight: it takes --shape, --size"),
         (["bench", "conv2d", "--kernel", "3"], "conv2d has no --kernel: it takes --shape"),
@@ -225,7 +241,7 @@ def test_ladder_command(run):
     assert " 1 six loops in Python\n    The definition" in stdout
     assert "10  Winograd F(4x4, 3x3)" in stdout
     assert "kernels.cpu.conv2d takes here: " in stdout
-    assert stderr.splitlines()[-1] == "1 rounds ..."
+    assert stderr.splitlines()[-1] == "1 round ..."
     status, stdout, _ = run("ladder", "conv2d", *arguments, "--stride", 2, "--markdown")
     assert status == 0 and stdout.startswith("`conv2d of 1x2x9x9 with 3x2x3x3, stride 2x2")
     assert "| 8 | tiles from padded planes |" in stdout and "Winograd" not in stdout

@@ -57,7 +57,8 @@ def test_list_as_json_names_the_lines_of_the_code(run):
         assert Path(code.co_filename) == ROOT / place["file"]
         assert code.co_firstlineno == place["line"]
     assert entries["lrn_backward"]["explanation"] == "lrn"
-    assert entries["relu"]["explanation"] is None
+    assert entries["bias_relu"]["explanation"] == "relu"
+    assert entries["adam_step"]["explanation"] is None
 
 
 def test_a_third_room_is_found(tmp_path, monkeypatch):
@@ -81,7 +82,7 @@ def test_a_third_room_is_found(tmp_path, monkeypatch):
 def test_papers_are_those_that_the_code_names():
     found = {kernel.name: kernel for kernel in inventory.kernels()}
     assert PAPERS.keys() <= found.keys()
-    assert found.keys() - PAPERS.keys() == {"channel_sums"}
+    assert found.keys() - PAPERS.keys() == {"channel_sums", "conv2d_affine"}
     for name, kernel in found.items():
         text = (ROOT / kernel.places["reference"].file).read_text()
         doc = ast.get_docstring(ast.parse(text))
@@ -155,7 +156,7 @@ def test_page_that_cannot_be_written_leaves_the_old_one(run, tmp_path, monkeypat
     "arguments, expected",
     [
         (["explain", "transformer"], "no explanation of 'transformer': there are im2col"),
-        (["explain", "relu"], "no explanation of 'relu'"),
+        (["explain", "adam_step"], "no explanation of 'adam_step'"),
         (["explain", "im2col", "--size", "a"], "'a' is not an integer"),
         (["explain", "im2col", "--size", "1000000"], "the padded image would have"),
         (["explain", "im2col", "--kernel", "9"], "does not fit into the 5x5 input"),
@@ -172,6 +173,13 @@ def test_misuse_is_one_line(run, tmp_path, arguments, expected):
     status, out, err = run(*(a.replace("FILE", str(tmp_path / "file")) for a in arguments))
     assert status == 2 and out == ""
     assert len(err.splitlines()) == 1 and expected in err
+
+
+def test_what_a_check_finds_keeps_its_lines(run, tmp_path):
+    path = tmp_path / "lrn.py"
+    assert run("exercise", "lrn", "--out", path)[0] == 0
+    status, _, err = run("exercise", "lrn", "--check", path)
+    assert status == 2 and err.startswith("Error: not right yet\ncase 1 of ")
 
 
 @pytest.mark.parametrize("arguments", [[], ["explain"]])

@@ -203,7 +203,7 @@ def test_command_writes_checks_and_refuses_to_overwrite(tmp_path, monkeypatch):
 
     done = run(command, ["lrn", "--check", "lrn_exercise.py"])
     assert done.exit_code == 1
-    assert "not right yet" in done.output and "still empty" in done.output
+    assert "not right yet\n" in done.output and "still empty" in done.output
     Path("solved.py").write_text(reference_source(find("lrn")))
     done = run(command, ["lrn", "--check", "solved.py", "--seed", "5"])
     assert done.exit_code == 0 and done.output.startswith("right: 20 cases against the reference")

@@ -168,6 +168,19 @@ def test_col2im(p):
     assert left == right
 
 
+def test_captions_name_the_plane():
+    backward = explanation("im2col", channels=2, batch=2).steps[3]
+    starts = [frame.caption.split(" at ")[0] for frame in backward.frames]
+    assert starts == [f"dx[{n}, {c}]" for n, c in np.ndindex(2, 2) for _ in range(25)]
+
+
+def test_the_product_for_the_filters_of_each_group():
+    whole = explanation("conv2d", channels=4, outputs=6).steps[3].text[0]
+    assert whole.endswith("dW = dy cols^T, (6, 4) x (4, 36) = (6, 36).")
+    grouped = explanation("conv2d", channels=4, outputs=6, groups=2).steps[3].text[0]
+    assert grouped.endswith("(3, 4) x (4, 18) = (3, 18), for each of 2 groups.")
+
+
 def brute_reads(p):
     """((output channel, v, u), (channel, row, column)) of every pixel that an output reads."""
     _, c, h, w = p.x_shape
@@ -324,6 +337,14 @@ def test_max_pool2d(p):
     np.testing.assert_array_equal(values(backward, "dx"), dx[0, 0])
 
 
+def test_windows_dropped_on_one_axis_and_clipped_on_the_other():
+    sizes = explanation(
+        "max_pool2d", size=(3, 6), kernel=(1, 3), stride=(3, 2), ceil_mode=True
+    ).steps[0]
+    assert "Rounding up would add a last row of windows" in sizes.text[2]
+    assert "the last windows reach 0 rows and 1 column beyond" in sizes.text[2]
+
+
 @given(pool2d_parameters(max_batch=1, dilated=False), st.booleans())
 @some
 def test_avg_pool2d(p, exclude_pad):
@@ -376,6 +397,15 @@ def test_lrn(channels, size, size_normalized, alpha):
     assert any("ONNX" in text for text in conventions.text[1:]) == (size % 2 == 0)
 
 
+@pytest.mark.parametrize("alpha", [0.0, 1e-20, 1e-4])
+def test_sums_of_lrn_do_not_depend_on_alpha(alpha):
+    window = explanation("lrn", alpha=alpha, beta=-2.0).steps[0]
+    squares, table = values(window, "x")[:, 1], values(window, "y")
+    sums = [squares[max(0, c - 2) : c + 3].sum() for c in range(len(squares))]
+    np.testing.assert_allclose(table[:, 0], sums, rtol=1e-3)
+    assert all("^2 = " in frame.caption for frame in window.frames)
+
+
 @given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 2), st.integers(2, 3))
 @some
 def test_batchnorm(n, channels, h, w):
@@ -400,6 +430,27 @@ def test_batchnorm(n, channels, h, w):
     m = n * h * w
     assert len(linked(spread, "dx", "dy")) == channels * m * m
     assert "dx sums to " + ", ".join(["0"] * channels) in terms.text[2]
+
+
+@given(st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.integers(1, 3)))
+@some
+def test_relu(shape):
+    shown = explanation("relu", batch=shape[0], channels=shape[1], size=shape[2:])
+    check_structure(shown)
+    forward, backward, to_bias = shown.steps
+    x, y = planes(forward, "x", shape), planes(forward, "y", shape)
+    bias = values(forward, "bias")[0]
+    assert bias.all()
+    total = x + bias[:, None, None]
+    np.testing.assert_array_equal(y, np.maximum(total, 0))
+    dy, dx = planes(backward, "dy", shape), planes(backward, "dx", shape)
+    np.testing.assert_array_equal(dx, np.where(total > 0, dy, 0))
+    assert f"Of {x.size} gradients {np.count_nonzero(total > 0)} go through." in backward.text
+    assert len(linked(backward, "dx", "dy")) == np.count_nonzero(total > 0)
+    for frame, number in zip(backward.frames, np.ndindex(shape), strict=True):
+        assert ("it goes through" in frame.caption) == (total[number] > 0)
+    np.testing.assert_array_equal(values(to_bias, "dbias")[0], dx.sum(axis=(0, 2, 3)))
+    assert len(linked(to_bias, "dbias", "dx")) == len(linked(forward, "y", "bias")) == x.size
 
 
 @given(
@@ -460,6 +511,7 @@ def test_winograd(size, padding, m):
     assert [int(row[1]) for row in table] == [
         9 * kept, *(math.prod(-(-e // k) for e in y.shape[2:]) * (k + 2) ** 2 for k in (2, 4))
     ]  # fmt: skip
+    assert ("less than nothing is cut" in backward.text[0]) == (max(padding) > 2)
     dy = values(backward, "dy")[None, None]
     dx = reference.conv2d_input_grad(dy, weight, x.shape, padding=padding)
     np.testing.assert_allclose(values(backward, "dx"), dx[0, 0], atol=1e-9)
@@ -498,6 +550,7 @@ def test_matmul(m, k, n, block):
         ("lrn", {"channels": 10**6}, "the table would have"),
         ("batchnorm", {"batch": 10**6}, "the batch would have"),
         ("dropout", {"size": 10**6}, "the array would have"),
+        ("relu", {"size": 10**6}, "the images would have"),
         ("matmul", {"rows": 10**6}, "the cube of multiply adds would have"),
     ],
 )
@@ -519,6 +572,10 @@ def test_what_is_too_large_is_refused(name, options, message):
         ("lrn", {"alpha": -1.0}, "alpha must be at least 0"),
         ("lrn", {"beta": math.nan}, "beta must be a finite number"),
         ("lrn", {"alpha": math.inf}, "alpha must be a finite number"),
+        ("lrn", {"alpha": 1e308}, "alpha_times_size must be a finite number"),
+        ("lrn", {"alpha": 1e304}, "larger than any float"),
+        ("lrn", {"beta": -1e4}, "larger than any float"),
+        ("lrn", {"size": 10**400}, "larger than any float"),
         ("batchnorm", {"eps": math.inf}, "eps must be a finite number"),
         ("batchnorm", {"batch": 1, "size": 1}, "more than one value a channel"),
         ("batchnorm", {"eps": 0.0}, "eps must be above 0"),

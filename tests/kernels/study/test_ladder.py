@@ -72,6 +72,12 @@ def test_convolution_at_stride_1(p, seed):
     problem = convolution(dataclasses.replace(p, stride=(1, 1)), seed)
     for rung in conv._STRIDE_1:
         check(rung, problem, conv_reference(problem))
+    for stride in ((1, 1), p.stride):
+        point = dataclasses.replace(
+            problem, weight=problem.weight[:, :, :1, :1], stride=stride, padding=(0,) * 4
+        )
+        for rung in conv._1X1:
+            check(rung, point, conv_reference(point))
     square = dataclasses.replace(problem, weight=normal(seed, (*problem.weight.shape[:2], 3, 3)))
     square = dataclasses.replace(square, padding=tuple(max(1, p) for p in problem.padding))
     for rung in conv._3X3:
@@ -117,6 +123,8 @@ def test_ladder_has_the_rungs_that_apply():
     assert five.rungs == conv._ANY + conv._STRIDE_1
     three = conv.build((1, 2, 8, 8), (3, 2, 3, 3), (1, 1), (0,) * 4)
     assert three.rungs == conv._ANY + conv._STRIDE_1 + conv._3X3
+    one = conv.build((1, 2, 8, 8), (3, 2, 1, 1), (2, 2), (0,) * 4)
+    assert one.rungs == conv._ANY + conv._1X1
 
 
 @pytest.mark.parametrize(
@@ -126,6 +134,7 @@ def test_ladder_has_the_rungs_that_apply():
         ((4, 32, 28, 28), (32, 32, 3, 3), (1, 1), "Winograd F(4x4, 3x3)", "conv2d_winograd"),
         ((2, 3, 64, 64), (2, 3, 3, 3), (1, 1), "direct sweeps", "conv2d_direct"),
         ((2, 3, 64, 64), (8, 3, 3, 3), (2, 2), "tiles from padded planes", "conv2d_tiles"),
+        ((2, 8, 64, 64), (8, 8, 1, 1), (2, 2), "tiles from the images", "conv2d_pointwise"),
     ],
 )
 def test_the_chosen_way_is_the_one_that_runs(x_shape, weight_shape, stride, way, function):
@@ -268,5 +277,6 @@ def test_table():
 
 @pytest.mark.parametrize("ladder", [conv, lrn, pool])
 def test_every_rung_is_explained(ladder):
-    for rung in getattr(ladder, "_RUNGS", None) or conv._ANY + conv._STRIDE_1 + conv._3X3:
+    convolutions = conv._ANY + conv._1X1 + conv._STRIDE_1 + conv._3X3
+    for rung in getattr(ladder, "_RUNGS", convolutions):
         assert len(rung.why) > 80, rung.name

@@ -31,6 +31,16 @@ def test_lines_fit(name, width):
     assert all(line == line.rstrip() for line in found)
 
 
+def test_lines_fit_a_narrow_terminal(monkeypatch, capsys):
+    """All but those of tables of three wide columns."""
+    monkeypatch.setenv("COLUMNS", "40")
+    for name in EXPLANATIONS:
+        show(explanation(name), Console())
+        wide = [line for line in capsys.readouterr().out.splitlines() if len(line) > 40]
+        assert len(wide) <= 9
+        assert not wide or name in ("grouped_conv2d", "conv2d_winograd", "lrn", "matmul"), wide
+
+
 @given(conv2d_parameters(max_batch=1), st.sampled_from(["conv2d", "grouped_conv2d", "im2col"]))
 @settings(max_examples=15, deadline=None)
 def test_lines_of_any_convolution_fit(p, name):
