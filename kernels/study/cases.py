@@ -277,8 +277,8 @@ _FAMILIES = (
         "batchnorm_eval_backward",
     )),
     (_elementwise, {"shape": _MAPS}, (
-        "add", "relu", "relu_backward", "bias_relu", "bias_relu_backward", "channel_sums", "dropout",
-        "dropout_mask",
+        "add", "relu", "relu_backward", "bias_relu", "bias_relu_backward", "channel_sums",
+        "dropout", "dropout_mask",
     )),
     (_cross_entropy, {"shape": (4096, 1000)}, (
         "softmax_cross_entropy", "softmax_cross_entropy_backward",
