@@ -16,7 +16,7 @@ from minidl.nn.module import Module
 from minidl.tensor import Tensor, enable_grad, is_grad_enabled, no_grad
 
 
-class _Checkpoint(Function):
+class Checkpoint(Function):
     """inputs: those of the segment, then its parameters, whose gradients flow through this node."""
 
     def __init__(self, segment, count):
@@ -81,7 +81,7 @@ def checkpoint(segment: Module, *inputs: Tensor) -> Tensor:
         y = segment(*inputs)
         _check_output(y)
         return y
-    return _Checkpoint(segment, len(inputs))(*inputs, *segment.parameters())
+    return Checkpoint(segment, len(inputs))(*inputs, *segment.parameters())
 
 
 def checkpoint_sequential(layers: Sequential, segments: int, x: Tensor) -> Tensor:

@@ -4,7 +4,9 @@ A page's Python blocks run as they stand, from top to bottom, in one namespace. 
 preceded by a line ``<!-- not run: REASON -->``.
 """
 
+import functools
 import html
+import http.server
 import importlib
 import importlib.util
 import os
@@ -12,6 +14,7 @@ import re
 import shlex
 import subprocess
 import sys
+import threading
 from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
@@ -19,6 +22,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from kernels import reference
 from kernels.__main__ import COMMANDS, main
 from kernels.study.exercises import EXERCISES
 
@@ -168,10 +172,32 @@ def test_cuda_code_is_shown_where_there_is_some(hooks, monkeypatch, tmp_path):
     )
     path = tmp_path / "lrn.cu"
     path.write_text("__global__ void lrn(int n)\n{\n}\n\n__device__ int other()\n{\n}\n")
-    monkeypatch.setattr(hooks, "kernel_file", lambda backend, stem: path)
+    (tmp_path / "common.cuh").write_text("__device__ int shared()\n{\n}\n")
+    monkeypatch.setattr(hooks, "kernel_file", lambda backend, stem: tmp_path / f"{stem}.cu")
     monkeypatch.setattr(hooks, "ROOT", tmp_path)
-    assert hooks._cuda("lrn", ["lrn"]) == [("lrn.cu:1", "__global__ void lrn(int n)\n{\n}")]
-    assert [where for where, _ in hooks._cuda("lrn", ["elsewhere"])] == ["lrn.cu:1", "lrn.cu:5"]
+    assert hooks._cuda("lrn", ["lrn", "x"]) == [("lrn.cu:1", "__global__ void lrn(int n)\n{\n}")]
+    chosen = hooks._cuda("lrn", ["x"], ["other", "common.shared"])
+    assert [where for where, _ in chosen] == ["lrn.cu:5", "common.cuh:1"]
+    assert hooks._cuda("winograd", ["x"]) == []
+    with pytest.raises(KeyError, match="lrn.cu defines none of x"):
+        hooks._cuda("lrn", ["x"])
+    with pytest.raises(KeyError, match="missing"):
+        hooks._cuda("lrn", ["x"], ["missing"])
+
+
+def test_measured_lines_are_those_of_the_baseline(hooks):
+    text = hooks.speed("ResNet-18, ResNet-50")
+    assert text.count("| ResNet-18 (") == text.count("| ResNet-50 (") == 2
+    assert "benchmarks/baseline.md" in text and "cores" in text
+    with pytest.raises(KeyError, match="no line on ResNet"):
+        hooks.speed("ResNet")
+
+
+def test_every_kernel_has_its_three_codes_in_a_chapter():
+    text = "".join(map(read, CHAPTERS))
+    shown = {name.strip() for names in re.findall(r"\{\{ code \w+: ([^|]*)\|", text)
+             for name in names.split(",")}  # fmt: skip
+    assert set(reference.__all__) | {"conv2d_winograd"} <= shown
 
 
 def test_the_menu_holds_whatever_pages_there_are(hooks, monkeypatch, tmp_path):
@@ -227,7 +253,7 @@ def test_links_and_anchors_of_the_built_pages(site):
 @pytest.mark.parametrize("page", CHAPTERS, ids=name)
 def test_a_built_chapter_shows_code_pictures_and_equations(site, page):
     text = read(built(site, page))
-    assert "{{" not in text and "\\(" not in text and "\\[" not in text
+    assert "{{ " not in text and "\\(" not in text and "\\[" not in text
     assert "<math" in text and "<svg" in text
     assert 'class="where">' in text or "class=where" in text
     # No command of LaTeX's was left over in an equation, and no dollar in the prose.
@@ -237,3 +263,52 @@ def test_a_built_chapter_shows_code_pictures_and_equations(site, page):
     assert "$" not in prose
     ids = [i for i in Page(article).ids if i]
     assert len(ids) == len(set(ids)), "an id stands twice"
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def address(site):
+    """Where the built pages are served."""
+    handler = functools.partial(Quiet, directory=str(site))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+# What sticks out of the window and cannot be scrolled to, and the left edges of columns of code.
+LAYOUT = """
+const inside = (e) => e.getBoundingClientRect().right <= innerWidth + 1;
+const scrolls = (e) => e && (getComputedStyle(e).overflowX != "visible" && inside(e)
+                             || scrolls(e.parentElement));
+const lefts = (e) => [...e.children].map((c) => Math.round(c.getBoundingClientRect().left));
+return {
+  width: document.documentElement.scrollWidth,
+  outside: [...document.querySelectorAll(".md-content *")]
+      .filter((e) => !inside(e) && !scrolls(e)).map((e) => e.outerHTML.slice(0, 80)),
+  broken: [...document.querySelectorAll(".md-content img")]
+      .filter((e) => !e.complete || !e.naturalWidth).map((e) => e.src),
+  columns: [...document.querySelectorAll(".side-by-side")].map(lefts),
+  loaded: performance.getEntriesByType("resource").map((e) => e.name),
+};
+"""
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_pages_in_a_browser(site, address, browser, width):
+    """Columns stand side by side, or in a narrow window below each other; nothing sticks out."""
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    for page in PAGES[1:]:
+        browser.get(f"{address}/{built(site, page).relative_to(site).as_posix()}")
+        layout = browser.execute_script(LAYOUT)
+        assert layout["width"] <= width and not layout["outside"], (name(page), layout["outside"])
+        assert not layout["broken"], name(page)
+        assert all(loaded.startswith(address) for loaded in layout["loaded"]), name(page)
+        for lefts in layout["columns"]:
+            assert len(set(lefts)) == (len(lefts) if width > 500 else 1), name(page)
+        assert browser.get_log("browser") == [], name(page)

@@ -52,6 +52,17 @@ def test_links_lead_somewhere(page):
         assert place in DRAWN if place.suffix == ".svg" else place.exists(), target
 
 
+def test_the_readme_quotes_the_measured_table():
+    table = (ROOT / "benchmarks" / "baseline.md").read_text(encoding="utf-8")
+    rows = [row.strip("| ").split(" | ") for row in table.splitlines() if row.startswith("| ")][1:]
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    for kind, phrase in (("training step", "a training step takes"), ("inference", "inference")):
+        ratios = sorted((float(cells[3]), cells[0].split(" (")[0])
+                        for cells in rows if cells[0].endswith(kind))  # fmt: skip
+        (least, quick), (most, slow) = ratios[0], ratios[-1]
+        assert re.search(rf"{phrase} {least:.2f} \({quick}\) to {most:.2f} \({slow}\)", readme)
+
+
 def test_every_network_has_a_page_and_every_picture_a_place():
     text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
     assert {architecture.name for architecture, _ in DIAGRAMS.values()} == {

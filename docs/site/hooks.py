@@ -1,12 +1,13 @@
 """What MkDocs does not do itself: the menu, code from the source, pictures, equations as MathML.
 
-A line ``{{ code STEM: REFERENCE, ... | CPU, ... }}`` becomes functions of
+A line ``{{ code STEM: REFERENCE, ... | CPU, ... | CUDA, ... }}`` becomes functions of
 kernels/reference/STEM.py, kernels/cpu/STEM.py and kernels/cuda/STEM.cu, side by side, cut from the
-files as they are when the site is built. A function of another file is written FILE.FUNCTION. Of
-the CUDA file, where there is one, the reference's names are shown, or else all functions.
-``{{ source PATH: NAME, ... }}`` shows functions or classes of any Python file of the repository,
-``{{ picture NAME }}`` the SVG that docs/site/pictures.py draws under that name, and
-``{{ exercises }}`` the table of all exercises.
+files as they are when the site is built. A function of another file is written FILE.FUNCTION.
+Without a third list those of the reference's names are shown that the CUDA file has, if there is
+one. ``{{ source PATH: NAME, ... }}`` shows functions or classes of any Python file of the
+repository, ``{{ picture NAME }}`` the SVG that docs/site/pictures.py draws under that name,
+``{{ speed NETWORK, ... }}`` their lines of benchmarks/baseline.md, and ``{{ exercises }}`` the
+table of all exercises.
 """
 
 import html
@@ -23,6 +24,7 @@ from kernels.study.source import cuda_functions, kernel_file, lines, python_defi
 
 DOCS = Path(__file__).resolve().parent.parent
 ROOT = DOCS.parent
+BASELINE = ROOT / "benchmarks" / "baseline.md"
 # Pages in the order in which they build on each other; others follow by name.
 ORDER = (
     "index", "matmul", "convolution", "transposed-convolution", "winograd", "max-pooling",
@@ -57,11 +59,12 @@ def _place(page):
     return ORDER.index(stem) if stem in ORDER else len(ORDER), page
 
 
-_MACRO = re.compile(r"^\{\{ *(code|source|picture|exercises)\b *(.*?) *\}\}$", re.MULTILINE)
+_MACRO = re.compile(r"^\{\{ *(code|source|picture|speed|exercises)\b *(.*?) *\}\}$", re.MULTILINE)
 
 
 def on_page_markdown(markdown, page, **_):
-    macros = {"code": side_by_side, "source": source, "picture": figure, "exercises": exercises}
+    macros = {"code": side_by_side, "source": source, "picture": figure, "speed": speed,
+              "exercises": exercises}  # fmt: skip
 
     def replace(match):
         try:
@@ -75,12 +78,11 @@ def on_page_markdown(markdown, page, **_):
 def side_by_side(argument):
     """The columns of a ``{{ code ... }}``, as Markdown in HTML."""
     stem, _, names = argument.partition(":")
-    reference, _, cpu = (part.strip() for part in names.partition("|"))
-    names = _split(reference)
+    reference, cpu, *cuda = map(_split, names.split("|"))
     columns = [
-        _column("NumPy", "python", [_python("reference", stem, name) for name in names]),
-        _column("Numba", "python", [_python("cpu", stem, name) for name in _split(cpu)]),
-        _column("CUDA", "cuda", _cuda(stem, names)),
+        _column("NumPy", "python", [_python("reference", stem, name) for name in reference]),
+        _column("Numba", "python", [_python("cpu", stem, name) for name in cpu]),
+        _column("CUDA", "cuda", _cuda(stem, reference, *cuda)),
     ]
     return _columns(*columns)
 
@@ -123,18 +125,43 @@ def _named(path, name):
     return _cut(path, text, found[name])
 
 
-def _cuda(stem, names):
-    path = kernel_file("cuda", stem)
+def _cuda(stem, names, chosen=None):
+    """(file:line, source) of the functions `chosen`, or of those of `names` that there are."""
+    if chosen is None:
+        path = kernel_file("cuda", stem)
+        found = cuda_functions(path.read_text(encoding="utf-8")) if path.exists() else {}
+        chosen = [name for name in names if name in found]
+        if found and not chosen:
+            raise KeyError(f"{path.name} defines none of {', '.join(names)}: name what to show")
+    return [_cuda_function(stem, name) for name in chosen]
+
+
+def _cuda_function(stem, name):
+    file, _, name = name.rpartition(".")
+    path = kernel_file("cuda", file or stem)
     if not path.exists():
-        return []
+        path = path.with_suffix(".cuh")
     text = path.read_text(encoding="utf-8")
-    found = cuda_functions(text)
-    chosen = [found[name] for name in names if name in found]
-    return [_cut(path, text, span) for span in chosen or found.values()]
+    return _cut(path, text, cuda_functions(text)[name])
 
 
 def _cut(path, text, span):
     return f"{path.relative_to(ROOT).as_posix()}:{span[0]}", lines(text, *span)
+
+
+def speed(networks):
+    """The networks' lines of the measured table, and on what they were measured."""
+    _, machine, _, *rest = BASELINE.read_text(encoding="utf-8").split("\n\n")
+    cells = [[cell.strip() for cell in row.strip("|").split("|")]
+             for network in _split(networks) for row in rest[0].splitlines()
+             if row.startswith(f"| {network} (")]  # fmt: skip
+    if not cells:
+        raise KeyError(f"{BASELINE.name} has no line on {networks}")
+    rows = [f"| {name} | {ours} | {theirs} | {ratio} | {memory} | {their_memory} |"
+            for name, ours, theirs, ratio, *_, memory, their_memory in cells]  # fmt: skip
+    head = "| network (images) | minidl ms | PyTorch ms | ratio | minidl memory | PyTorch memory |"
+    source = f"From `benchmarks/baseline.md`, which says how it was measured: {machine}"
+    return "\n".join([head, "|---|---|---|---|---|---|", *rows, "", source])
 
 
 def exercises(_):
@@ -166,6 +193,9 @@ def on_page_content(content, **_):
         tag, bracket, formula = match.groups()
         display = "block" if bracket == "[" else "inline"
         formula = _NAMED.sub(r"\\\1\\, ", html.unescape(formula).strip())
-        return f"<{tag}>{convert(formula, display=display)}</{tag}>"
+        equation = convert(formula, display=display)
+        # A function's name: as an operator it would stand off from its bracket.
+        equation = equation.replace("<mo>max</mo>", "<mi>max</mi>")
+        return f"<{tag}>{equation}</{tag}>"
 
     return _FORMULA.sub(replace, content)

@@ -299,7 +299,7 @@ def dropout(figure):
         fills = {(r, c): COLOURS[0] for r, c in np.argwhere(mask).tolist()}
         _grid(ax, np.full((8, 8), ""), f"step {step}: {mask.sum()} of 64 kept", fills)
         for k in range(16):
-            _outline(ax, k // 2, 4 * (k % 2), 1, 4, "white")
+            _outline(ax, k // 2, 4 * (k % 2), 1, 4, COLOURS[1])
 
 
 @picture("60 steps from the same point down a long valley, 25 times steeper across than along.")

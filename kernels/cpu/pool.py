@@ -1,7 +1,8 @@
 """Pooling on all cores, a plane at a time; the definitions stand in kernels.reference.pool.
 
-A task is one plane (image, channel), so that the scatters of backward never collide. Each window
-is clipped to its real taps once, after which no tap is tested.
+A task is one plane (image, channel), so that the scatters of backward never collide. Max-pooling
+pads the plane with -inf in scratch memory and makes a vector of windows at a time; average pooling
+clips each window to its real taps once, after which no tap is tested.
 """
 
 import math

@@ -39,6 +39,8 @@ def command(name, list_all, out, force, solution, timeout, seed):
         exercise = find(name)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
+    if solution is not None and (out is not None or force):
+        raise click.UsageError("--out and --force are for writing the exercise, not for --check")
     if solution is None:
         path = out or Path(f"{name}_exercise.py")
         _write(path, template(exercise, path), force)

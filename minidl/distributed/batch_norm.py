@@ -22,6 +22,7 @@ class SyncBatchNorm(Function):
     """
 
     keep_inputs = (0, 1)
+    buffers = ("mean", "var")
 
     def __init__(self, team, eps):
         self.world = team.world
@@ -40,7 +41,7 @@ class SyncBatchNorm(Function):
             raise ValueError("x must have more than one value a channel on all ranks together")
         mean = (n * means).sum(axis=0) / self.count
         var = (n * (variances + (means - mean) ** 2)).sum(axis=0) / self.count
-        self.mean, self.var = mean.astype(x.dtype), var.astype(x.dtype)
+        self.mean, self.var = self.statistics = mean.astype(x.dtype), var.astype(x.dtype)
         return kernels.batchnorm_eval(x, weight, bias, self.mean, self.var, self.eps)
 
     def backward(self, grad):
@@ -82,10 +83,10 @@ class SyncBatchNorm2d(BatchNorm2d):
             return super().forward(x)
         function = SyncBatchNorm(self.team, self.eps)
         y = function(x, self.weight, self.bias)
+        mean, var = vars(function).pop("statistics")
         update_running_statistics(
-            self.running_mean, self.running_var, function.mean, function.var, function.count,
-            self.momentum,
-        )  # fmt: skip
+            self.running_mean, self.running_var, mean, var, function.count, self.momentum
+        )
         with self.num_batches_tracked.mutate() as count:
             count += 1
         return y

@@ -18,16 +18,20 @@ def _per_channel(t: Tensor) -> Tensor:
 
 
 class BatchNormTrain(Function):
+    """`statistics`: (mean, var) of the batch, for whoever made the node to take away."""
+
     keep_inputs = (0, 1)
+    buffers = ("mean", "inv_std")
 
     def __init__(self, eps, rectify=False):
         self.eps = eps
         self.keep_outputs = rectify
 
     def forward(self, x, weight, bias, others=None):
-        y, self.mean, self.var, self.inv_std = kernels_for(x).batchnorm_train(
+        y, self.mean, var, self.inv_std = kernels_for(x).batchnorm_train(
             x, weight, bias, self.eps, others, self.keep_outputs
         )
+        self.statistics = self.mean, var
         return y
 
     def backward(self, grad):
@@ -129,9 +133,9 @@ def batch_norm(
     check_one_device("batch_norm", [t._array for t in (x, running_mean, running_var)])
     function = BatchNormTrain(eps, bool(rectify))
     y = function(x, weight, bias) if others is None else function(x, weight, bias, others)
-    count = x.size // x.shape[1]
+    mean, var = vars(function).pop("statistics")
     update_running_statistics(
-        running_mean, running_var, function.mean, function.var, count, momentum
+        running_mean, running_var, mean, var, x.size // x.shape[1], momentum
     )
     return y
 

@@ -2,6 +2,7 @@
 
 import weakref
 from collections import deque
+from typing import NamedTuple
 
 from minidl.tensor import Tensor
 
@@ -21,6 +22,7 @@ class Memory:
         self._existing = {}  # id -> weak reference to a storage, or to the array of a buffer
         self._nodes = {}  # id -> (weak reference to a node, what it keeps)
         self._kept = {}  # id of a storage or array -> [nodes that keep it, its bytes]
+        self._leaves = weakref.WeakValueDictionary()  # id -> storage of a leaf that requires grad
         # Objects die in any thread, and in the middle of any statement: their deaths queue here.
         self._freed = deque()
         self._dead_nodes = deque()
@@ -28,7 +30,9 @@ class Memory:
     def forward(self, function, inputs, outputs) -> tuple[int, int]:
         """Enter an operation that ran; returns the bytes (newly made, newly kept)."""
         self._settle()
-        known = {id(t._storage) for t in inputs if isinstance(t, Tensor)}
+        inputs = [t for t in inputs if isinstance(t, Tensor)]
+        known = {id(t._storage) for t in inputs}
+        self._leaves.update((id(t._storage), t._storage) for t in inputs if is_leaf(t))
         before = self.made
         for t in outputs:
             if id(t._storage) not in known:
@@ -75,7 +79,7 @@ class Memory:
 
     def _keep(self, function) -> int:
         before = self.held
-        sizes = {key: array.nbytes for _, key, array in kept_arrays(function)}
+        sizes = {kept.key: kept.bytes for kept in kept_arrays(function, self._leaves)}
         for key, count in sizes.items():
             entry = self._kept.setdefault(key, [0, count])
             if not entry[0]:
@@ -104,19 +108,38 @@ class Memory:
                 del self._kept[thing]
 
 
-def kept_arrays(function):
-    """(what it is, id of its memory, array) of all that a recorded node keeps, but for leaves that
-    require grad.
+class Kept(NamedTuple):
+    """An array that a node keeps, the id of its memory and how many bytes that has."""
+
+    what: str
+    key: int
+    array: object
+    bytes: int
+
+
+def is_leaf(tensor) -> bool:
+    """Whether the tensor is one whose gradient backward computes, as a parameter is."""
+    return tensor._node is None and tensor._requires_grad
+
+
+def kept_arrays(function, leaves):
+    """A Kept for all that a recorded node keeps, but for leaves that require grad and views of
+    them: `leaves` holds the ids of their storages.
+
+    A view keeps the whole array that it is a view of, unless that is the user's.
     """
     for i, t in enumerate(function._inputs or ()):
-        if t is not None and not (t._node is None and t._requires_grad):
-            yield f"input {i}", id(t._storage), t._array
+        if t is None or is_leaf(t) or id(t._storage) in leaves:
+            continue
+        whole = _owner(t._array).nbytes
+        count = whole if t._node is not None else min(whole, t._array.nbytes)
+        yield Kept(f"input {i}", id(t._storage), t._array, count)
     for i, kept in enumerate(function._outputs or ()):
-        if kept is not None:
+        if kept is not None and id(kept[1]) not in leaves:
             array, storage = kept
-            yield f"output {i}", id(storage), array
+            yield Kept(f"output {i}", id(storage), array, _owner(array).nbytes)
     for name, array in _buffers(function):
-        yield f"buffer {name}", id(array), array
+        yield Kept(f"buffer {name}", id(array), array, array.nbytes)
 
 
 def _buffers(function):
@@ -127,4 +150,4 @@ def _buffers(function):
 
 
 def _owner(array):
-    return array if array.base is None else array.base
+    return array.base if isinstance(array.base, type(array)) else array

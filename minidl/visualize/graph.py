@@ -25,10 +25,11 @@ LEAVES = ("parameter", "input", "buffer", "leaf", "constant")
 
 @dataclass(frozen=True)
 class Saved:
-    """An array that a node keeps for backward. `owner`: the node that counts its bytes.
+    """An array that a node keeps for backward.
 
-    `what` names it, as in "input 0", "output 1" or "buffer scale". Where several nodes keep the
-    same memory the first of them in the graph's order owns it.
+    `what` names it, as in "input 0", "output 1" or "buffer scale". `bytes`: of the memory that is
+    kept by it, which for a view is the whole array, and 0 where the memory has been counted: the
+    first that keeps it in the graph's order does, in the node `owner`.
     """
 
     what: str
@@ -61,7 +62,7 @@ class Node:
     @property
     def saved_bytes(self) -> int:
         """Bytes that this node owns of what it keeps."""
-        return sum(s.bytes for s in self.saved if s.owner == self.number)
+        return sum(s.bytes for s in self.saved)
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class Graph:
             )
             for node in self.operations
         ]  # fmt: skip
-        arrays = sum(s.owner == node.number for node in self.nodes for s in node.saved)
+        arrays = sum(s.bytes > 0 for node in self.nodes for s in node.saved)
         outputs = [f"{name} is {self._source(s, numbers)}" for name, s in self.outputs.items()]
         table = format_table(header, rows, left=6)
         totals = [
@@ -108,7 +109,8 @@ class Graph:
                           subsequent_indent=" " * 19),
             f"operations         {len(rows)}",
             f"parameters         {self.parameters:,}, {format_bytes(self.parameter_bytes)}",
-            f"kept for backward  {format_bytes(self.saved_bytes)} in {arrays} arrays",
+            f"kept for backward  {format_bytes(self.saved_bytes)} in {arrays} "
+            f"array{'s' * (arrays != 1)}",
         ]  # fmt: skip
         return "\n".join([*table, table[1], *totals])
 
@@ -161,9 +163,9 @@ def capture(
     the graph is that of the gradients of the sum of the results, by all parameters and inputs that
     require grad. `model` names the parameters where `of` is no Module.
 
-    Raises ValueError where no recorded operation leads to the results or arguments exclude each
-    other, TypeError for results that are no Tensors, RuntimeError for a graph that was freed, or
-    within a profile.
+    Raises ValueError where nothing that requires grad leads to the results or arguments exclude
+    each other, TypeError for results that are no Tensors, RuntimeError for a graph that was freed,
+    or within a profile.
     """
     model = of if isinstance(of, Module) and model is None else model
     if isinstance(of, (Tensor, list, tuple)):
@@ -249,16 +251,20 @@ class _Collector:
         self._leaves = []  # holding them keeps their ids valid
         self._made = {}  # (id of kept memory, shape) -> the output that it is
         self._owners = {}  # id of kept memory -> number of the node that counts it
+        self._trained = set()  # ids of the storages of leaves that require grad
 
     def graph(self, named) -> Graph:
         """The graph below the tensors `named`."""
         roots = [t._node for t in named.values() if t._node is not None]
-        if not roots:
+        if not roots and not any(t._requires_grad for t in named.values()):
             raise ValueError(
                 "no recorded operation leads to the results: a parameter or an input must require "
                 "grad, outside no_grad"
             )
-        for function in self._events.in_order(_topological_order(roots)):
+        functions = self._events.in_order(_topological_order(roots))
+        edges = (edge for function in functions for edge in function.edges if edge is not None)
+        self._trained = {id(leaf._storage) for leaf, _ in edges if isinstance(leaf, Tensor)}
+        for function in functions:
             self._operation(function)
         outputs = {
             name: (self._leaf(t) if t._node is None else self._numbers[t._node], t._index)
@@ -280,11 +286,7 @@ class _Collector:
             else:
                 sources.append((self._numbers[edge[0]], edge[1]))
         number = self._numbers[function] = len(self._nodes)
-        saved = [
-            Saved(what, array.shape, str(array.dtype), array.nbytes,
-                  self._owners.setdefault(key, number))
-            for what, key, array in kept_arrays(function)
-        ]  # fmt: skip
+        saved = tuple(self._saved(kept, number) for kept in kept_arrays(function, self._trained))
         for index, kept in enumerate(function._outputs or ()):
             if kept is not None:
                 array, storage = kept
@@ -292,8 +294,15 @@ class _Collector:
         outputs = tuple((shape, str(dtype)) for shape, dtype in function.output_meta)
         self._nodes.append(
             Node(number, "operation", type(function).__name__, tuple(sources), outputs,
-                 tuple(saved), **self._events.place(function))
+                 saved, **self._events.place(function))
         )  # fmt: skip
+
+    def _saved(self, kept, number):
+        counted = kept.key in self._owners
+        owner = self._owners.setdefault(kept.key, number)
+        return Saved(
+            kept.what, kept.array.shape, str(kept.array.dtype), 0 if counted else kept.bytes, owner
+        )
 
     def _constant(self, function, i):
         """(number, output's index) of what an input that needs no gradient comes from."""

@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 
+import minidl
 from minidl import Function, Tensor, grad, nn, no_grad, ops, random
 from minidl.visualize import graph_picture
 from minidl.visualize.graph import capture, render, text
@@ -87,11 +88,34 @@ def test_leaves_that_require_grad_are_not_counted_but_data_is():
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "expression",
+    [
+        lambda y, w: y * y,  # kept twice by one node
+        lambda y, w: (y[:1] * y[:1]).sum() + (y * y).sum(),  # views and what they are views of
+        lambda y, w: (y * y).sum() + (y[:1] * y[:1]).sum(),
+        lambda y, w: y[:1] * y[5:6],  # a view keeps all of its array
+        lambda y, w: ops.broadcast_to(y, (9, 9, 10, 10)) ** 2,
+        lambda y, w: y @ w.transpose(),  # not the weight, nor a view of it
+    ],
+)
+def test_views_are_counted_as_the_memory_that_they_keep(expression):
+    x, weight = leaf(10, 10), leaf(4, 10)
+    with minidl.profile() as profile:
+        y = x + x  # keeps nothing
+        z = expression(y, weight)
+        assert profile.peak_saved_bytes == 800
+    assert capture(z).saved_bytes == 800
+
+
 def test_buffers_of_nodes():
     x = Tensor(IMAGES, requires_grad=True)
     graph = capture(ops.local_response_norm(x, 3))
     assert [s.what for s in graph.operations[0].saved] == ["buffer scale"]
     assert graph.saved_bytes == IMAGES.nbytes
+    graph = capture(nn.BatchNorm2d(2), x)
+    kept = ["buffer mean", "buffer inv_std"]
+    assert [s.what for s in graph.operations[0].saved] == kept and graph.saved_bytes == 2 * 2 * 4
 
 
 def test_a_shared_node_appears_once():
@@ -200,6 +224,12 @@ def test_a_graph_of_ten_thousand_nodes_has_a_text():
     for _ in range(10_000):
         y = y + 1.0
     assert "operations         10000" in text(y)
+
+
+def test_a_leaf_alone():
+    graph = capture(leaf(2, 3))
+    assert [(n.kind, n.outputs) for n in graph.nodes] == [("leaf", (((2, 3), "float64"),))]
+    assert "output is leaf 1" in graph.text() and not graph.operations
 
 
 def test_mistakes():

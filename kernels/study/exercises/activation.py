@@ -18,6 +18,8 @@ def _relu_cases(draw):
         for shape in _SHAPES:
             yield {"x": _with_zeros(draw, shape, dtype)}
     yield {"x": np.array([np.nan, -1, np.inf, -np.inf])}
+    (x,) = arrays(draw, np.float64, (3, 4))
+    yield {"x": x, "out": np.empty_like(x)}
 
 
 def _relu_backward_cases(draw):
@@ -48,7 +50,8 @@ RELU = Exercise(
     difficulty=1,
     module="activation",
     parts={
-        "relu": Part(_relu_cases, ("y",), ("np.maximum keeps a NaN; a comparison would lose it.",)),
+        "relu": Part(_relu_cases, ("y",), ("np.maximum keeps a NaN; a comparison would lose it.",
+                                            "It takes `out`, too.")),
         "relu_backward": Part(
             _relu_backward_cases, ("dx",),
             ("The output y is enough: y > 0 exactly where x > 0.", "What is the gradient at 0?"),
@@ -161,6 +164,8 @@ MATMUL = Exercise(
         Mistake("b a: products of matrices do not commute.", {"return a @ b": "return b @ a"}),
         Mistake("a^T b: i runs over the rows of a.", {"return a @ b": "return a.T @ b"}),
         Mistake("a b^T: j runs over the columns of b.", {"return a @ b": "return a @ b.T"}),
+        Mistake("what comes out one term short: k runs over all columns of a.",
+                {"return a @ b": "return a[:, :-1] @ b[:-1]"}),
         Mistake("the elementwise product.", {"return a @ b": "return a * b"}),
     ),
 )  # fmt: skip

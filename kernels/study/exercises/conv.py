@@ -78,6 +78,11 @@ IM2COL = Exercise(
              "= kernel_size, (1, 1), dilation, output_size"},
         ),
         Mistake(
+            "what comes out where padding after the image is taken for that before it: the four "
+            "are top, bottom, left, right.",
+            {"top, bottom, left, right = padding": "bottom, top, right, left = padding"},
+        ),
+        Mistake(
             "what comes out where rows are ordered (i, j, c): the channel comes first.",
             {"np.empty((c, *kernel_size, n, oh, ow), x.dtype)":
              "np.empty((*kernel_size, c, n, oh, ow), x.dtype)",

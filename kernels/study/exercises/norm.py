@@ -155,11 +155,13 @@ BATCHNORM = Exercise(
         "batchnorm_train": Part(
             _train_cases, ("y", "mean", "var", "inv_std"),
             ("Statistics run over axes 0, 2 and 3; the variance is the biased one.",
-             "Compute in float64 and return x's dtype."),
+             "Compute in float64 and return x's dtype.",
+             "others and rectify can be left aside: the check gives neither."),
         ),
         "batchnorm_backward": Part(
             _backward_cases, ("dx", "dgamma", "dbeta"),
-            ("Three ways lead from x to y: directly, through the mean, through the variance.",),
+            ("Three ways lead from x to y: directly, through the mean, through the variance.",
+             "The check gives no y."),
         ),
     },
     slopes=_train_slopes,
@@ -203,6 +205,12 @@ BATCHNORM = Exercise(
             "what comes out where dx lacks gamma.",
             {"_per_channel(inv_std.astype(np.float64) * gamma) * (direct":
              "_per_channel(inv_std.astype(np.float64)) * (direct"},
+        ),
+        Mistake(
+            "what comes out where the means are taken over the images alone: m is N H W.",
+            {"direct = wide - wide.mean(_AXES, keepdims=True)":
+             "direct = wide - wide.sum(_AXES, keepdims=True) / len(x)",
+             "product.mean(_AXES, keepdims=True)": "product.sum(_AXES, keepdims=True) / len(x)"},
         ),
         Mistake(
             "the sum of dy xh in dx where its mean belongs.",
@@ -265,6 +273,15 @@ BATCHNORM_EVAL = Exercise(
             "what comes out with eps outside of the root: it is sqrt(var + eps).",
             {"gamma / np.sqrt(var.astype(np.float64) + eps)":
              "gamma / (np.sqrt(var.astype(np.float64)) + eps)"},
+        ),
+        Mistake(
+            "what comes out without eps.",
+            {"np.sqrt(var.astype(np.float64) + eps)": "np.sqrt(var.astype(np.float64))"},
+        ),
+        Mistake(
+            "what comes out where dx lacks gamma.",
+            {"dx = wide * _per_channel(inv_std.astype(np.float64) * gamma)":
+             "dx = wide * _per_channel(inv_std.astype(np.float64))"},
         ),
         Mistake(
             "what comes out with the statistics of the batch: use the given ones.",

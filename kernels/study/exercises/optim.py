@@ -46,6 +46,11 @@ SGD = Exercise(
             "a running mean, (1 - momentum) times the gradient: here the gradient enters whole.",
             {"velocity += gradient": "velocity += (1 - momentum) * gradient"},
         ),
+        Mistake(
+            "what comes out when `velocity` stays as it was: it remembers from step to step.",
+            {"        velocity *= momentum\n        velocity += gradient\n":
+             "        velocity = momentum * velocity + gradient\n"},
+        ),
         Mistake("what comes out without weight decay.",
                 {"gradient = gradient + weight_decay * values": "pass"}),
         Mistake(
@@ -103,6 +108,22 @@ ADAM = Exercise(
         Mistake(
             "what comes out without the bias corrections.",
             {"rate, correction = adam_corrections(step, lr, betas)": "rate, correction = lr, 1.0"},
+        ),
+        Mistake(
+            "what comes out when the mean alone is left uncorrected.",
+            {"lr / (1 - betas[0] ** step)": "lr"},
+        ),
+        Mistake(
+            "what comes out when the mean square gathers the gradient, not its square.",
+            {"(1 - beta2) * gradient * gradient": "(1 - beta2) * gradient"},
+        ),
+        Mistake(
+            "what comes out when decoupled decay lacks the rate: it shrinks by lr weight_decay.",
+            {"values *= 1 - lr * weight_decay": "values *= 1 - weight_decay"},
+        ),
+        Mistake(
+            "what comes out when the decay is decoupled and a penalty, both.",
+            {"elif weight_decay:": "if weight_decay:"},
         ),
         Mistake(
             "what comes out when steps count from 0: `step` is 1 at the first.",

@@ -92,6 +92,14 @@ MAX_POOL = Exercise(
             {"| (candidate > best) | first_nan": "| (candidate > best)"},
         ),
         Mistake(
+            "the index in the padded image: switches count in the image without padding.",
+            {"dtype=np.int32).reshape(x.shape[2:])":
+             "dtype=np.int32).reshape(x.shape[2:])\n"
+             "    row, column = np.divmod(index, x.shape[3])\n"
+             "    row, column = row + padding[0], column + padding[2]\n"
+             "    index = row * (x.shape[3] + sum(padding[2:])) + column"},
+        ),
+        Mistake(
             "the index c H + r: switches count row by row, r W + c.",
             {"dtype=np.int32).reshape(x.shape[2:])": "dtype=np.int32).reshape(x.shape[:1:-1]).T"},
         ),
@@ -195,6 +203,13 @@ AVG_POOL = Exercise(
             "what comes out where overlapping windows overwrite each other: a pixel gets the sum "
             "over all its windows.",
             {"dx[pixels] += share[outputs]": "dx[pixels] = share[outputs]"},
+        ),
+        Mistake(
+            "what comes out where a later window overwrites what an earlier one gave: a pixel gets "
+            "the sum over all its windows.",
+            {"in _taps(x_shape, dy.shape, kernel_size, stride, padding):":
+             "in [*_taps(x_shape, dy.shape, kernel_size, stride, padding)][::-1]:",
+             "dx[pixels] += share[outputs]": "dx[pixels] = share[outputs]"},
         ),
     ),
 )  # fmt: skip

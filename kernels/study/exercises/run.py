@@ -1,6 +1,7 @@
 """A check in a process of its own, so that code that never ends, or crashes, can be told."""
 
 import multiprocessing
+import signal
 import sys
 import time
 from pathlib import Path
@@ -29,9 +30,7 @@ def check_file(name: str, path: Path, timeout: float, seed: int = 0) -> str:
                 kind, text = ours.recv()
             except EOFError:
                 worker.join()
-                raise CheckFailed(
-                    failed or f"the process ended with code {worker.exitcode} at {case}"
-                ) from None
+                raise CheckFailed(failed or f"{_ending(worker.exitcode)} at {case}") from None
             if kind == "passed":
                 return text
             if kind == "wrong":
@@ -46,7 +45,15 @@ def check_file(name: str, path: Path, timeout: float, seed: int = 0) -> str:
     )
 
 
+def _ending(code):
+    if code < 0:
+        return f"the process crashed, by {signal.Signals(-code).name},"
+    return f"the process ended with code {code}"
+
+
 def _work(pipe, name, path, seed):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the command's, which kills this one
+
     def send(kind, text):
         sys.stdout.flush()  # what the reader's code printed, before this process may be killed
         pipe.send((kind, text))

@@ -18,7 +18,9 @@ def template(exercise: Exercise, file_name: str) -> str:
     text = reference_source(exercise)
     tree = ast.parse(text)
     docstring = tree.body[0]
-    names = " and ".join(exercise.parts)
+    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    *first, last = exercise.parts
+    names = f"{', '.join(first)} and {last}" if first else last
     note = (
         f"Write the bod{'y' if len(exercise.parts) == 1 else 'ies'} of {names}. Arguments can be "
         "taken as valid: errors are not part of the exercise. Then"
@@ -29,24 +31,29 @@ def template(exercise: Exercise, file_name: str) -> str:
         "#",
         f"#     python -m kernels exercise {exercise.name} --check {file_name}",
         "",
-        *_imports(tree, exercise),
+        *_imports(tree, exercise, functions),
     ]
-    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
     for name, part in exercise.parts.items():
         blocks += ["", "", _empty(text, functions[name], part.hints)]
     return "\n".join(blocks) + "\n"
 
 
-def _imports(tree, exercise):
-    """The module's imports, without the checks of arguments, and what the exercise gives."""
+def _imports(tree, exercise, functions):
+    """The kernels' imports, without the checks of arguments, others as far as the reference's
+    version of the functions reads them, and what the exercise gives."""
+    read = {node.id for name in exercise.parts for node in ast.walk(functions[name])
+            if isinstance(node, ast.Name)}  # fmt: skip
     plain, own = [], []
     for node in tree.body:
-        if isinstance(node, ast.Import):
-            plain.append(ast.unparse(node))
-        elif isinstance(node, ast.ImportFrom):
-            node.names = [name for name in node.names if not name.name.startswith("check_")]
-            if node.names:
-                (own if node.module.startswith("kernels") else plain).append(ast.unparse(node))
+        if not isinstance(node, (ast.Import, ast.ImportFrom)):
+            continue
+        ours = getattr(node, "module", "").startswith("kernels")
+        node.names = [
+            name for name in node.names
+            if (not name.name.startswith("check_") if ours else (name.asname or name.name) in read)
+        ]  # fmt: skip
+        if node.names:
+            (own if ours else plain).append(ast.unparse(node))
     if exercise.given:
         own.append(f"from kernels.reference.{exercise.module} import {', '.join(exercise.given)}")
     if "import numpy as np" not in plain:

@@ -51,6 +51,12 @@ WINOGRAD = Exercise(
             "the order (tile row, row, tile column, column) before reshaping.",
             {"y.transpose(0, 1, 2, 3, 5, 4, 6).reshape(": "y.reshape("},
         ),
+        Mistake(
+            "what comes out where a matrix stands on the right without being transposed.",
+            {"v = on_both_axes(matrices.pixels, tiles(x, size, padding, down, across))":
+             "v = matrices.pixels @ tiles(x, size, padding, down, across) @ matrices.pixels\n"
+             "    v = v.astype(x.dtype)"},
+        ),
         Mistake("what comes out without the bias.", {"y += bias[:, None, None]": "pass"}),
         Mistake(
             "what comes out where padding is added at the bottom and right alone: the image starts "

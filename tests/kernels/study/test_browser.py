@@ -1,7 +1,6 @@
 """The pages in a real browser: every frame of every explanation, and what happens on the way."""
 
 import math
-import shutil
 
 import numpy as np
 import pytest
@@ -12,17 +11,11 @@ from kernels.study.explanations.model import texts_at
 from kernels.study.render_html import page
 
 pytest.importorskip("selenium", reason="needs selenium: pip install -e '.[browser]'")
-from selenium import webdriver  # noqa: E402
 from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 
-ARGUMENTS = (
-    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-    "--window-size=1280,1000",
-)  # fmt: skip
 # What the page shows: the step, the line below it, the marked cells, and all texts.
 STATE = """
 const section = document.querySelector(".step.current");
@@ -41,23 +34,6 @@ return {
   slider: Number(document.getElementById("slider").value),
 };
 """
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    """A browser without a window, shared by the tests of this file."""
-    binary = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
-    driver = shutil.which("chromedriver")
-    if binary is None or driver is None:
-        pytest.skip("needs the programs chromium and chromedriver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = binary
-    for argument in (*ARGUMENTS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    found = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield found
-    found.quit()
 
 
 @pytest.fixture

@@ -151,8 +151,8 @@ def test_a_file_that_cannot_be_loaded(tmp_path):
 def test_a_wrong_gradient_that_the_cases_miss_is_found_by_differences(tmp_path):
     """The reference's gradient is right for its own forward; this forward and it disagree."""
     text = reference_source(find("relu")) + (
-        "\n_right = relu\n\ndef relu(x):\n"
-        "    return _right(x) if x.ndim != 3 else 2 * _right(x)\n"
+        "\n_right = relu\n\ndef relu(x, out=None):\n"
+        "    return _right(x, out) if x.ndim != 3 else 2 * _right(x)\n"
     )
     message = failure("relu", write(tmp_path, text))
     assert "central differences" in message and "differences give" in message
@@ -228,3 +228,46 @@ def test_the_command_is_one_of_python_m_kernels():
         check=True,
     )  # fmt: skip
     assert "lrn" in done.stdout
+
+
+def test_a_result_that_is_not_written_to_out_is_told(tmp_path):
+    wrong = edited("relu", "x.dtype.type(0), out=out)", "x.dtype.type(0))")
+    assert "relu must write its result to `out`" in failure("relu", write(tmp_path, wrong))
+
+
+def test_a_gradient_that_is_nan_is_found_by_differences(tmp_path):
+    text = reference_source(find("relu")) + (
+        "\n_right = relu_backward\n\ndef relu_backward(dy, y):\n"
+        "    return _right(dy, y) if y.ndim != 3 else np.full_like(y, np.nan)\n"
+    )
+    assert "your backward    nan" in failure("relu", write(tmp_path, text))
+
+
+@pytest.mark.parametrize("raised", ["KeyboardInterrupt", "GeneratorExit"])
+def test_no_exception_shows_the_inside_of_the_check(raised, tmp_path, capfd):
+    text = f"def relu(x, out=None):\n    raise {raised}\ndef relu_backward(dy, y):\n    pass\n"
+    with pytest.raises(CheckFailed) as caught:
+        check_file("relu", write(tmp_path, text), timeout=60)
+    assert f"    {raised}" in str(caught.value)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_signal_that_ends_the_process_is_named(tmp_path):
+    text = (
+        "import ctypes\ndef relu(x, out=None):\n    ctypes.string_at(0)\n"
+        "def relu_backward(dy, y):\n    pass\n"
+    )
+    with pytest.raises(CheckFailed, match="the process crashed, by SIGSEGV, at case 1"):
+        check_file("relu", write(tmp_path, text), timeout=60)
+
+
+def test_the_file_imports_nothing_that_only_the_reference_needs():
+    assert "import operator" not in template(find("lrn"), "mine.py")
+    assert "NamedTuple" not in template(find("winograd"), "mine.py")
+    assert "import math" in template(find("dropout_mask"), "mine.py")
+    assert "of conv2d, conv2d_input_grad and conv2d_weight_grad." in template(find("conv2d"), "m")
+
+
+def test_options_of_writing_are_refused_in_a_check():
+    done = CliRunner().invoke(command, ["lrn", "--check", __file__, "--force"])
+    assert done.exit_code == 2 and "--force" in done.output
