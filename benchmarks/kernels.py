@@ -12,6 +12,7 @@ from kernels import cpu
 from kernels.cpu.conv import choose
 from kernels.cpu.conv_direct import conv2d_direct
 from kernels.cpu.conv_tiles import conv2d_tiles
+from kernels.cpu.epilogue import plain
 from minidl import nn
 
 NOTES = (
@@ -116,6 +117,7 @@ def _streaming():
             "relu_backward", 3 * size, _call(cpu.relu_backward, two),
             _torch_call(lambda t: t.ops.aten.threshold_backward, two, 0),
         ),
+        Streaming("add", 3 * size, _call(cpu.add, two), _torch_call(lambda t: t.add, two)),
         Streaming("bias_relu", 2 * size, _call(cpu.bias_relu, (SHAPE, channels))),
         Streaming("bias_relu_backward", 3 * size, _call(cpu.bias_relu_backward, two)),
         Streaming(
@@ -205,13 +207,14 @@ def _conv_tasks(batch, conv, size):
 def _conv_preparation(conv, x_shape, y_shape, function):
     def prepare(peer):
         x, dy, weight = _draw(x_shape, y_shape, conv.weight.shape)
-        bias = np.zeros(len(weight), np.float32)
         settings = conv.padding, conv.dilation, conv.groups
-        if function is conv2d_tiles:
-            settings = conv.stride, *settings
         runs = {"minidl": conv_run("forward", conv, x, dy, weight)}
-        if function is not None:
+        if function is conv2d_direct:
+            bias = np.zeros(len(weight), np.float32)
             runs = {"minidl": lambda: function(x, weight, bias, dy, *settings)}
+        elif function is conv2d_tiles:
+            epilogue = plain(len(weight), weight.dtype)
+            runs = {"minidl": lambda: function(x, weight, dy, conv.stride, *settings, epilogue)}
         if peer:
             runs["PyTorch"] = torch_conv_run("forward", conv, x, dy, weight)
         return runs

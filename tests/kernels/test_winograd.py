@@ -209,8 +209,8 @@ def test_the_choice_of_size():
             pairs = zip(all_results(x, weight, dy), exact, strict=True)
             errors[size] = [np.abs(a - b).max() / np.abs(b).max() for a, b in pairs]
     assert dispatch.winograd_size() == 4
-    for plain, two, four in zip(*errors.values(), strict=True):
-        assert plain < 1e-6 and two < FLOAT32_BOUND[2] < four < FLOAT32_BOUND[4]
+    for direct, two, four in zip(*errors.values(), strict=True):
+        assert direct < 1e-6 and two < FLOAT32_BOUND[2] < four < FLOAT32_BOUND[4]
     with dispatch.winograd(None):
         for a, b in zip(exact, all_results(*layer(np.float64)), strict=True):
             np.testing.assert_array_equal(a, b)
