@@ -1,8 +1,8 @@
 """Batch normalisation on all cores; the definitions stand in kernels.reference.batchnorm.
 
-A task is one plane (image, channel): it sums its H W values into one cell of an (N, C) table in
-float64, and the table is added up in a fixed order. So the cores share the work however few
-channels there are, and the result does not depend on their number.
+A task is one plane (image, channel): what its H W values come to goes to one cell of an (N, C)
+table in float64, and the table is put together in a fixed order. So the cores share the work
+however few channels there are, and the result does not depend on their number.
 """
 
 import numpy as np
@@ -16,26 +16,28 @@ _SUM_FLAGS = {"reassoc", "nsz", "contract"}
 
 
 @njit(parallel=True, cache=True, fastmath=_SUM_FLAGS)
-def _plane_sums(x, sums):
+def _plane_moments(x, means, squares):
+    """The mean of every plane, and the sum of its squares about it.
+
+    The second walk over a plane finds it in the cache. E[x^2] - E[x]^2, which needs one walk only,
+    would cancel where the mean is large.
+    """
     n, channels, size = x.shape
     for task in prange(n * channels):
         image, c = split(task, channels)
+        plane = x[image, c]
         total = 0.0
         for p in range(size):
-            total += x[image, c, p]
-        sums[image, c] = total
-
-
-@njit(parallel=True, cache=True, fastmath=_SUM_FLAGS)
-def _plane_squares(x, mean, sums):
-    n, channels, size = x.shape
-    for task in prange(n * channels):
-        image, c = split(task, channels)
-        total = 0.0
+            total += plane[p]
+        # In the dtype of x the loop is twice as wide; the squares are then off by the same for all.
+        mean = total / size
+        near = x.dtype.type(mean)
+        square = 0.0
         for p in range(size):
-            centred = x[image, c, p] - mean[c]
-            total += centred * centred
-        sums[image, c] = total
+            centred = plane[p] - near
+            square += centred * centred
+        means[image, c] = mean
+        squares[image, c] = square - size * (mean - near) ** 2
 
 
 @njit(parallel=True, cache=True)
@@ -125,14 +127,12 @@ def batchnorm_train(x, gamma, beta, eps, others=None, rectify=False):
 
 
 def _moments(planes):
+    """Mean and biased variance of every channel, from those of its planes (Chan et al. 1979)."""
     n, channels, size = planes.shape
-    sums = np.empty((n, channels))
-    _plane_sums(planes, sums)
-    mean = sums.sum(axis=0) / (n * size)
-    # In the dtype of x the loop is twice as wide; the squares are then off by the same everywhere.
-    near = mean.astype(planes.dtype)
-    _plane_squares(planes, near, sums)
-    return mean, sums.sum(axis=0) / (n * size) - (mean - near) ** 2
+    means, squares = np.empty((2, n, channels))
+    _plane_moments(planes, means, squares)
+    mean = means.mean(axis=0)
+    return mean, squares.sum(axis=0) / (n * size) + ((means - mean) ** 2).mean(axis=0)
 
 
 def batchnorm_statistics(x):
