@@ -144,6 +144,15 @@ class Emitter:
         order = [r * columns + c for c in range(columns) for r in range(count)]
         return [self.shuffled(row, row, order) for row in rows]
 
+    def total(self, vector):
+        """The sum of a vector's elements, by halves."""
+        half = self.lanes // 2
+        while half:
+            order = [(i + half) % self.lanes for i in range(self.lanes)]
+            vector = self.builder.fadd(vector, self.shuffled(vector, vector, order))
+            half //= 2
+        return self.builder.extract_element(vector, ir.IntType(32)(0))
+
     def at_least(self, value, floor):
         """max(value, floor); NaN stays NaN."""
         return self.builder.select(self.builder.fcmp_ordered("<", value, floor), floor, value)

@@ -3,8 +3,11 @@
 Small products go to BLAS. Otherwise a task makes a **group** of columns of the result, for all of
 its rows or some: it packs the group's columns of b, some terms at a time, into **strips** as wide
 as a tile of registers (kernels.cpu.simd), which stay in its cache while all rows of a pass by. So
-every element of a large matrix is read once, in long stretches, which is all that counts where the
-other matrix has a few rows only, as in the fully connected layers.
+every element of a large matrix is read once, in long stretches.
+
+Where `a` has **few rows**, as in the fully connected layers, that is all that counts, and packing b
+would cost more than the product: its rows are summed up from where they lie, some at a time, or its
+columns, if these lie together, are multiplied with the rows of a vector by vector.
 """
 
 import numpy as np
@@ -12,7 +15,7 @@ from numba import get_thread_id, njit, prange
 
 from kernels.cpu.emitter import ROWS, VECTORS, lanes
 from kernels.cpu.pixels import turn
-from kernels.cpu.simd import copy, product_tiles, row_tiles
+from kernels.cpu.simd import DOTS, copy, dot_tile, product_tiles, row_tiles
 from kernels.cpu.tasks import chunk_bounds, split
 from kernels.cpu.threads import num_threads
 from kernels.cpu.workspace import empty, workspace
@@ -23,6 +26,10 @@ _MIN_MACS = 1 << 22
 _DEPTH, _STRIPS, _MIN_TASKS = 128, 8, 8
 # Rows for which packing b once more pays.
 _PART_ROWS = 64
+# Rows that are few, and then rows of b that are summed up in one go.
+_MAX_FEW, _FEW_TERMS = 16, 16
+# Elements of a that stay in a first cache for dot products, and blocks of columns of a task.
+_DOT_ELEMENTS, _DOT_BLOCKS = 8192, 16
 
 
 @njit(cache=True)
@@ -71,6 +78,59 @@ def _product(a, b, y, scratch, offsets, sizes, a_turned, b_turned, parts, width)
                         )  # fmt: skip
 
 
+@njit(parallel=True, cache=True)
+def _few_rows(a, b, y, offsets, sizes, width):
+    """y (flat, whole tiles of zeros) += a (rows, terms) b, flat, the rows of b `b_pitch` apart."""
+    rows, terms, columns, a_pitch, b_pitch, y_pitch = sizes
+    strip = VECTORS * width
+    # Pieces of whole strips, and long enough for what fetches b ahead.
+    length = -(-columns // (_MIN_TASKS * strip)) * strip
+    for piece in prange(-(-columns // length)):
+        c0, c1 = chunk_bounds(piece, length, columns)
+        for k in range(0, terms, _FEW_TERMS):
+            depth = min(_FEW_TERMS, terms - k)
+            for c in range(c0, c1, strip):
+                vectors = min(VECTORS, -(-(c1 - c) // width))
+                if c + vectors * width > columns:
+                    # A vector would reach beyond the row of b.
+                    for r in range(rows):
+                        for i in range(depth):
+                            for j in range(c, c1):
+                                y[r * y_pitch + j] += a[r * a_pitch + k + i] * b[(k + i) * b_pitch + j]
+                    continue
+                for r in range(0, rows, ROWS):
+                    row_tiles(
+                        a, r * a_pitch + k, a_pitch, b, k * b_pitch + c, offsets, 0, depth,
+                        y, r * y_pitch + c, y_pitch, vectors, False,
+                    )  # fmt: skip
+
+
+@njit(parallel=True, cache=True)
+def _dots(a, b, y, sizes):
+    """y (flat, zeros) += a (rows, terms) times the columns of b, which lie `b_pitch` apart."""
+    rows, terms, columns, a_pitch, b_pitch, y_pitch = sizes
+    blocks = -(-columns // DOTS)
+    tasks = -(-blocks // _DOT_BLOCKS)
+    most = max(1, _DOT_ELEMENTS // rows)
+    for task in prange(tasks):
+        first, last = task * blocks // tasks, (task + 1) * blocks // tasks
+        for k in range(0, terms, most):
+            depth = min(most, terms - k)
+            for block in range(first, last):
+                for r in range(0, rows, DOTS):
+                    c = block * DOTS
+                    if c + DOTS <= columns:
+                        dot_tile(
+                            a, r * a_pitch + k, a_pitch, b, c * b_pitch + k, b_pitch, depth,
+                            y, r * y_pitch + c, y_pitch,
+                        )  # fmt: skip
+                    else:
+                        for i in range(r, min(rows, r + DOTS)):
+                            for j in range(c, columns):
+                                for p in range(k, k + depth):
+                                    y[i * y_pitch + j] += a[i * a_pitch + p] * b[j * b_pitch + p]
+
+
 def _flat(x):
     """(x or a copy as flat memory, whether its columns lie together, elements between them)."""
     turned = x.flags.f_contiguous and not x.flags.c_contiguous
@@ -98,8 +158,20 @@ def matmul(a, b):
     strip = VECTORS * width
     rows, columns = -(-m // ROWS) * ROWS, -(-n // width) * width
     y = empty((rows, columns), a.dtype)
+    if m <= _MAX_FEW:
+        a = np.ascontiguousarray(a)
     flat_a, a_turned, a_pitch = _flat(a if rows == m else _whole_rows(a, rows))
     flat_b, b_turned, b_pitch = _flat(b)
+    if m <= _MAX_FEW:
+        y[:] = 0
+        if b_turned:
+            rows = -(-m // DOTS) * DOTS
+            _dots(flat_a, flat_b, y.reshape(-1), (rows, k, n, a_pitch, b_pitch, columns))
+        else:
+            sizes = rows, k, n, a_pitch, b_pitch, columns
+            offsets = np.arange(_FEW_TERMS) * b_pitch
+            _few_rows(flat_a, flat_b, y.reshape(-1), offsets, sizes, width)
+        return y if y.shape == (m, n) else np.ascontiguousarray(y[:m, :n])
     scratch = workspace("conv", (num_threads(), (_STRIPS + 1) * strip * _DEPTH), a.dtype)
     parts = min(-(-rows // _PART_ROWS), -(-_MIN_TASKS // -(-n // (_STRIPS * strip))))
     _product(

@@ -7,6 +7,7 @@ each kind, by `intrinsic`s whose size follows the processor's registers. They ta
 the index of the first element: no bounds are checked, the callers' arithmetic answers for them.
 
     product_tiles   y[r, :] += sum_k a[k, r] x[offset[k] : ]
+    dot_tile        y[r, c] += sum_k a[r, k] b[c, k]
     transpose_tile  a square of elements turned over, ROWS rows of it: interleave_tile
     transform_tile  a constant matrix on both axes of many small squares
     max_tile        the largest element of each window, and where it lies
@@ -19,6 +20,10 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from kernels.cpu.emitter import CACHE_LINE, INT, ROWS, VECTORS, Emitter
+
+
+# Rows on either side of a tile of dot products.
+DOTS = 4
 
 
 def _product_tile(vectors, fresh, apart):
@@ -114,6 +119,48 @@ def row_tiles(a, a0, a_pitch, x, x0, offsets, first, depth, y, y0, y_pitch, vect
         _add_apart_2(a, a0, a_pitch, x, x0, offsets, first, depth, y, y0, y_pitch)
     else:
         _add_apart_3(a, a0, a_pitch, x, x0, offsets, first, depth, y, y0, y_pitch)
+
+
+@intrinsic
+def dot_tile(_, a, a0, a_pitch, b, b0, b_pitch, depth, y, y0, y_pitch):
+    """y[y0 + r y_pitch + c] += sum_k a[a0 + r a_pitch + k] b[b0 + c b_pitch + k].
+
+    For r and c < DOTS and k < depth; nothing else is read or written.
+    """
+
+    def emit(context, builder, signature, args):
+        e = Emitter(context, builder, signature, args)
+        left, right, result = (
+            e.pointer(array, args[start]) for array, start in ((0, 1), (3, 4), (7, 8))
+        )
+        rows = [builder.gep(left, [builder.mul(args[2], INT(r))]) for r in range(DOTS)]
+        columns = [builder.gep(right, [builder.mul(args[5], INT(c))]) for c in range(DOTS)]
+
+        def add(load, sums):
+            vectors = [load(column) for column in columns]
+            results = []
+            for r, row in enumerate(rows):
+                vector = load(row)
+                for c in range(DOTS):
+                    results.append(e.fma(vector, vectors[c], sums[r * DOTS + c]))
+            return results
+
+        whole = builder.and_(args[6], INT(-e.lanes))
+        zero = e.constant(0.0)
+        sums = e.loop(
+            whole, INT(e.lanes), [zero] * DOTS**2,
+            lambda k, sums: add(lambda row: e.load_vector(row, k), sums),
+        )  # fmt: skip
+        inside = e.below(builder.sub(args[6], whole))
+        sums = add(lambda row: e.load_some(row, whole, inside), sums)
+        for r in range(DOTS):
+            for c in range(DOTS):
+                place = builder.gep(result, [builder.add(builder.mul(args[9], INT(r)), INT(c))])
+                builder.store(builder.fadd(builder.load(place), e.total(sums[r * DOTS + c])), place)
+        return context.get_dummy_value()
+
+    integer = types.int64
+    return types.void(a, integer, integer, b, integer, integer, integer, y, integer, integer), emit
 
 
 def _store_run(onto):
