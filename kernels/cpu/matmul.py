@@ -78,57 +78,65 @@ def _product(a, b, y, scratch, offsets, sizes, a_turned, b_turned, parts, width)
                         )  # fmt: skip
 
 
+@njit(cache=True)
+def _plain(a, a0, a_pitch, b, b0, b_steps, y, y0, y_pitch, sizes):
+    """y[r, c] += sum_k a[r, k] b[k, c], each from an element on; for what is less than a tile.
+
+    `b_steps`: elements from one k, and from one c, to the next. `sizes`: of r, k and c.
+    """
+    for r in range(sizes[0]):
+        for k in range(sizes[1]):
+            weight = a[a0 + r * a_pitch + k]
+            for c in range(sizes[2]):
+                y[y0 + r * y_pitch + c] += weight * b[b0 + k * b_steps[0] + c * b_steps[1]]
+
+
 @njit(parallel=True, cache=True)
 def _few_rows(a, b, y, offsets, sizes, width):
-    """y (flat, whole tiles of zeros) += a (rows, terms) b, flat, the rows of b `b_pitch` apart."""
+    """y (flat, zeros) += a (rows in whole tiles, terms) b, the rows of b `b_pitch` apart."""
     rows, terms, columns, a_pitch, b_pitch, y_pitch = sizes
     strip = VECTORS * width
     # Pieces of whole strips, and long enough for what fetches b ahead.
     length = -(-columns // (_MIN_TASKS * strip)) * strip
     for piece in prange(-(-columns // length)):
         c0, c1 = chunk_bounds(piece, length, columns)
-        for k in range(0, terms, _FEW_TERMS):
-            depth = min(_FEW_TERMS, terms - k)
+        for k in range(0, terms, offsets.size):
+            depth = min(offsets.size, terms - k)
             for c in range(c0, c1, strip):
-                vectors = min(VECTORS, -(-(c1 - c) // width))
-                if c + vectors * width > columns:
-                    # A vector would reach beyond the row of b.
-                    for r in range(rows):
-                        for i in range(depth):
-                            for j in range(c, c1):
-                                y[r * y_pitch + j] += a[r * a_pitch + k + i] * b[(k + i) * b_pitch + j]
-                    continue
-                for r in range(0, rows, ROWS):
+                vectors = min(VECTORS, (c1 - c) // width)
+                for r in range(0, rows if vectors else 0, ROWS):
                     row_tiles(
                         a, r * a_pitch + k, a_pitch, b, k * b_pitch + c, offsets, 0, depth,
                         y, r * y_pitch + c, y_pitch, vectors, False,
                     )  # fmt: skip
+                done = c + vectors * width
+                _plain(
+                    a, k, a_pitch, b, k * b_pitch + done, (b_pitch, 1), y, done, y_pitch,
+                    (rows, depth, min(c1, c + strip) - done),
+                )  # fmt: skip
 
 
 @njit(parallel=True, cache=True)
 def _dots(a, b, y, sizes):
-    """y (flat, zeros) += a (rows, terms) times the columns of b, which lie `b_pitch` apart."""
+    """y (flat, zeros) += a (rows in whole tiles, terms) b, the columns of b `b_pitch` apart."""
     rows, terms, columns, a_pitch, b_pitch, y_pitch = sizes
-    blocks = -(-columns // DOTS)
-    tasks = -(-blocks // _DOT_BLOCKS)
-    most = max(1, _DOT_ELEMENTS // rows)
-    for task in prange(tasks):
-        first, last = task * blocks // tasks, (task + 1) * blocks // tasks
+    blocks, most = -(-columns // DOTS), max(1, _DOT_ELEMENTS // rows)
+    for task in prange(-(-blocks // _DOT_BLOCKS)):
+        first, last = chunk_bounds(task, _DOT_BLOCKS, blocks)
         for k in range(0, terms, most):
             depth = min(most, terms - k)
-            for block in range(first, last):
+            for c in range(first * DOTS, last * DOTS, DOTS):
+                if c + DOTS > columns:
+                    _plain(
+                        a, k, a_pitch, b, c * b_pitch + k, (1, b_pitch), y, c, y_pitch,
+                        (rows, depth, columns - c),
+                    )  # fmt: skip
+                    continue
                 for r in range(0, rows, DOTS):
-                    c = block * DOTS
-                    if c + DOTS <= columns:
-                        dot_tile(
-                            a, r * a_pitch + k, a_pitch, b, c * b_pitch + k, b_pitch, depth,
-                            y, r * y_pitch + c, y_pitch,
-                        )  # fmt: skip
-                    else:
-                        for i in range(r, min(rows, r + DOTS)):
-                            for j in range(c, columns):
-                                for p in range(k, k + depth):
-                                    y[i * y_pitch + j] += a[i * a_pitch + p] * b[j * b_pitch + p]
+                    dot_tile(
+                        a, r * a_pitch + k, a_pitch, b, c * b_pitch + k, b_pitch, depth,
+                        y, r * y_pitch + c, y_pitch,
+                    )  # fmt: skip
 
 
 def _flat(x):
@@ -145,6 +153,11 @@ def _whole_rows(a, rows):
     return padded
 
 
+def _cut(y, rows, columns):
+    """The result without what whole tiles have added to it."""
+    return y if y.shape == (rows, columns) else np.ascontiguousarray(y[:rows, :columns])
+
+
 def matmul(a, b):
     """See kernels.reference.matmul."""
     check_dtypes(a=a, b=b)
@@ -158,24 +171,24 @@ def matmul(a, b):
     strip = VECTORS * width
     rows, columns = -(-m // ROWS) * ROWS, -(-n // width) * width
     y = empty((rows, columns), a.dtype)
-    if m <= _MAX_FEW:
+    few = m <= _MAX_FEW
+    if few:
         a = np.ascontiguousarray(a)
     flat_a, a_turned, a_pitch = _flat(a if rows == m else _whole_rows(a, rows))
     flat_b, b_turned, b_pitch = _flat(b)
-    if m <= _MAX_FEW:
+    sizes = rows, k, n, a_pitch, b_pitch, columns
+    if few:
         y[:] = 0
         if b_turned:
-            rows = -(-m // DOTS) * DOTS
-            _dots(flat_a, flat_b, y.reshape(-1), (rows, k, n, a_pitch, b_pitch, columns))
+            _dots(flat_a, flat_b, y.reshape(-1), (-(-m // DOTS) * DOTS, *sizes[1:]))
         else:
-            sizes = rows, k, n, a_pitch, b_pitch, columns
             offsets = np.arange(_FEW_TERMS) * b_pitch
             _few_rows(flat_a, flat_b, y.reshape(-1), offsets, sizes, width)
-        return y if y.shape == (m, n) else np.ascontiguousarray(y[:m, :n])
+        return _cut(y, m, n)
     scratch = workspace("conv", (num_threads(), (_STRIPS + 1) * strip * _DEPTH), a.dtype)
     parts = min(-(-rows // _PART_ROWS), -(-_MIN_TASKS // -(-n // (_STRIPS * strip))))
     _product(
         flat_a, flat_b, y.reshape(-1), scratch, np.arange(_DEPTH) * strip,
-        (rows, k, n, a_pitch, b_pitch, columns), a_turned, b_turned, parts, width,
+        sizes, a_turned, b_turned, parts, width,
     )  # fmt: skip
-    return y if y.shape == (m, n) else np.ascontiguousarray(y[:m, :n])
+    return _cut(y, m, n)

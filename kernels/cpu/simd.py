@@ -21,7 +21,6 @@ from numba.extending import intrinsic
 
 from kernels.cpu.emitter import CACHE_LINE, INT, ROWS, VECTORS, Emitter
 
-
 # Rows on either side of a tile of dot products.
 DOTS = 4
 

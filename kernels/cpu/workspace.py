@@ -13,9 +13,9 @@ from threading import local
 import numpy as np
 
 # Smaller results come from NumPy's own cache or the C heap; larger ones would bind too much memory.
-_SMALLEST, _LARGEST = 64 << 10, 192 << 20
+_SMALLEST, _LARGEST = 64 << 10, 512 << 20
 # Free buffers are given up when a new one is needed and they take more than this together.
-_FREE_BYTES = 256 << 20
+_FREE_BYTES = 640 << 20
 
 
 class _Memory(local):

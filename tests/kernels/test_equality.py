@@ -238,7 +238,11 @@ def test_matmul(data, m, k, n, dtype):
 
 
 @pytest.mark.parametrize(
-    "m, k, n", [(300, 130, 200), (3, 900, 1600), (1600, 900, 3), (1500, 3, 1600)]
+    "m, k, n",
+    [
+        (300, 130, 200), (3, 900, 1600), (1600, 900, 3), (1500, 3, 1600), (7, 3001, 203),
+        (16, 67, 4099), (1, 2100, 2003),
+    ],
 )
 @pytest.mark.parametrize("turn_a", [False, True])
 @pytest.mark.parametrize("turn_b", [False, True])
