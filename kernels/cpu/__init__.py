@@ -1,6 +1,7 @@
 """Numba kernels: the functions of kernels.reference, compiled and parallel over the cores."""
 
 from kernels.cpu.activation import bias_relu, bias_relu_backward, relu, relu_backward
+from kernels.cpu.add import add
 from kernels.cpu.batchnorm import (
     batchnorm_backward,
     batchnorm_eval,
@@ -18,7 +19,6 @@ from kernels.cpu.conv import (
     im2col,
 )
 from kernels.cpu.dropout import dropout, dropout_mask
-from kernels.cpu.elementwise import add
 from kernels.cpu.loss import softmax_cross_entropy, softmax_cross_entropy_backward
 from kernels.cpu.lrn import lrn, lrn_backward
 from kernels.cpu.matmul import matmul

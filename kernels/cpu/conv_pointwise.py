@@ -14,6 +14,7 @@ results, to the last bit.
 import numpy as np
 from numba import get_thread_id, njit, prange
 
+from kernels.cpu.conv_direct import grouped
 from kernels.cpu.emitter import ROWS, VECTORS
 from kernels.cpu.epilogue import plain
 from kernels.cpu.planes import split_phases
@@ -126,11 +127,10 @@ def conv2d_pointwise(x, weight, y, stride, groups, epilogue):
     """Write the convolution into y, C-contiguous."""
     n, outputs, *size = y.shape
     channels = weight.shape[1]
-    x = np.ascontiguousarray(x).reshape(n, groups, channels, *x.shape[2:])
     outputs //= groups
     _product(
-        x, weight, (outputs * channels, channels, 1), y.reshape(n, groups, outputs, -1), stride,
-        tuple(size), (1, 1, 0, 0, size[1]), epilogue,
+        grouped(x, groups), weight, (outputs * channels, channels, 1),
+        y.reshape(n, groups, outputs, -1), stride, tuple(size), (1, 1, 0, 0, size[1]), epilogue,
     )  # fmt: skip
 
 
@@ -141,8 +141,8 @@ def input_grad_pointwise(dy, weight, dx, stride, groups):
     channels //= groups
     if stride != (1, 1):
         dx[...] = 0
-    dy = np.ascontiguousarray(dy).reshape(n, groups, outputs, *size)
     _product(
-        dy, weight, (outputs * channels, 1, channels), dx.reshape(n, groups, channels, -1), (1, 1),
-        size, (*stride, 0, 0, extent[1]), plain(groups * channels, dy.dtype),
+        grouped(dy, groups), weight, (outputs * channels, 1, channels),
+        dx.reshape(n, groups, channels, -1), (1, 1), size, (*stride, 0, 0, extent[1]),
+        plain(groups * channels, dy.dtype),
     )  # fmt: skip

@@ -26,6 +26,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import get_thread_id, njit, prange
 
+from kernels.cpu.conv_direct import grouped
 from kernels.cpu.emitter import ROWS, VECTORS
 from kernels.cpu.epilogue import plain
 from kernels.cpu.planes import phase_shape, phase_taps, split_phases
@@ -200,12 +201,6 @@ def _correlate(x, filters, y, scratch, offsets, layout, block, size, before, tar
             )  # fmt: skip
 
 
-def _grouped(x, groups):
-    """(N, C, H, W) as (N, G, C/G, H, W), contiguous."""
-    n, c, h, w = x.shape
-    return np.ascontiguousarray(x).reshape(n, groups, c // groups, h, w)
-
-
 def _product(x, weight, strides, taps, y, plan, target, epilogue):
     """Run `_correlate` by one plan; x and y by groups.
 
@@ -244,7 +239,7 @@ def conv2d_tiles(x, weight, y, stride, padding, dilation, groups, epilogue):
     taps = kernel_size[0] * kernel_size[1]
     strides = (outputs // groups * channels * taps, channels * taps, taps)
     _product(
-        _grouped(x, groups), weight, strides, np.arange(taps),
+        grouped(x, groups), weight, strides, np.arange(taps),
         y.reshape(n, groups, outputs // groups, -1), plan, (1, 1, 0, 0, size[1]), epilogue,
     )  # fmt: skip
 
@@ -256,7 +251,7 @@ def input_grad_tiles(dy, weight, dx, stride, padding, dilation, groups):
     outputs //= groups
     taps = kernel_size[0] * kernel_size[1]
     strides = (outputs * channels * taps, taps, channels * taps)
-    grads, pixels = _grouped(dy, groups), dx.reshape(n, groups, channels, -1)
+    grads, pixels = grouped(dy, groups), dx.reshape(n, groups, channels, -1)
     epilogue = plain(groups * channels, dy.dtype)
     plans = [
         (phase, _input_grad_plan((n, outputs, *dy.shape[2:]), tuple(extent), phase,

@@ -5,6 +5,7 @@ first launch does.
 """
 
 from kernels.cuda.activation import bias_relu, bias_relu_backward, relu, relu_backward
+from kernels.cuda.add import add
 from kernels.cuda.batchnorm import (
     batchnorm_backward,
     batchnorm_eval,
@@ -22,7 +23,6 @@ from kernels.cuda.conv import (
     im2col,
 )
 from kernels.cuda.dropout import dropout, dropout_mask
-from kernels.cuda.elementwise import add
 from kernels.cuda.loss import softmax_cross_entropy, softmax_cross_entropy_backward
 from kernels.cuda.lrn import lrn, lrn_backward
 from kernels.cuda.matmul import matmul

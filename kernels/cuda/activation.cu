@@ -46,3 +46,22 @@ extern "C" __global__ void bias_relu_backward(
     if (threadIdx.x == 0)
         sums[blockIdx.x] = total;
 }
+
+// The second half of conv2d_affine (kernels/reference/conv.py), in place; others is null for none.
+extern "C" __global__ void affine(
+    real *y, const real *scale, const real *shift, const real *others, int rectified,
+    int channels, int positions, long long planes)
+{
+    PlaneWalk here(positions, planes);
+    if (!here.inside())
+        return;
+    int c = here.channel(channels);
+    real factor = scale[c], term = shift[c];
+    for (; here.inside(); here.advance()) {
+        long long i = here.offset();
+        real value = y[i] * factor + term;
+        if (others)
+            value += others[i];
+        y[i] = rectified ? rectify(value) : value;
+    }
+}

@@ -55,3 +55,15 @@ def bias_relu_backward(dy, y):
     sums = runtime.empty((cut.channels, cut.parts), np.float64)
     cut.launch("activation", "bias_relu_backward", dy.dtype, (dy, y, dx, sums))
     return dx, sum_parts(sums, cut, dy.dtype)
+
+
+def affine_in_place(y, scale, shift, others, rectify) -> None:
+    """What kernels.reference.conv2d_affine does to the convolution y, C-contiguous."""
+    scale, shift = runtime.contiguous(scale), runtime.contiguous(shift)
+    others = None if others is None else runtime.contiguous(others)
+    planes, positions = y.shape[0] * y.shape[1], math.prod(y.shape[2:])
+    args = (
+        y, scale, shift, others, np.int32(bool(rectify)), *runtime.ints(y.shape[1], positions),
+        planes,
+    )  # fmt: skip
+    runtime.launch_planes("activation", "affine", y.dtype, planes, positions, args)

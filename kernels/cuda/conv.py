@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kernels.cuda import runtime
-from kernels.cuda.elementwise import affine_in_place
+from kernels.cuda.activation import affine_in_place
 from kernels.cuda.matmul import TILE, TILE_THREADS
 from kernels.dispatch import products_choice
 from kernels.geometry import (

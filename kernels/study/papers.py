@@ -35,7 +35,6 @@ PAPERS = {
     "bias_relu_backward": _RECTIFIED,
     "col2im": _BACKWARD,
     "conv2d": _UNROLLED,
-    "conv2d_affine": _UNROLLED,
     "conv2d_input_grad": _BACKWARD,
     "conv2d_weight_grad": _BACKWARD,
     "conv2d_winograd": Paper("F(m x m, 3 x 3)", "Lavin and Gray 2016", "section 4"),

@@ -1,4 +1,4 @@
-"""Sums of two arrays on all cores; the definition stands in kernels.reference.elementwise."""
+"""Sums of two arrays on all cores; the definition stands in kernels.reference.add."""
 
 import numpy as np
 from numba import njit, prange
