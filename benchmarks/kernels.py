@@ -209,12 +209,11 @@ def _conv_preparation(conv, x_shape, y_shape, function):
         x, dy, weight = _draw(x_shape, y_shape, conv.weight.shape)
         settings = conv.padding, conv.dilation, conv.groups
         runs = {"minidl": conv_run("forward", conv, x, dy, weight)}
-        if function is conv2d_direct:
-            bias = np.zeros(len(weight), np.float32)
-            runs = {"minidl": lambda: function(x, weight, bias, dy, *settings)}
-        elif function is conv2d_tiles:
+        if function is conv2d_tiles:
+            settings = conv.stride, *settings
+        if function is not None:
             epilogue = plain(len(weight), weight.dtype)
-            runs = {"minidl": lambda: function(x, weight, dy, conv.stride, *settings, epilogue)}
+            runs = {"minidl": lambda: function(x, weight, dy, *settings, epilogue)}
         if peer:
             runs["PyTorch"] = torch_conv_run("forward", conv, x, dy, weight)
         return runs

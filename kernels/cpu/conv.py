@@ -210,8 +210,7 @@ def _convolve(x, weight, y_shape, stride, padding, dilation, groups, epilogue):
     if way == "winograd":
         conv2d_winograd(x, weight, y, padding, winograd_size(), groups, epilogue)
     elif way == "direct":
-        conv2d_direct(x, weight, np.zeros(y_shape[1], x.dtype), y, padding, dilation, groups)
-        finish(y, epilogue)
+        conv2d_direct(x, weight, y, padding, dilation, groups, epilogue)
     elif way == "pointwise":
         conv2d_pointwise(x, weight, y, stride, groups, epilogue)
     else:

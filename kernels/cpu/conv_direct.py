@@ -17,6 +17,7 @@ from functools import lru_cache
 import numpy as np
 from numba import get_thread_id, njit, prange
 
+from kernels.cpu.epilogue import plain
 from kernels.cpu.tasks import split
 from kernels.cpu.threads import num_threads
 from kernels.cpu.workspace import workspace
@@ -66,8 +67,8 @@ def flat_offsets(channels, kernel_size, dilation, plane, pitch):
 
 
 @njit(parallel=True, cache=True, fastmath=_SUM_FLAGS)
-def _conv(x, weight, bias, y, scratch, offsets, padding, parts):
-    """y (N, G, O/G, OH, OW) from x (N, G, C/G, H, W), weight (G, O/G, C/G, kh, kw), bias (G, O/G).
+def _conv(x, weight, y, scratch, offsets, padding, parts, epilogue):
+    """y (N, G, O/G, OH, OW) from x (N, G, C/G, H, W) and weight (G, O/G, C/G, kh, kw).
 
     A task makes some output channels (one of `parts` parts) of one group of one image.
     """
@@ -78,6 +79,7 @@ def _conv(x, weight, bias, y, scratch, offsets, padding, parts):
     plane = height * pitch
     length = (oh - 1) * pitch + ow
     taps = offsets.size
+    scale, shift, others, floor = epilogue
     for task in prange(n * groups * parts):
         rest, part = split(task, parts)
         image, g = split(rest, groups)
@@ -90,7 +92,7 @@ def _conv(x, weight, bias, y, scratch, offsets, padding, parts):
             for start in range(0, length, _STRETCH):
                 size = min(_STRETCH, length - start)
                 out = result[start : start + size]
-                out[:] = bias[g, o]
+                out[:] = 0
                 tap = 0
                 while tap + _TAPS <= taps:
                     k = tap
@@ -115,11 +117,17 @@ def _conv(x, weight, bias, y, scratch, offsets, padding, parts):
                     for p in range(size):
                         out[p] += w0 * x0[p]
                     tap += 1
+            channel = g * outputs + o
+            factor, term = scale[channel], shift[channel]
             for v in range(oh):
                 line = result[v * pitch : v * pitch + ow]
                 target = y[image, g, o, v]
+                first = ((image * groups * outputs + channel) * oh + v) * ow
                 for u in range(ow):
-                    target[u] = line[u]
+                    value = line[u] * factor + term
+                    if others.size:
+                        value += others[first + u]
+                    target[u] = floor if value < floor else value
 
 
 @njit(parallel=True, cache=True, fastmath=_SUM_FLAGS)
@@ -205,16 +213,16 @@ def _plan(x, weight_shape, y_height, padding, dilation):
     return scratch, flat_offsets(group_channels, (kh, kw), dilation, plane, pitch)
 
 
-def conv2d_direct(x, weight, bias, y, padding, dilation, groups):
-    """Write conv(x, weight) + bias of stride 1 into y, C-contiguous."""
+def conv2d_direct(x, weight, y, padding, dilation, groups, epilogue):
+    """Write the convolution of stride 1 into y, C-contiguous."""
     outputs, group_channels, kh, kw = weight.shape
     group_outputs = outputs // groups
     filters = np.ascontiguousarray(weight).reshape(groups, group_outputs, group_channels, kh, kw)
     tasks = len(x) * groups
     parts = min(group_outputs, -(-_MIN_TASKS // max(tasks, 1)))
     _conv(
-        grouped(x, groups), filters, bias.reshape(groups, group_outputs), grouped(y, groups),
-        *_plan(x, weight.shape, y.shape[2], padding, dilation), padding, parts,
+        grouped(x, groups), filters, grouped(y, groups),
+        *_plan(x, weight.shape, y.shape[2], padding, dilation), padding, parts, epilogue,
     )  # fmt: skip
 
 
@@ -233,8 +241,8 @@ def input_grad_direct(dy, weight, dx, padding, dilation, groups):
     top, bottom, left, right = (max(0, -margin) for margin in margins)
     cropped = dy[:, :, top : dy.shape[2] - bottom, left : dy.shape[3] - right]
     padding = tuple(max(0, margin) for margin in margins)
-    bias = np.zeros(dx.shape[1], dx.dtype)
-    conv2d_direct(cropped, turned, bias, dx, padding, dilation, groups)
+    epilogue = plain(dx.shape[1], dx.dtype)
+    conv2d_direct(cropped, turned, dx, padding, dilation, groups, epilogue)
 
 
 def weight_grad_direct(dy, x, weight_shape, padding, dilation, groups):

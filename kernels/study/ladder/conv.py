@@ -130,7 +130,7 @@ def direct_sweeps(p, y, epilogue):
     (kernels/cpu/conv_direct.py). Where a group has one to three output maps, as in depthwise
     convolutions, a tile of eight would be mostly empty. With more maps, it loses to tiles: sums are
     loaded and stored once in five multiply-adds."""
-    conv2d_direct(p.x, p.weight, epilogue.shift, y, p.padding, UNIT, 1)
+    conv2d_direct(p.x, p.weight, y, p.padding, UNIT, 1, epilogue)
 
 
 @_house_way
