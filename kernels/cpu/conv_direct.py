@@ -18,7 +18,8 @@ import numpy as np
 from numba import get_thread_id, njit, prange
 
 from kernels.cpu.epilogue import plain
-from kernels.cpu.tasks import split
+from kernels.cpu.planes import grouped
+from kernels.cpu.tasks import MIN_TASKS, split
 from kernels.cpu.threads import num_threads
 from kernels.cpu.workspace import workspace
 
@@ -26,7 +27,6 @@ from kernels.cpu.workspace import workspace
 _SUM_FLAGS = {"reassoc", "nsz", "contract"}
 _TAPS = 5  # the sweeps below are written out for this many
 _STRETCH = 2048  # values of a plane swept at a time: result and operands stay in the L1 cache
-_MIN_TASKS = 8
 # More channels than these fill the tiles of kernels.cpu.conv_tiles well enough.
 _MAX_PAIRS, _MAX_RESULTS = 96, 4
 _SLICES = 16
@@ -193,12 +193,6 @@ def _weight_grad(dy, x, slices, scratch, offsets, padding):
                         tap += 1
 
 
-def grouped(x, groups):
-    """(N, C, H, W) as a contiguous (N, G, C/G, H, W)."""
-    n, c, h, w = x.shape
-    return np.ascontiguousarray(x).reshape(n, groups, c // groups, h, w)
-
-
 def _plan(x, weight_shape, y_height, padding, dilation):
     """(scratch, offsets): each thread's padded planes of a group, and where the taps lie in them.
 
@@ -219,7 +213,7 @@ def conv2d_direct(x, weight, y, padding, dilation, groups, epilogue):
     group_outputs = outputs // groups
     filters = np.ascontiguousarray(weight).reshape(groups, group_outputs, group_channels, kh, kw)
     tasks = len(x) * groups
-    parts = min(group_outputs, -(-_MIN_TASKS // max(tasks, 1)))
+    parts = min(group_outputs, -(-MIN_TASKS // max(tasks, 1)))
     _conv(
         grouped(x, groups), filters, grouped(y, groups),
         *_plan(x, weight.shape, y.shape[2], padding, dilation), padding, parts, epilogue,

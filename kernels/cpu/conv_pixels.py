@@ -26,10 +26,11 @@ from numba import get_thread_id, njit, prange
 
 from kernels.cpu.emitter import ROWS, VECTORS, lanes
 from kernels.cpu.pixels import interleave, turn_image
+from kernels.cpu.planes import grouped
 from kernels.cpu.simd import product_tiles
-from kernels.cpu.tasks import split
+from kernels.cpu.tasks import MIN_TASKS, split
 from kernels.cpu.threads import num_threads
-from kernels.cpu.tiles import MIN_TASKS, tile_count, tile_vectors
+from kernels.cpu.tiles import tile_count, tile_vectors
 from kernels.cpu.workspace import empty, workspace
 
 _BLOCK_BYTES = 1 << 20
@@ -172,8 +173,7 @@ def weight_grad_pixels(dy, x, weight_shape, stride, padding, dilation, groups):
     n, outputs, oh, ow = dy.shape
     channels, *kernel_size = weight_shape[1:]
     outputs //= groups
-    x = np.ascontiguousarray(x).reshape(n, groups, channels, *x.shape[2:])
-    dy = np.ascontiguousarray(dy).reshape(n, groups, outputs, oh, ow)
+    x, dy = grouped(x, groups), grouped(dy, groups)
     plan = _plan(
         (n, channels), (n, outputs, oh, ow), tuple(kernel_size), stride, dilation, x.dtype
     )

@@ -14,18 +14,15 @@ results, to the last bit.
 import numpy as np
 from numba import get_thread_id, njit, prange
 
-from kernels.cpu.conv_direct import grouped
-from kernels.cpu.emitter import ROWS, VECTORS
+from kernels.cpu.emitter import ROWS, VECTORS, lanes
 from kernels.cpu.epilogue import plain
-from kernels.cpu.planes import split_phases
+from kernels.cpu.planes import grouped, split_phases
 from kernels.cpu.simd import copy
-from kernels.cpu.tasks import split
+from kernels.cpu.tasks import MIN_TASKS, split
 from kernels.cpu.threads import num_threads
 from kernels.cpu.tiles import (
-    MIN_TASKS,
     PART_BYTES,
     group_size,
-    lanes_of,
     pack_filters,
     store_tiles,
     sum_tiles,
@@ -94,7 +91,7 @@ def _multiply(source, filters, y, scratch, offsets, counts, cut, place, target, 
 def _product(x, weight, strides, y, stride, size, target, epilogue):
     """y (N, G, O, H W) from every stride-th pixel, `size` of them, of x (N, G, C, H, W)."""
     n, groups, channels = x.shape[:3]
-    outputs, width, pixels = y.shape[2], lanes_of(x.itemsize), size[0] * size[1]
+    outputs, width, pixels = y.shape[2], lanes(x.dtype), size[0] * size[1]
     vectors = -(-pixels // width)
     if stride == (1, 1) and pixels >= VECTORS * width and pixels >= _FILLED * vectors * width:
         source, images, columns, room = x.reshape(-1), n, pixels, pixels
@@ -105,7 +102,7 @@ def _product(x, weight, strides, y, stride, size, target, epilogue):
         _side_by_side(x, source, stride, size)
     tiles, blocks = tile_count(columns, width), -(-outputs // ROWS)
     parts = -(-blocks // _MAX_BLOCKS)
-    pieces = -(-tiles // group_size(-(-blocks // parts) * ROWS, x.itemsize))
+    pieces = -(-tiles // group_size(-(-blocks // parts) * ROWS, x.dtype))
     if images * groups * pieces < 4 * MIN_TASKS:
         # Few tasks share out evenly where their number is a power of two.
         pieces = min(tiles, 1 << (pieces - 1).bit_length())

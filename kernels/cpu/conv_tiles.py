@@ -26,17 +26,14 @@ from typing import NamedTuple
 import numpy as np
 from numba import get_thread_id, njit, prange
 
-from kernels.cpu.conv_direct import grouped
-from kernels.cpu.emitter import ROWS, VECTORS
+from kernels.cpu.emitter import ROWS, VECTORS, lanes
 from kernels.cpu.epilogue import plain
-from kernels.cpu.planes import phase_shape, phase_taps, split_phases
-from kernels.cpu.tasks import split
+from kernels.cpu.planes import grouped, phase_shape, phase_taps, split_phases
+from kernels.cpu.tasks import MIN_TASKS, split
 from kernels.cpu.threads import num_threads
 from kernels.cpu.tiles import (
-    MIN_TASKS,
     PART_BYTES,
     group_size,
-    lanes_of,
     pack_filters,
     store_tiles,
     sum_tiles,
@@ -62,7 +59,7 @@ class _Plan(NamedTuple):
     offsets: np.ndarray  # of each tap of each channel
 
 
-def _plan(n, channels, size, layout, before, after, taps, itemsize):
+def _plan(n, channels, size, layout, before, after, taps, dtype):
     """How to cut a convolution of `size` outputs from one image's `layout`.
 
     `before`, `after`: zeros at the top and left, at the bottom and right. `taps` (T, 3): the phase,
@@ -79,7 +76,7 @@ def _plan(n, channels, size, layout, before, after, taps, itemsize):
             for b, a, reach, o in zip(before, after, (span, pitch), size, strict=True)
         )
     pitch -= spare[1]
-    row_bytes = channels * phases * pitch * itemsize
+    row_bytes = channels * phases * pitch * dtype.itemsize
     if span * row_bytes <= _BLOCK_BYTES or span == 1:
         rows, height = span - spare[0], oh
         enough = max(-(-n // MIN_TASKS), -(-_MIN_COLUMNS // (rows * pitch)))
@@ -99,14 +96,14 @@ def _plan(n, channels, size, layout, before, after, taps, itemsize):
     slack = spare[0] * pitch + spare[1]
     # Rows of a channel that a tile reads, each as long as the tile and the kernel.
     lines = len(np.unique(taps[:, :2], axis=0))
-    line_bytes = (VECTORS * lanes_of(itemsize) + int(taps[:, 2].max())) * itemsize
+    line_bytes = (VECTORS * lanes(dtype) + int(taps[:, 2].max())) * dtype.itemsize
     depth = max(1, PART_BYTES * len(taps) // (lines * line_bytes))
     layout = (sh, sw, rows, pitch, *used)
     return _Plan(layout, images, height, size, before, plane, depth, slack, offsets)
 
 
 @lru_cache(maxsize=256)
-def _forward_plan(x_shape, size, kernel_size, stride, padding, dilation, itemsize):
+def _forward_plan(x_shape, size, kernel_size, stride, padding, dilation, dtype):
     n, channels, h, w = x_shape
     layout = phase_shape(size, kernel_size, stride, dilation)
     before = padding[0], padding[2]
@@ -114,12 +111,12 @@ def _forward_plan(x_shape, size, kernel_size, stride, padding, dilation, itemsiz
         reach - b - extent for reach, b, extent in zip(layout[2:4], before, (h, w), strict=True)
     )
     taps = phase_taps(kernel_size, stride, dilation)
-    return _plan(n, channels, size, layout, before, tuple(after), taps, itemsize)
+    return _plan(n, channels, size, layout, before, tuple(after), taps, dtype)
 
 
 @lru_cache(maxsize=256)
 def _input_grad_plan(
-    dy_shape, extent, phase, kernel_size, stride, padding, dilation, itemsize
+    dy_shape, extent, phase, kernel_size, stride, padding, dilation, dtype
 ):
     """(plan, taps) of one phase of the pixels; no plan where no tap reaches it."""
     n, channels, oh, ow = dy_shape
@@ -143,7 +140,7 @@ def _input_grad_plan(
     taps = np.add.outer(numbers[0] * kernel_size[1], numbers[1]).reshape(-1)
     after = rows - top - oh, pitch - left - ow
     layout = (1, 1, rows, pitch, 1, 1)
-    plan = _plan(n, channels, size, layout, (top, left), after, places, itemsize)
+    plan = _plan(n, channels, size, layout, (top, left), after, places, dtype)
     return plan, taps
 
 
@@ -207,14 +204,14 @@ def _product(x, weight, strides, taps, y, plan, target, epilogue):
     `strides`: elements of the weights from one group, output and channel to the next.
     """
     n, groups, channels = x.shape[:3]
-    width = lanes_of(x.itemsize)
+    width = lanes(x.dtype)
     blocks = -(-y.shape[2] // ROWS)
     tasks = -(-n // plan.images) * -(-plan.size[0] // plan.height) * groups
     parts = min(blocks, -(-MIN_TASKS // max(tasks, 1)))
     rows = -(-blocks // parts) * ROWS
     places = np.add.outer(np.arange(channels) * strides[2], taps).reshape(-1)
     filters = pack_filters(weight, groups, y.shape[2], places, strides[:2], plan.depth, rows)
-    group = group_size(rows, x.itemsize)
+    group = group_size(rows, x.dtype)
     # A tile reads up to a tile beyond the planes.
     size = (rows * group + 1) * VECTORS * width + channels * plan.plane + plan.slack
     scratch = workspace("conv", (num_threads(), size), x.dtype)
@@ -234,7 +231,7 @@ def conv2d_tiles(x, weight, y, stride, padding, dilation, groups, epilogue):
     channels, *kernel_size = weight.shape[1:]
     plan = _forward_plan(
         (n, channels, *x.shape[2:]), tuple(size), tuple(kernel_size), stride, padding, dilation,
-        x.itemsize,
+        x.dtype,
     )  # fmt: skip
     taps = kernel_size[0] * kernel_size[1]
     strides = (outputs // groups * channels * taps, channels * taps, taps)
@@ -255,7 +252,7 @@ def input_grad_tiles(dy, weight, dx, stride, padding, dilation, groups):
     epilogue = plain(groups * channels, dy.dtype)
     plans = [
         (phase, _input_grad_plan((n, outputs, *dy.shape[2:]), tuple(extent), phase,
-                                 tuple(kernel_size), stride, padding, dilation, dy.itemsize))
+                                 tuple(kernel_size), stride, padding, dilation, dy.dtype))
         for phase in np.ndindex(stride)
     ]  # fmt: skip
     if any(plan is None for _, (plan, _) in plans):

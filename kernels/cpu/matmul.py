@@ -16,14 +16,14 @@ from numba import get_thread_id, njit, prange
 from kernels.cpu.emitter import ROWS, VECTORS, lanes
 from kernels.cpu.pixels import turn
 from kernels.cpu.simd import DOTS, copy, dot_tile, product_tiles, row_tiles
-from kernels.cpu.tasks import chunk_bounds, split
+from kernels.cpu.tasks import MIN_TASKS, chunk_bounds, split
 from kernels.cpu.threads import num_threads
 from kernels.cpu.workspace import empty, workspace
 from kernels.geometry import check_dtypes, check_matmul
 
 _MIN_MACS = 1 << 22
-# Terms that are packed in one go, strips of a group, and tasks that are enough for several cores.
-_DEPTH, _STRIPS, _MIN_TASKS = 128, 8, 8
+# Terms that are packed in one go, and strips of a group.
+_DEPTH, _STRIPS = 128, 8
 # Rows for which packing b once more pays.
 _PART_ROWS = 64
 # Rows that are few, and then rows of b that are summed up in one go.
@@ -97,7 +97,7 @@ def _few_rows(a, b, y, offsets, sizes, width):
     rows, terms, columns, a_pitch, b_pitch, y_pitch = sizes
     strip = VECTORS * width
     # Pieces of whole strips, and long enough for what fetches b ahead.
-    length = -(-columns // (_MIN_TASKS * strip)) * strip
+    length = -(-columns // (MIN_TASKS * strip)) * strip
     for piece in prange(-(-columns // length)):
         c0, c1 = chunk_bounds(piece, length, columns)
         for k in range(0, terms, offsets.size):
@@ -186,7 +186,7 @@ def matmul(a, b):
             _few_rows(flat_a, flat_b, y.reshape(-1), offsets, sizes, width)
         return _cut(y, m, n)
     scratch = workspace("conv", (num_threads(), (_STRIPS + 1) * strip * _DEPTH), a.dtype)
-    parts = min(-(-rows // _PART_ROWS), -(-_MIN_TASKS // -(-n // (_STRIPS * strip))))
+    parts = min(-(-rows // _PART_ROWS), -(-MIN_TASKS // -(-n // (_STRIPS * strip))))
     _product(
         flat_a, flat_b, y.reshape(-1), scratch, np.arange(_DEPTH) * strip,
         sizes, a_turned, b_turned, parts, width,

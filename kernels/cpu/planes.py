@@ -13,6 +13,12 @@ from numba import njit
 from kernels.cpu.simd import copy
 
 
+def grouped(x, groups):
+    """(N, C, H, W) as a contiguous (N, G, C/G, H, W)."""
+    n, c, h, w = x.shape
+    return np.ascontiguousarray(x).reshape(n, groups, c // groups, h, w)
+
+
 def phase_shape(output_size, kernel_size, stride, dilation):
     """(sh, sw, rows, P, A, B): the phases that hold all pixels that the outputs read.
 

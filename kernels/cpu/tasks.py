@@ -1,7 +1,12 @@
-"""Index arithmetic of parallel loops. Numba counts them unsigned, which mixes badly with ints."""
+"""Parallel loops: how many tasks they need, and the arithmetic of their indices.
+
+Numba counts these unsigned, which mixes badly with ints.
+"""
 
 import numpy as np
 from numba import njit
+
+MIN_TASKS = 8  # enough for several cores
 
 
 @njit(inline="always")

@@ -25,7 +25,6 @@ from kernels.cpu.workspace import workspace
 # and the sums of a group in a second one.
 PART_BYTES, _FILTER_BYTES, _SUM_BYTES = 24 << 10, 256 << 10, 384 << 10
 _MAX_GROUP = 8
-MIN_TASKS = 8  # enough for several cores
 _PACK_BLOCKS = 8
 
 
@@ -83,19 +82,14 @@ def pack_filters(weight, groups, outputs, places, strides, depth, rows) -> Filte
     packed = workspace("filters", (groups, blocks * places.size * ROWS), weight.dtype)
     if packed.size:
         flat = np.ascontiguousarray(weight).reshape(-1)
-        width = lanes_of(weight.itemsize)
-        _pack(flat, packed, outputs, places, strides, depth, width)
+        _pack(flat, packed, outputs, places, strides, depth, lanes(weight.dtype))
     return Filters(packed, blocks, depth)
 
 
-def group_size(rows: int, itemsize: int) -> int:
+def group_size(rows: int, dtype) -> int:
     """Tiles of a group whose sums for so many rows fill the scratch memory meant for them."""
-    return max(1, min(_MAX_GROUP, _SUM_BYTES // (rows * VECTORS * lanes_of(itemsize) * itemsize)))
-
-
-def lanes_of(itemsize: int) -> int:
-    """Elements of this size in a vector."""
-    return lanes(np.dtype(np.float32 if itemsize == 4 else np.float64))
+    tile_bytes = rows * VECTORS * lanes(dtype) * dtype.itemsize
+    return max(1, min(_MAX_GROUP, _SUM_BYTES // tile_bytes))
 
 
 @njit(inline="always")

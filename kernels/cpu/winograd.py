@@ -30,8 +30,9 @@ from numba import get_thread_id, njit, prange
 from kernels.cpu.emitter import ROWS, VECTORS, lanes
 from kernels.cpu.epilogue import in_vectors, plain
 from kernels.cpu.pixels import turn, turn_back, turn_image
+from kernels.cpu.planes import grouped
 from kernels.cpu.simd import row_tiles, transform_tile
-from kernels.cpu.tasks import chunk_bounds, split
+from kernels.cpu.tasks import MIN_TASKS, chunk_bounds, split
 from kernels.cpu.threads import num_threads
 from kernels.cpu.workspace import workspace
 from kernels.dispatch import winograd_size
@@ -46,7 +47,6 @@ _grads_2, _grads_4 = (transform_tile(MATRICES[size].outputs.T) for size in (2, 4
 _BLOCK_BYTES, _MIN_BLOCK = 1536 << 10, 48
 # Tiles that go through the steps together.
 STEP_TILES = 512
-MIN_TASKS = 8
 # Channels whose filters a task transforms, and those whose filters it fetches in one go.
 _FILTER_CHANNELS, _FILTER_BATCH = 64, 8
 # Terms of a sum that are added in one go: their vectors stay in a first cache.
@@ -299,7 +299,7 @@ def _convolve(x, weight, y, padding, size, groups, turned, epilogue):
     channels, outputs = x.shape[1] // groups, outputs // groups
     width, products = lanes(x.dtype), (size + 2) ** 2
     strip = VECTORS * width
-    x = np.ascontiguousarray(x).reshape(n, groups, channels, *x.shape[2:])
+    x = grouped(x, groups)
     v_place, m_place = place_of(channels, width), place_of(outputs, width)
     epilogue = in_vectors(epilogue, groups, m_place)
     strips = -(-outputs // strip)

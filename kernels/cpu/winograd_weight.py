@@ -14,10 +14,11 @@ import numpy as np
 from numba import get_thread_id, njit, prange
 
 from kernels.cpu.emitter import ROWS, VECTORS, lanes
+from kernels.cpu.planes import grouped
 from kernels.cpu.simd import product_tiles, transform_tile
-from kernels.cpu.tasks import split
+from kernels.cpu.tasks import MIN_TASKS, split
 from kernels.cpu.threads import num_threads
-from kernels.cpu.winograd import MIN_TASKS, SKEW, STEP_TILES, place_of, step_pixels
+from kernels.cpu.winograd import SKEW, STEP_TILES, place_of, step_pixels
 from kernels.cpu.workspace import empty, workspace
 from kernels.reference.winograd import MATRICES
 
@@ -71,8 +72,7 @@ def weight_grad_winograd(dy, x, weight_shape, padding, size, groups=1):
     n, outputs, oh, ow = dy.shape
     channels, outputs = weight_shape[1], outputs // groups
     width, products = lanes(x.dtype), (size + 2) ** 2
-    x = np.ascontiguousarray(x).reshape(n, groups, channels, *x.shape[2:])
-    dy = np.ascontiguousarray(dy).reshape(n, groups, outputs, oh, ow)
+    x, dy = grouped(x, groups), grouped(dy, groups)
     geometry = (size, -(-oh // size), -(-ow // size), padding[0], padding[2])
     down, across = geometry[1:3]
     places = place_of(outputs, width), place_of(channels, width)
