@@ -105,9 +105,7 @@ class TwoTowers(Alone):
         (loss * (1 / self.size)).backward()
 
     def total(self, running, stop):
-        wishes = np.array([stop], np.int64)
-        self.world.sum(wishes, "whether to stop")
-        return running, wishes[0] > 0
+        return running, not self.world.all_agree(not stop, "whether to stop")
 
     def agree(self, usable):
         return self.world.all_agree(usable, "whether gradients are usable")

@@ -59,8 +59,7 @@ def bias_relu_backward(dy, y):
 
 def affine_in_place(y, scale, shift, others, rectify) -> None:
     """What kernels.reference.conv2d_affine does to the convolution y, C-contiguous."""
-    scale, shift = runtime.contiguous(scale), runtime.contiguous(shift)
-    others = None if others is None else runtime.contiguous(others)
+    scale, shift, others = runtime.all_contiguous(scale, shift, others)
     planes, positions = y.shape[0] * y.shape[1], math.prod(y.shape[2:])
     args = (
         y, scale, shift, others, np.int32(bool(rectify)), *runtime.ints(y.shape[1], positions),

@@ -170,8 +170,8 @@ extern "C" __global__ void gradients(
 
 extern "C" __global__ void input_gradient(
     const real *dy, const real *x, const real *y, const real *mean, const real *rest,
-    const real *inv_std, const real *gamma, const real *mean_plain, const real *mean_weighted, real *dx,
-    int channels, int positions, long long planes)
+    const real *inv_std, const real *gamma, const real *mean_plain, const real *mean_weighted,
+    real *dx, int channels, int positions, long long planes)
 {
     PlaneWalk here(positions, planes);
     if (!here.inside())

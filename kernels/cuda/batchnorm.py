@@ -12,10 +12,6 @@ def _per_channel(x, count):
     return [runtime.empty(x.shape[1:2], x.dtype) for _ in range(count)]
 
 
-def _contiguous(*arrays):
-    return [None if array is None else runtime.contiguous(array) for array in arrays]
-
-
 def _launch_planes(kernel, x, args):
     """On all elements of x (N, C, H, W); the kernel takes x's geometry after `args`."""
     n, channels, h, w = x.shape
@@ -43,7 +39,7 @@ def _launch_moments(kernel, x, results, *settings):
 def batchnorm_train(x, gamma, beta, eps, others=None, rectify=False):
     """See kernels.reference.batchnorm_train."""
     check_batchnorm(x, training=True, others=others, gamma=gamma, beta=beta)
-    x, gamma, beta, others = _contiguous(x, gamma, beta, others)
+    x, gamma, beta, others = runtime.all_contiguous(x, gamma, beta, others)
     mean, rest, var, inv_std = results = _per_channel(x, 4)
     _launch_moments("moments", x, results, np.float64(eps))
     y = _normalise(x, mean, rest, inv_std, gamma, beta, others, rectify)
@@ -63,7 +59,7 @@ def batchnorm_statistics(x):
 def batchnorm_eval(x, gamma, beta, mean, var, eps):
     """See kernels.reference.batchnorm_eval."""
     check_batchnorm(x, gamma=gamma, beta=beta, mean=mean, var=var)
-    x, gamma, beta, mean, var = _contiguous(x, gamma, beta, mean, var)
+    x, gamma, beta, mean, var = runtime.all_contiguous(x, gamma, beta, mean, var)
     (inv_std,) = _per_channel(x, 1)
     args = (var, inv_std, np.float64(eps), *runtime.ints(var.size))
     runtime.launch_elements("batchnorm", "inverse_deviation", x.dtype, var.size, args)
@@ -71,7 +67,7 @@ def batchnorm_eval(x, gamma, beta, mean, var, eps):
 
 
 def _backward(dy, x, y, gamma, mean, inv_std, training):
-    dy, x, y, gamma, mean, inv_std = _contiguous(dy, x, y, gamma, mean, inv_std)
+    dy, x, y, gamma, mean, inv_std = runtime.all_contiguous(dy, x, y, gamma, mean, inv_std)
     cut = ChannelParts.of(x)
     sums = runtime.empty((3, cut.channels, cut.parts), np.float64)
     cut.launch("batchnorm", "part_gradients", x.dtype, (dy, x, y, mean, sums))

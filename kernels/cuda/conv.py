@@ -131,17 +131,13 @@ def _by_cublas(sizes) -> bool:
     return thick or products_choice() == "cublas"
 
 
-def _contiguous(*arrays):
-    return [None if array is None else runtime.contiguous(array) for array in arrays]
-
-
 def conv2d(
     x, weight, bias=None, stride=(1, 1), padding=(0, 0, 0, 0), dilation=(1, 1), groups=1
 ):
     """See kernels.reference.conv2d."""
     y_shape = check_conv2d(x, weight, bias, stride, padding, dilation, groups)
     sizes = _Sizes.of(x.shape, y_shape, weight.shape[2:], stride, padding, dilation, groups)
-    x, weight, bias = _contiguous(x, weight, bias)
+    x, weight, bias = runtime.all_contiguous(x, weight, bias)
     y = runtime.empty(y_shape, x.dtype)
     if not _by_cublas(sizes):
         tiles = runtime.blocks(sizes.positions, TILE)
@@ -209,7 +205,7 @@ def conv_transpose2d(
 
 def _input_grad(dy, weight, bias, x_shape, sizes):
     """The gradient by the input, plus a bias a channel."""
-    dy, weight, bias = _contiguous(dy, weight, bias)
+    dy, weight, bias = runtime.all_contiguous(dy, weight, bias)
     dx = runtime.empty(x_shape, dy.dtype)
     if not _by_cublas(sizes):
         classes = math.prod(sizes.stride)
@@ -238,7 +234,7 @@ def conv2d_weight_grad(
         dy, x, kernel_size, stride, padding, dilation, groups
     )
     sizes = _Sizes.of(x.shape, dy.shape, kernel_size, stride, padding, dilation, groups)
-    dy, x = _contiguous(dy, x)
+    dy, x = runtime.all_contiguous(dy, x)
     make_parts = _parts_by_cublas if _by_cublas(sizes) else _own_parts
     parts = make_parts(dy, x, sizes)
     if len(parts) > 1:

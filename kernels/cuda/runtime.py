@@ -77,6 +77,11 @@ def contiguous(array):
     return array if array.flags.c_contiguous else array_module().ascontiguousarray(array)
 
 
+def all_contiguous(*arrays) -> list:
+    """`contiguous` of each; None stays None."""
+    return [None if array is None else contiguous(array) for array in arrays]
+
+
 def gemm(a, b, out) -> None:
     """out[...] = a @ b by cuBLAS: matrices, or stacks of them that broadcast; `out` C-contiguous.
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from kernels.dispatch import kernels_for
 from kernels.geometry import padding4, pair
 from minidl.function import Function
-from minidl.ops.elementwise import relu
+from minidl.ops.elementwise import behind_rectifier, relu
 from minidl.ops.rounding import is_rounded, product_operands, product_result
 from minidl.tensor import Tensor, is_grad_enabled
 
@@ -123,7 +123,7 @@ class BiasReLU(Function):
     def backward(self, grad):
         (y,) = self.outputs
         if is_grad_enabled():
-            dx = grad * Tensor((y.detach()._array > 0).astype(grad.dtype))
+            dx = behind_rectifier(grad, y)
             return dx, dx.sum(axis=(0, *range(2, dx.ndim)))
         dx, dbias = kernels_for(grad._array).bias_relu_backward(grad._array, y._array)
         return Tensor._wrap(dx), Tensor._wrap(dbias)

@@ -179,10 +179,7 @@ class ReLU(Function):
         return kernels_for(x).relu(x, x if self.inplace else None)
 
     def backward(self, grad):
-        (y,) = self.outputs
-        if is_grad_enabled():
-            return grad * _constant(y._array > 0, grad)
-        return Tensor._wrap(kernels_for(grad._array).relu_backward(grad._array, y._array))
+        return behind_rectifier(grad, self.outputs[0])
 
 
 class Abs(Function):
@@ -246,6 +243,13 @@ class Where(Function):
     def backward(self, grad):
         mask = _constant(self.inputs[0]._array, grad)
         return (None, *_sum_pair(self, grad * mask, grad * (1.0 - mask)))
+
+
+def behind_rectifier(grad, y):
+    """The gradient by what was rectified to y: `grad` where y is positive."""
+    if is_grad_enabled():
+        return grad * _constant(y._array > 0, grad)
+    return Tensor._wrap(kernels_for(grad._array).relu_backward(grad._array, y._array))
 
 
 def _constant(array, like: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ Their ordinary backward is one fused kernel. Where the backward itself is to be 
 
 from kernels.dispatch import kernels_for
 from minidl.function import Function, check_one_device
-from minidl.ops.elementwise import relu
+from minidl.ops.elementwise import behind_rectifier, relu
 from minidl.ops.shape import pad
 from minidl.tensor import Tensor, is_grad_enabled
 
@@ -35,23 +35,20 @@ class BatchNormTrain(Function):
         return y
 
     def backward(self, grad):
-        x, weight = self.inputs[:2]
+        x, weight, _, *others = self.inputs
         y = self.outputs[0] if self.keep_outputs else None
+        if y is not None and (others or is_grad_enabled()):
+            # The others want the gradient behind the rectifier for themselves.
+            grad, y = behind_rectifier(grad, y), None
         if is_grad_enabled():
-            if y is not None:
-                grad = grad * Tensor((y.detach()._array > 0).astype(grad.dtype))
             grads = self._composed(grad, x, weight)
-            return (*grads, grad) if len(self.inputs) > 3 else grads
-        kernels = kernels_for(grad._array)
-        if y is not None and len(self.inputs) > 3:
-            # The others want the gradient that passes the rectifier for themselves.
-            grad, y = Tensor._wrap(kernels.relu_backward(grad._array, y._array)), None
-        grads = kernels.batchnorm_backward(
-            grad._array, x._array, weight._array, self.mean, self.inv_std,
-            None if y is None else y._array,
-        )  # fmt: skip
-        grads = tuple(Tensor._wrap(g) for g in grads)
-        return (*grads, grad) if len(self.inputs) > 3 else grads
+        else:
+            arrays = kernels_for(grad._array).batchnorm_backward(
+                grad._array, x._array, weight._array, self.mean, self.inv_std,
+                None if y is None else y._array,
+            )  # fmt: skip
+            grads = tuple(Tensor._wrap(array) for array in arrays)
+        return (*grads, grad) if others else grads
 
     def _composed(self, grad, x, weight):
         """Ioffe and Szegedy 2015, section 3, the unnumbered equations of the backward pass."""
