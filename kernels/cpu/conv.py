@@ -4,8 +4,8 @@ The definition and the algebra stand in kernels.reference.conv; the ways, each t
 is taken, as measured:
 
 * a kernel as large as the image is a plain product: kernels.cpu.matmul;
-* 3x3 kernels at stride 1 with many channels, in float32: kernels.cpu.winograd, and for the
-  gradient by the weight kernels.cpu.winograd_weight;
+* small kernels, larger ones at larger strides, with many channels, in float32:
+  kernels.cpu.winograd, winograd_weight and winograd_strided (kernels.cpu.winograd_choice);
 * results of one to three channels, depthwise among them: kernels.cpu.conv_direct;
 * 1x1 kernels: kernels.cpu.conv_pointwise;
 * all else: kernels.cpu.conv_tiles, and for the gradient by the weight kernels.cpu.conv_pixels.
@@ -31,10 +31,15 @@ from kernels.cpu.conv_pointwise import conv2d_pointwise, input_grad_pointwise, i
 from kernels.cpu.conv_tiles import conv2d_tiles, input_grad_tiles
 from kernels.cpu.epilogue import affine, finish, plain
 from kernels.cpu.matmul import matmul
-from kernels.cpu.winograd import conv2d_winograd, input_grad_winograd, is_winograd
+from kernels.cpu.winograd import conv2d_winograd, input_grad_winograd
+from kernels.cpu.winograd_choice import is_winograd, winograd_outputs
+from kernels.cpu.winograd_strided import (
+    conv2d_winograd_strided,
+    input_grad_winograd_strided,
+    weight_grad_winograd_strided,
+)
 from kernels.cpu.winograd_weight import weight_grad_winograd
 from kernels.cpu.workspace import empty
-from kernels.dispatch import winograd_size
 from kernels.geometry import (
     check_conv2d,
     check_conv2d_affine,
@@ -159,13 +164,14 @@ def _rows(x):
 def choose(
     result, y_shape, x_shape, weight_shape, stride, padding, dilation, groups, dtype
 ) -> str:
-    """The way to the result "y", "dx" or "dw": "product", "winograd", "direct" or "tiles"."""
+    """The way to the result "y", "dx" or "dw": "product", "winograd", "winograd strided", "direct",
+    "pointwise" or "tiles".
+    """
     # Each output sees its whole image: the convolution is x W^T, one row an image.
     if x_shape[1:] == weight_shape[1:] and padding == (0, 0, 0, 0):
         return "product"
-    image_shape = x_shape if result == "dx" else y_shape
-    if is_winograd(result, image_shape, weight_shape, stride, dilation, groups, dtype):
-        return "winograd"
+    if is_winograd(result, y_shape, x_shape, weight_shape, stride, dilation, groups, dtype):
+        return "winograd" if stride == (1, 1) else "winograd strided"
     if is_direct(result, weight_shape, stride, groups):
         return "direct"
     return "pointwise" if result != "dw" and is_pointwise(weight_shape, padding) else "tiles"
@@ -208,7 +214,11 @@ def _convolve(x, weight, y_shape, stride, padding, dilation, groups, epilogue):
     if not y.size:
         return y
     if way == "winograd":
-        conv2d_winograd(x, weight, y, padding, winograd_size(), groups, epilogue)
+        size = winograd_outputs(weight.shape[2], 1)
+        conv2d_winograd(x, weight, y, padding, size, groups, epilogue)
+    elif way == "winograd strided":
+        size = winograd_outputs(weight.shape[2], stride[0])
+        conv2d_winograd_strided(x, weight, y, stride[0], padding, size, groups, epilogue)
     elif way == "direct":
         conv2d_direct(x, weight, y, padding, dilation, groups, epilogue)
     elif way == "pointwise":
@@ -231,7 +241,11 @@ def conv2d_input_grad(
     if not dx.size:
         return dx
     if way == "winograd":
-        input_grad_winograd(dy, weight, dx, padding, winograd_size(), groups)
+        size = winograd_outputs(weight.shape[2], 1)
+        input_grad_winograd(dy, weight, dx, padding, size, groups)
+    elif way == "winograd strided":
+        size = winograd_outputs(weight.shape[2], stride[0])
+        input_grad_winograd_strided(dy, weight, dx, stride[0], padding, size, groups)
     elif way == "direct":
         input_grad_direct(dy, weight, dx, padding, dilation, groups)
     elif way == "pointwise":
@@ -253,7 +267,13 @@ def conv2d_weight_grad(
     if not dy.size:
         return np.zeros(weight_shape, dy.dtype)
     if way == "winograd":
-        return weight_grad_winograd(dy, x, weight_shape, padding, winograd_size(), groups)
+        size = winograd_outputs(kernel_size[0], 1)
+        return weight_grad_winograd(dy, x, weight_shape, padding, size, groups)
+    if way == "winograd strided":
+        size = winograd_outputs(kernel_size[0], stride[0])
+        return weight_grad_winograd_strided(
+            dy, x, weight_shape, stride[0], padding, size, groups
+        )
     if way == "direct":
         return weight_grad_direct(dy, x, weight_shape, padding, dilation, groups)
     return weight_grad_pixels(dy, x, weight_shape, stride, padding, dilation, groups)

@@ -1,10 +1,10 @@
-"""Winograd convolution with 3x3 kernels at stride 1: a quarter of the multiplications.
+"""Winograd convolution with small kernels at stride 1: down to a quarter of the multiplications.
 
 The definition and the algebra stand in kernels.reference.winograd. Here all channels of a pixel lie
 side by side (kernels.cpu.pixels), and so do those of each transformed tile: the transforms run over
 vectors of channels, of whatever tiles, and the products are
 
-    M[k] (tiles, O) = V[k] (tiles, C) U[k] (C, O)    for the 36 (or 16) positions k,
+    M[k] (tiles, O) = V[k] (tiles, C) U[k] (C, O)    for the 36 (or 16) positions k of a tile,
 
 computed in tiles of registers from where the transforms put their operands. The work is cut
 
@@ -14,7 +14,7 @@ computed in tiles of registers from where the transforms put their operands. The
   the rows of the result.
 
 The gradient by the input is the same convolution of dy; that by the weight stands in
-kernels.cpu.winograd_weight.
+kernels.cpu.winograd_weight, and what becomes of strides in kernels.cpu.winograd_strided.
 
 How the work is cut depends on the shapes alone, never on the number of threads, and so do the
 results, to the last bit.
@@ -31,17 +31,16 @@ from kernels.cpu.emitter import ROWS, VECTORS, lanes
 from kernels.cpu.epilogue import in_vectors, plain
 from kernels.cpu.pixels import turn, turn_back, turn_image
 from kernels.cpu.planes import grouped
-from kernels.cpu.simd import row_tiles, transform_tile
+from kernels.cpu.simd import row_tiles
 from kernels.cpu.tasks import MIN_TASKS, chunk_bounds, split
 from kernels.cpu.threads import num_threads
+from kernels.cpu.winograd_tiles import (
+    transform_tile_filters,
+    transform_tile_grads,
+    transform_tile_outputs,
+    transform_tile_pixels,
+)
 from kernels.cpu.workspace import workspace
-from kernels.dispatch import winograd_size
-from kernels.reference.winograd import MATRICES
-
-_pixels_2, _pixels_4 = (transform_tile(MATRICES[size].pixels) for size in (2, 4))
-_filters_2, _filters_4 = (transform_tile(MATRICES[size].filters) for size in (2, 4))
-_outputs_2, _outputs_4 = (transform_tile(MATRICES[size].outputs) for size in (2, 4))
-_grads_2, _grads_4 = (transform_tile(MATRICES[size].outputs.T) for size in (2, 4))
 
 # A block's transformed tiles fill at most this much cache, and are at least so many.
 _BLOCK_BYTES, _MIN_BLOCK = 1536 << 10, 48
@@ -54,33 +53,11 @@ _DEPTH = 128
 # Values between one matrix and the next. Without them all 36 would begin at multiples of the page
 # size, where they displace each other from the cache.
 SKEW = 32
-# Fewer channels, tiles or multiplications a product position are left to the other kernels.
-_MIN_CHANNELS, _MIN_TILES, _MIN_MACS = 16, 16, 1 << 16
-# Pairs of channels from which the gradient by the weight is faster so.
-_MIN_PAIRS = 1 << 13
-
-
-def is_winograd(result, y_shape, weight_shape, stride, dilation, groups: int, dtype) -> bool:
-    """True where these kernels are allowed and the faster ones, as measured.
-
-    `result`: "y", "dx" or "dw"; `y_shape`: of the outputs, for "dx" of the inputs.
-    """
-    size = winograd_size()
-    if size is None or dtype != np.float32:
-        return False
-    if weight_shape[2:] != (3, 3) or stride != (1, 1) or dilation != (1, 1):
-        return False
-    outputs, channels = weight_shape[0] // groups, weight_shape[1]
-    tiles = y_shape[0] * -(-y_shape[2] // size) * -(-y_shape[3] // size)
-    thick = outputs >= _MIN_CHANNELS and channels >= _MIN_CHANNELS
-    if result == "dw" and outputs * channels < _MIN_PAIRS:
-        return False
-    return thick and tiles >= _MIN_TILES and outputs * channels * tiles >= _MIN_MACS
 
 
 @njit(parallel=True, cache=True)
-def _transform_filters(weight, u, scratch, size, turned, strips, width):
-    """u (G, products, strips C strip + SKEW), the transforms of weight (G, O, C, 9).
+def _transform_filters(weight, u, scratch, size, taps, turned, strips, width):
+    """u (G, products, strips C strip + SKEW), the transforms of weight (G, O, C, taps^2).
 
     If `turned`, the filters are turned round, and O and C change places. A strip holds as many
     outputs as a tile of the product.
@@ -89,37 +66,36 @@ def _transform_filters(weight, u, scratch, size, turned, strips, width):
     outputs, channels = weight.shape[1:3]
     if turned:
         outputs, channels = channels, outputs
-    strip = VECTORS * width
+    strip, area, tile = VECTORS * width, taps * taps, size + taps - 1
     flat, filters = u.reshape(u.size), weight.reshape(weight.size)
-    row, column = (-3 * strip, -strip) if turned else (3 * strip, strip)
-    corner = 8 * strip if turned else 0
+    row, column = (-taps * strip, -strip) if turned else (taps * strip, strip)
+    corner = (area - 1) * strip if turned else 0
     parts = -(-channels // _FILTER_CHANNELS)
     for task in prange(groups * strips * parts):
         rest, part = split(task, parts)
         g, s = split(rest, strips)
         o0, o1 = chunk_bounds(s, strip, outputs)
         c0, c1 = chunk_bounds(part, _FILTER_CHANNELS, channels)
-        taps = scratch[get_thread_id()]
+        memory = scratch[get_thread_id()]
         for first in range(c0, c1, _FILTER_BATCH):
             last = min(c1, first + _FILTER_BATCH)
             # Outputs side by side, tap after tap.
             if turned:
                 for c in range(first, last):
-                    source = ((g * channels + c) * outputs + o0) * 9
-                    target = (c - first) * 9 * strip
-                    turn(filters, source, 9, o1 - o0, 9, taps, target, strip, width)
+                    source = ((g * channels + c) * outputs + o0) * area
+                    target = (c - first) * area * strip
+                    turn(filters, source, area, o1 - o0, area, memory, target, strip, width)
             else:
-                source = ((g * outputs + o0) * channels + first) * 9
-                run = (last - first) * 9
-                turn(filters, source, channels * 9, o1 - o0, run, taps, 0, strip, width)
+                source = ((g * outputs + o0) * channels + first) * area
+                run = (last - first) * area
+                turn(filters, source, channels * area, o1 - o0, run, memory, 0, strip, width)
             for c in range(first, last):
                 target = g * products * k_step + (s * channels + c) * strip
                 for o in range(0, strip, width):
-                    at, tap = target + o, (c - first) * 9 * strip + corner + o
-                    if size == 4:
-                        _filters_4(taps, tap, row, column, flat, at, 6 * k_step, k_step)
-                    else:
-                        _filters_2(taps, tap, row, column, flat, at, 4 * k_step, k_step)
+                    transform_tile_filters(
+                        size, taps, memory, (c - first) * area * strip + corner + o, row, column,
+                        flat, target + o, tile * k_step, k_step,
+                    )  # fmt: skip
 
 
 @njit(cache=True)
@@ -139,11 +115,11 @@ def transform_pixels(
     x (N, G, C, H, W); `pixels`: scratch memory; `place`: elements of a pixel. If `of_grads`, x is
     dy, whose tiles do not overlap, and A dy A^T takes the place of B^T d B.
     """
-    size, down, across, top, left = geometry
+    size, taps, down, across, top, left = geometry
     groups, channels, h, w = x.shape[1:]
-    overlap = 0 if of_grads else 2
+    overlap = 0 if of_grads else taps - 1
     pitch = across * size + overlap
-    i_step, flat = (size + 2) * v_step, x.reshape(x.size)
+    i_step, flat = (size + taps - 1) * v_step, x.reshape(x.size)
     row = row0
     while row < row1:
         image, first, count = _segments(row, row1, down)
@@ -158,14 +134,14 @@ def transform_pixels(
                 line = pitch * place
                 for c in range(0, place, width):
                     start, at = source + c, target + c
-                    if of_grads and size == 4:
-                        _grads_4(pixels, start, line, place, v, at, i_step, v_step)
-                    elif of_grads:
-                        _grads_2(pixels, start, line, place, v, at, i_step, v_step)
-                    elif size == 4:
-                        _pixels_4(pixels, start, line, place, v, at, i_step, v_step)
+                    if of_grads:
+                        transform_tile_grads(
+                            size, taps, pixels, start, line, place, v, at, i_step, v_step
+                        )
                     else:
-                        _pixels_2(pixels, start, line, place, v, at, i_step, v_step)
+                        transform_tile_pixels(
+                            size, taps, pixels, start, line, place, v, at, i_step, v_step
+                        )
         row += count
 
 
@@ -174,23 +150,18 @@ def _transform_results(
     m, m_step, tile0, y, g, epilogue, row0, row1, pixels, geometry, place, width
 ):
     """y (N, G, O, OH, OW) at the rows of tiles row0:row1, from m; `epilogue` in whole vectors."""
-    size, down, across = geometry[:3]
+    size, taps, down, across = geometry[:4]
     groups, outputs, oh, ow = y.shape[1:]
-    flat, pitch = y.reshape(y.size), across * size
+    flat, pitch, i_step = y.reshape(y.size), across * size, (size + taps - 1) * m_step
     for row in range(row0, row1):
         image, v = row // down, row % down * size
         for t in range(across):
             source = (tile0 + (row - row0) * across + t) * place
             for o in range(0, place, width):
                 target = t * size * place + o
-                if size == 4:
-                    _outputs_4(
-                        m, source + o, 6 * m_step, m_step, pixels, target, pitch * place, place
-                    )
-                else:
-                    _outputs_2(
-                        m, source + o, 4 * m_step, m_step, pixels, target, pitch * place, place
-                    )
+                transform_tile_outputs(
+                    size, taps, m, source + o, i_step, m_step, pixels, target, pitch * place, place
+                )
         for i in range(min(size, oh - v)):
             turn_back(
                 pixels, i * pitch * place, place, ow, outputs, flat,
@@ -220,7 +191,7 @@ def _by_blocks(x, u, epilogue, y, scratch, offsets, block, geometry, places, wid
     """A task takes `block` rows of tiles of a group from pixels to result."""
     n, groups = x.shape[:2]
     products = u.shape[1]
-    size, down, across = geometry[:3]
+    down, across = geometry[2:4]
     v_place, m_place, strips = places
     most = -(-block * across // ROWS) * ROWS
     v_step, m_step = most * v_place + SKEW, most * m_place + SKEW
@@ -247,7 +218,7 @@ def _by_blocks(x, u, epilogue, y, scratch, offsets, block, geometry, places, wid
 @njit(parallel=True, cache=True)
 def step_pixels(x, g, v, v_step, scratch, row0, row1, piece, geometry, place, of_grads, width):
     """V of the rows of tiles row0:row1; a task takes `piece` of them."""
-    across = geometry[2]
+    across = geometry[3]
     for task in prange(-(-(row1 - row0) // piece)):
         first, last = chunk_bounds(task, piece, row1 - row0)
         transform_pixels(
@@ -269,7 +240,7 @@ def _step_products(v, v_step, v_place, u, strips, m, m_step, m_place, offsets, t
 def _step_results(
     m, m_step, y, g, epilogue, scratch, row0, row1, piece, geometry, place, width
 ):
-    across = geometry[2]
+    across = geometry[3]
     for task in prange(-(-(row1 - row0) // piece)):
         first, last = chunk_bounds(task, piece, row1 - row0)
         _transform_results(
@@ -279,43 +250,44 @@ def _step_results(
 
 
 def conv2d_winograd(x, weight, y, padding, size, groups, epilogue):
-    """Write the convolution of stride 1 into y, C-contiguous, by F(size x size, 3x3)."""
+    """Write the convolution of stride 1 into y, C-contiguous, by F(size x size, r x r)."""
     _convolve(x, weight, y, padding, size, groups, False, epilogue)
 
 
 def input_grad_winograd(dy, weight, dx, padding, size, groups=1):
     """Write the gradient by the input into dx, C-contiguous.
 
-    It is the convolution of dy, padded by 2 - p (less than nothing, where p > 2: pixels are left
-    out), with the filters turned round and their channels exchanged.
+    It is the convolution of dy, padded by r - 1 - p (less than nothing, where p >= r: pixels are
+    left out), with the filters turned round and their channels exchanged.
     """
-    epilogue = plain(dx.shape[1], dx.dtype)
-    _convolve(dy, weight, dx, tuple(2 - p for p in padding), size, groups, True, epilogue)
+    epilogue, reach = plain(dx.shape[1], dx.dtype), weight.shape[2] - 1
+    _convolve(dy, weight, dx, tuple(reach - p for p in padding), size, groups, True, epilogue)
 
 
 def _convolve(x, weight, y, padding, size, groups, turned, epilogue):
     """y = conv(x, weight), or, if `turned`, the convolution of `input_grad_winograd`."""
     n, outputs, oh, ow = y.shape
     channels, outputs = x.shape[1] // groups, outputs // groups
-    width, products = lanes(x.dtype), (size + 2) ** 2
-    strip = VECTORS * width
+    width, taps = lanes(x.dtype), weight.shape[2]
+    strip, products = VECTORS * width, (size + taps - 1) ** 2
     x = grouped(x, groups)
     v_place, m_place = place_of(channels, width), place_of(outputs, width)
     epilogue = in_vectors(epilogue, groups, m_place)
     strips = -(-outputs // strip)
     u = workspace("filters", (groups, products, strips * channels * strip + SKEW), x.dtype)
-    taps = np.ascontiguousarray(weight).reshape(groups, -1, weight.shape[1], 9)
+    filters = np.ascontiguousarray(weight).reshape(groups, -1, weight.shape[1], taps**2)
     # With what a square of elements reaches beyond the last tap.
-    scratch = workspace("conv", (num_threads(), (_FILTER_BATCH * 9 + width) * strip), x.dtype)
-    _transform_filters(taps, u, scratch, size, turned, strips, width)
+    length = (_FILTER_BATCH * taps**2 + width) * strip
+    scratch = workspace("conv", (num_threads(), length), x.dtype)
+    _transform_filters(filters, u, scratch, size, taps, turned, strips, width)
     y = y.reshape(n, groups, outputs, oh, ow)
-    geometry = (size, -(-oh // size), -(-ow // size), padding[0], padding[2])
-    down, across = geometry[1:3]
+    geometry = (size, taps, -(-oh // size), -(-ow // size), padding[0], padding[2])
+    down, across = geometry[2:4]
     offsets = np.arange(channels) * strip
-    pitch = across * size + 2
+    pitch = across * size + taps - 1
     # Pixels of a row of tiles, and what squares of elements reach beyond them.
     row_pixels = size * pitch * max(v_place, m_place)
-    spare = (2 * pitch + width) * max(v_place, m_place)
+    spare = ((taps - 1) * pitch + width) * max(v_place, m_place)
     block = _BLOCK_BYTES // (products * (v_place + m_place) * x.itemsize * across)
     if block * across >= _MIN_BLOCK:
         block = min(block, -(-n * down * groups // MIN_TASKS))

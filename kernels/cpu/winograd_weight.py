@@ -1,11 +1,11 @@
-"""The gradient of 3x3 convolutions by their weights by Winograd's algorithm, transposed.
+"""The gradient of small convolutions by their weights by Winograd's algorithm, transposed.
 
 With U = G g G^T and the results of a tile Y = A^T (U V) A, V = B^T d B, what is summed over all
 tiles for each of the 36 (or 16) positions k is a product again, after which G folds back,
 
     dU[k] (O, C) = sum over tiles of (A dy A^T)[k]^T V[k]        dg = G^T dU G,
 
-with a quarter of the multiplications, as forward. All threads transform the rows of tiles of x and
+with as few multiplications as forward. All threads transform the rows of tiles of x and
 dy, then share out the positions; layout and transforms are those of kernels.cpu.winograd. The
 errors are of the same size as there.
 """
@@ -15,14 +15,12 @@ from numba import get_thread_id, njit, prange
 
 from kernels.cpu.emitter import ROWS, VECTORS, lanes
 from kernels.cpu.planes import grouped
-from kernels.cpu.simd import product_tiles, transform_tile
+from kernels.cpu.simd import product_tiles
 from kernels.cpu.tasks import MIN_TASKS, split
 from kernels.cpu.threads import num_threads
 from kernels.cpu.winograd import SKEW, STEP_TILES, place_of, step_pixels
+from kernels.cpu.winograd_tiles import fold_tile
 from kernels.cpu.workspace import empty, workspace
-from kernels.reference.winograd import MATRICES
-
-_fold_2, _fold_4 = (transform_tile(MATRICES[size].filters.T) for size in (2, 4))
 
 # Tiles that are added up in one go: their vectors stay in a first cache.
 _DEPTH = 128
@@ -48,47 +46,49 @@ def _step_sums(grads, grads_step, v, v_step, sums, places, offsets, tiles, strip
 
 
 @njit(parallel=True, cache=True)
-def _fold(sums, scratch, weight_grad, size, width):
-    """weight_grad (O, C, 9) = G^T dU G, from dU (products, outputs, channels)."""
-    outputs, channels = weight_grad.shape[:2]
+def _fold(sums, scratch, weight_grad, size, taps, width):
+    """weight_grad (O, C, taps^2) = G^T dU G, from dU (products, outputs, channels)."""
+    outputs, channels, area = weight_grad.shape
     place = sums.shape[2]
     k_step = sums.shape[1] * place
     flat = sums.reshape(sums.size)
     for o in prange(outputs):
-        taps = scratch[get_thread_id()]
+        memory = scratch[get_thread_id()]
         for c in range(0, channels, width):
             source = np.int64(o) * place + c
-            if size == 4:
-                _fold_4(flat, source, 6 * k_step, k_step, taps, 0, 3 * width, width)
-            else:
-                _fold_2(flat, source, 4 * k_step, k_step, taps, 0, 3 * width, width)
+            fold_tile(
+                size, taps, flat, source, (size + taps - 1) * k_step, k_step, memory, 0,
+                taps * width, width,
+            )  # fmt: skip
             for lane in range(min(width, channels - c)):
-                for k in range(9):
-                    weight_grad[o, c + lane, k] = taps[k * width + lane]
+                for k in range(area):
+                    weight_grad[o, c + lane, k] = memory[k * width + lane]
 
 
 def weight_grad_winograd(dy, x, weight_shape, padding, size, groups=1):
     """The gradient by the weight, of `weight_shape`, of a convolution of stride 1."""
     n, outputs, oh, ow = dy.shape
     channels, outputs = weight_shape[1], outputs // groups
-    width, products = lanes(x.dtype), (size + 2) ** 2
+    width, taps = lanes(x.dtype), weight_shape[2]
+    products = (size + taps - 1) ** 2
     x, dy = grouped(x, groups), grouped(dy, groups)
-    geometry = (size, -(-oh // size), -(-ow // size), padding[0], padding[2])
-    down, across = geometry[1:3]
+    geometry = (size, taps, -(-oh // size), -(-ow // size), padding[0], padding[2])
+    down, across = geometry[2:4]
     places = place_of(outputs, width), place_of(channels, width)
     rows = max(1, min(n * down, STEP_TILES // across))
     piece = -(-rows // MIN_TASKS)
     grads_step, v_step = (rows * across * place + SKEW for place in places)
     grads = workspace("products", (products * grads_step + ROWS,), x.dtype)
     v = workspace("tiles", (products * v_step,), x.dtype)
-    pixels = (piece * size + 2) * (across * size + 2) * max(places) + width * max(places)
-    scratch = workspace("conv", (num_threads(), max(pixels, 9 * width)), x.dtype)
+    pixels = (piece * size + taps - 1) * (across * size + taps - 1) + width
+    length = max(pixels * max(places), taps**2 * width)
+    scratch = workspace("conv", (num_threads(), length), x.dtype)
     sums = workspace(
         "filters", (products, -(-outputs // ROWS) * ROWS, places[1]), x.dtype
     )
     offsets = np.arange(rows * across) * places[1]
     strips = -(-places[1] // (VECTORS * width))
-    weight_grad = empty((groups, outputs, channels, 9), x.dtype)
+    weight_grad = empty((groups, outputs, channels, taps**2), x.dtype)
     for g in range(groups):
         sums[...] = 0
         for row0 in range(0, n * down, rows):
@@ -97,12 +97,12 @@ def weight_grad_winograd(dy, x, weight_shape, padding, size, groups=1):
                 x, g, v, v_step, scratch, row0, row1, piece, geometry, places[1], False, width
             )
             step_pixels(
-                dy, g, grads, grads_step, scratch, row0, row1, piece, (*geometry[:3], 0, 0),
+                dy, g, grads, grads_step, scratch, row0, row1, piece, (*geometry[:4], 0, 0),
                 places[0], True, width,
             )  # fmt: skip
             tiles = (row1 - row0) * across
             _step_sums(
                 grads, grads_step, v, v_step, sums, places, offsets, tiles, strips, width
             )
-        _fold(sums, scratch, weight_grad[g], size, width)
+        _fold(sums, scratch, weight_grad[g], size, taps, width)
     return weight_grad.reshape(weight_shape)
