@@ -66,11 +66,13 @@ def _device_kernels(array) -> str:
 
 
 class winograd(AbstractContextManager):
-    """Choose how the CPU convolves float32 images with 3x3 kernels at stride 1, where that pays.
+    """Choose how the CPU convolves float32 images with small kernels, where that pays.
 
     From here on or, as a context manager, for the enclosed block: by Winograd's F(4x4, 3x3) (4, the
     fastest, and the choice at the start), by F(2x2, 3x3) (2, a digit more exact), or by plain sums
-    (None). float64 always goes by plain sums. The errors are listed in kernels.cpu.winograd.
+    (None). The tile of F(4x4, 3x3) serves 4x4 and 5x5 kernels too, as F(3x3, 4x4) and F(2x2, 5x5),
+    and larger ones with strides (kernels.cpu.winograd_strided). float64 always goes by plain sums.
+    The errors are listed in kernels.cpu.winograd.
     Raises ValueError for another size.
     """
 

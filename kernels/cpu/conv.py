@@ -31,14 +31,12 @@ from kernels.cpu.conv_pointwise import conv2d_pointwise, input_grad_pointwise, i
 from kernels.cpu.conv_tiles import conv2d_tiles, input_grad_tiles
 from kernels.cpu.epilogue import affine, finish, plain
 from kernels.cpu.matmul import matmul
-from kernels.cpu.winograd import conv2d_winograd, input_grad_winograd
 from kernels.cpu.winograd_choice import is_winograd, winograd_outputs
 from kernels.cpu.winograd_strided import (
     conv2d_winograd_strided,
     input_grad_winograd_strided,
     weight_grad_winograd_strided,
 )
-from kernels.cpu.winograd_weight import weight_grad_winograd
 from kernels.cpu.workspace import empty
 from kernels.geometry import (
     check_conv2d,
@@ -164,14 +162,14 @@ def _rows(x):
 def choose(
     result, y_shape, x_shape, weight_shape, stride, padding, dilation, groups, dtype
 ) -> str:
-    """The way to the result "y", "dx" or "dw": "product", "winograd", "winograd strided", "direct",
-    "pointwise" or "tiles".
+    """The way to the result "y", "dx" or "dw": "product", "winograd", "direct", "pointwise"
+    or "tiles".
     """
     # Each output sees its whole image: the convolution is x W^T, one row an image.
     if x_shape[1:] == weight_shape[1:] and padding == (0, 0, 0, 0):
         return "product"
     if is_winograd(result, y_shape, x_shape, weight_shape, stride, dilation, groups, dtype):
-        return "winograd" if stride == (1, 1) else "winograd strided"
+        return "winograd"
     if is_direct(result, weight_shape, stride, groups):
         return "direct"
     return "pointwise" if result != "dw" and is_pointwise(weight_shape, padding) else "tiles"
@@ -214,9 +212,6 @@ def _convolve(x, weight, y_shape, stride, padding, dilation, groups, epilogue):
     if not y.size:
         return y
     if way == "winograd":
-        size = winograd_outputs(weight.shape[2], 1)
-        conv2d_winograd(x, weight, y, padding, size, groups, epilogue)
-    elif way == "winograd strided":
         size = winograd_outputs(weight.shape[2], stride[0])
         conv2d_winograd_strided(x, weight, y, stride[0], padding, size, groups, epilogue)
     elif way == "direct":
@@ -241,9 +236,6 @@ def conv2d_input_grad(
     if not dx.size:
         return dx
     if way == "winograd":
-        size = winograd_outputs(weight.shape[2], 1)
-        input_grad_winograd(dy, weight, dx, padding, size, groups)
-    elif way == "winograd strided":
         size = winograd_outputs(weight.shape[2], stride[0])
         input_grad_winograd_strided(dy, weight, dx, stride[0], padding, size, groups)
     elif way == "direct":
@@ -267,9 +259,6 @@ def conv2d_weight_grad(
     if not dy.size:
         return np.zeros(weight_shape, dy.dtype)
     if way == "winograd":
-        size = winograd_outputs(kernel_size[0], 1)
-        return weight_grad_winograd(dy, x, weight_shape, padding, size, groups)
-    if way == "winograd strided":
         size = winograd_outputs(kernel_size[0], stride[0])
         return weight_grad_winograd_strided(
             dy, x, weight_shape, stride[0], padding, size, groups

@@ -20,7 +20,8 @@ How the work is cut depends on the shapes alone, never on the number of threads,
 results, to the last bit.
 
 Errors in float32, the largest over the largest result, on the 3x3 layers of VGG and ResNet: F(4x4)
-6e-6 to 1.4e-5, F(2x2) 3e-7 to 7e-7, plain sums 2e-7 to 5e-7. `kernels.dispatch.winograd` chooses.
+6e-6 to 1.4e-5, F(2x2) 3e-7 to 7e-7, plain sums 2e-7 to 5e-7; F(2x2, 5x5) and F(3x3, 4x4) lie below
+F(4x4, 3x3). `kernels.dispatch.winograd` chooses.
 A NaN spreads over the results of its whole tile, and an infinity becomes NaN there.
 """
 
@@ -43,9 +44,9 @@ from kernels.cpu.winograd_tiles import (
 from kernels.cpu.workspace import workspace
 
 # A block's transformed tiles fill at most this much cache, and are at least so many.
-_BLOCK_BYTES, _MIN_BLOCK = 1536 << 10, 48
-# Tiles that go through the steps together.
-STEP_TILES = 512
+_BLOCK_BYTES, _MIN_BLOCK = 2 << 20, 48
+# Tiles that go through the steps together fill two cores' caches, but are at least so many.
+_STEP_BYTES, _MIN_STEP = 5 << 20, 64
 # Channels whose filters a task transforms, and those whose filters it fetches in one go.
 _FILTER_CHANNELS, _FILTER_BATCH = 64, 8
 # Terms of a sum that are added in one go: their vectors stay in a first cache.
@@ -299,7 +300,8 @@ def _convolve(x, weight, y, padding, size, groups, turned, epilogue):
             width,
         )  # fmt: skip
         return
-    rows = max(1, min(n * down, STEP_TILES // across))
+    tile_bytes = products * (v_place + m_place) * x.itemsize
+    rows = step_rows(n * down, across, tile_bytes, u[0].nbytes // 2, _MIN_STEP)
     piece = -(-rows // MIN_TASKS)
     most = _round_up(rows * across, ROWS)
     v_step, m_step = most * v_place + SKEW, most * m_place + SKEW
@@ -319,6 +321,15 @@ def _convolve(x, weight, y, padding, size, groups, turned, epilogue):
             _step_results(
                 m, m_step, y, g, epilogue, scratch, row0, row1, piece, geometry, m_place, width
             )
+
+
+def step_rows(rows, across, tile_bytes, fixed_bytes, least):
+    """Of so many rows of `across` tiles, those that go through the steps together.
+
+    `fixed_bytes`: what a step reads whatever its size, and should not outweigh the tiles much.
+    """
+    tiles = max(_STEP_BYTES, fixed_bytes) // tile_bytes
+    return max(1, min(rows, max(tiles, least) // across))
 
 
 def place_of(channels, width):

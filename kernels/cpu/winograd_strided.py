@@ -4,8 +4,8 @@ Stride s deals the pixels into s x s phases (kernels.cpu.planes). To one phase a
 axis is one of ceil(k / s) taps at stride 1; so with the phases of a channel as channels of their
 own, and the taps that a phase lacks as zeros, the convolution is one that kernels.cpu.winograd can
 do. ZFNet's 5x5 at stride 2 takes 9 instead of 25 multiplications an output and channel, the 7x7 of
-GoogLeNet and ResNet at stride 2 takes 16 instead of 49, AlexNet's 11x11 at stride 4 takes 36 instead
-of 121.
+GoogLeNet and ResNet at stride 2 takes 16 instead of 49, AlexNet's 11x11 at stride 4 takes 36
+instead of 121. At stride 1 there is one phase, the image itself.
 """
 
 import numpy as np
@@ -104,7 +104,13 @@ def _filters(weight, stride):
 
 
 def conv2d_winograd_strided(x, weight, y, stride, padding, size, groups, epilogue):
-    """Write the convolution, of one stride and a square kernel, into y, C-contiguous."""
+    """Write the convolution by F(size x size, r x r) into y, C-contiguous.
+
+    `stride`: of both axes; the kernel is square.
+    """
+    if stride == 1:
+        conv2d_winograd(x, weight, y, padding, size, groups, epilogue)
+        return
     n, channels = x.shape[:2]
     phases = _phases(n, channels, y.shape[2:], weight.shape[2], stride, x.dtype)
     _deal_pixels(np.ascontiguousarray(x), phases, stride, padding)
@@ -113,6 +119,9 @@ def conv2d_winograd_strided(x, weight, y, stride, padding, size, groups, epilogu
 
 def input_grad_winograd_strided(dy, weight, dx, stride, padding, size, groups):
     """Write the gradient by the input into dx, C-contiguous."""
+    if stride == 1:
+        input_grad_winograd(dy, weight, dx, padding, size, groups)
+        return
     n, channels = dx.shape[:2]
     phases = _phases(n, channels, dy.shape[2:], weight.shape[2], stride, dy.dtype)
     input_grad_winograd(dy, _filters(weight, stride), phases, _WHOLE, size, groups)
@@ -121,6 +130,8 @@ def input_grad_winograd_strided(dy, weight, dx, stride, padding, size, groups):
 
 def weight_grad_winograd_strided(dy, x, weight_shape, stride, padding, size, groups):
     """The gradient by the weight, of `weight_shape`."""
+    if stride == 1:
+        return weight_grad_winograd(dy, x, weight_shape, padding, size, groups)
     n, channels = x.shape[:2]
     outputs, of_group, kernel, _ = weight_shape
     phases = _phases(n, channels, dy.shape[2:], kernel, stride, x.dtype)

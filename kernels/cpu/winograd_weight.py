@@ -18,7 +18,7 @@ from kernels.cpu.planes import grouped
 from kernels.cpu.simd import product_tiles
 from kernels.cpu.tasks import MIN_TASKS, split
 from kernels.cpu.threads import num_threads
-from kernels.cpu.winograd import SKEW, STEP_TILES, place_of, step_pixels
+from kernels.cpu.winograd import SKEW, place_of, step_pixels, step_rows
 from kernels.cpu.winograd_tiles import fold_tile
 from kernels.cpu.workspace import empty, workspace
 
@@ -75,7 +75,11 @@ def weight_grad_winograd(dy, x, weight_shape, padding, size, groups=1):
     geometry = (size, taps, -(-oh // size), -(-ow // size), padding[0], padding[2])
     down, across = geometry[2:4]
     places = place_of(outputs, width), place_of(channels, width)
-    rows = max(1, min(n * down, STEP_TILES // across))
+    sums = workspace(
+        "filters", (products, -(-outputs // ROWS) * ROWS, places[1]), x.dtype
+    )
+    tile_bytes = products * sum(places) * x.itemsize
+    rows = step_rows(n * down, across, tile_bytes, sums.nbytes, _DEPTH)
     piece = -(-rows // MIN_TASKS)
     grads_step, v_step = (rows * across * place + SKEW for place in places)
     grads = workspace("products", (products * grads_step + ROWS,), x.dtype)
@@ -83,9 +87,6 @@ def weight_grad_winograd(dy, x, weight_shape, padding, size, groups=1):
     pixels = (piece * size + taps - 1) * (across * size + taps - 1) + width
     length = max(pixels * max(places), taps**2 * width)
     scratch = workspace("conv", (num_threads(), length), x.dtype)
-    sums = workspace(
-        "filters", (products, -(-outputs // ROWS) * ROWS, places[1]), x.dtype
-    )
     offsets = np.arange(rows * across) * places[1]
     strips = -(-places[1] // (VECTORS * width))
     weight_grad = empty((groups, outputs, channels, taps**2), x.dtype)

@@ -12,6 +12,8 @@ from threading import local
 
 import numpy as np
 
+from kernels.cpu.emitter import CACHE_LINE
+
 # Smaller results come from NumPy's own cache or the C heap; larger ones would bind too much memory.
 _SMALLEST, _LARGEST = 64 << 10, 512 << 20
 # Free buffers are given up when a new one is needed and they take more than this together.
@@ -35,7 +37,7 @@ def workspace(name: str, shape: tuple[int, ...], dtype) -> np.ndarray:
     size = math.prod(shape) * dtype.itemsize
     buffer = _memory.by_name.get(name)
     if buffer is None or buffer.size < size:
-        buffer = _memory.by_name[name] = np.empty(size, np.uint8)
+        buffer = _memory.by_name[name] = _buffer(size)
     return buffer[:size].view(dtype).reshape(shape)
 
 
@@ -57,8 +59,16 @@ def empty(shape: tuple[int, ...], dtype) -> np.ndarray:
         if _free_bytes() > _FREE_BYTES:
             _drop_free_buffers()
         i = len(buffers)
-        buffers.append(np.empty(size, np.uint8))
+        buffers.append(_buffer(size))
     return np.ndarray(shape, dtype, buffers[i])
+
+
+def _buffer(size):
+    """Bytes from the start of a cache line on: a vector that lies on two lines takes two loads."""
+    memory = np.empty(size + CACHE_LINE, np.uint8)
+    start = -memory.ctypes.data % CACHE_LINE
+    # Of a slice's views NumPy would make `memory` the base, and `empty` could not count them.
+    return np.frombuffer(memory.data[start : start + size], np.uint8)
 
 
 def _references(buffers, i):

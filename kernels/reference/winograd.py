@@ -20,8 +20,9 @@ tiles t of all images:
     M[k] = U[k] V[k]               Y_ot = A^T M_ot A.
 
 In the paper this is F(m x m, r x r), its sections 4.1 (the products), 4.2 and 4.3 (the matrices for
-r = 3 with m = 2 and 4). G's fractions round, and B^T and A^T add large numbers of different signs, so m = 4
-loses about a decimal digit against plain convolution; see kernels.cpu.winograd for figures.
+r = 3 with m = 2 and 4). G's fractions round, and B^T and A^T add large numbers of different signs,
+so tiles of six pixels lose about a decimal digit against plain convolution; figures are in
+kernels.cpu.winograd.
 
 Source: Lavin and Gray, "Fast algorithms for convolutional neural networks", CVPR 2016,
 arXiv:1509.09308; Winograd, "Arithmetic complexity of computations" (1980).
@@ -90,8 +91,8 @@ def minimal_filtering(size, taps) -> Matrices:
     tile = size + taps - 1
     if tile not in _POINTS or min(size, taps) < 2:
         raise ValueError(
-            f"size must be that of a tile of 4 or 6 pixels, of 2 outputs or more, with {taps} taps; "
-            f"got {size!r}"
+            "size must be 2 or more, of a tile of size + taps - 1 = 4 or 6 pixels, "
+            f"with {taps} taps; got {size!r}"
         )
     known = MATRICES[tile - 2]
     at = np.array(_POINTS[tile], float)[:, None]

@@ -15,8 +15,9 @@ from kernels.cpu.epilogue import plain
 from kernels.cpu.tasks import chunk_bounds, split
 from kernels.cpu.threads import num_threads
 from kernels.cpu.winograd import conv2d_winograd
+from kernels.cpu.winograd_choice import winograd_outputs
+from kernels.cpu.winograd_strided import conv2d_winograd_strided, taps_of
 from kernels.cpu.workspace import workspace
-from kernels.dispatch import winograd_size
 from kernels.study.ladder.conv_loops import (
     UNIT,
     Convolution,
@@ -150,6 +151,19 @@ def winograd_4(p, y, epilogue):
     conv2d_winograd(p.x, p.weight, y, p.padding, 4, 1, epilogue)
 
 
+@_house_way
+def winograd_6(p, y, epilogue):
+    """Fewer multiplications: the tile of 6x6 pixels whose transforms give 4x4 outputs of a 3x3
+    kernel gives 3x3 of a 4x4 and 2x2 of a 5x5 kernel, too, with 36 products instead of 144 or 100.
+    A stride deals pixels and taps into phases, each with a smaller kernel of its own at stride 1
+    (kernels/cpu/winograd_strided.py): 7x7 at stride 2 is 4x4 on four times as many channels. The
+    sum over channels is 36 matrix products, between transforms of tiles that stay in the cache.
+    Speed is still counted in the multiply-adds of the definition, and may exceed the peak."""
+    kernel, stride = p.weight.shape[2], p.stride[0]
+    size = 7 - taps_of(kernel, stride)
+    conv2d_winograd_strided(p.x, p.weight, y, stride, p.padding, size, 1, epilogue)
+
+
 # -- the ladder ------------------------------------------------------------------------------------
 
 _ANY = (
@@ -169,6 +183,7 @@ _3X3 = (
     Rung("Winograd F(2x2, 3x3)", winograd_2),
     Rung("Winograd F(4x4, 3x3)", winograd_4, tolerance=1e-4),
 )
+_SMALL = (Rung("Winograd on tiles of 6x6", winograd_6, tolerance=1e-4),)
 
 
 def chosen_way(p: Convolution) -> str:
@@ -176,12 +191,23 @@ def chosen_way(p: Convolution) -> str:
     way = choose(
         "y", p.y_shape, p.x.shape, p.weight.shape, p.stride, p.padding, UNIT, 1, p.x.dtype
     )
-    size = winograd_size()
+    if way == "winograd":
+        taps, size = (f(p.weight.shape[2], p.stride[0]) for f in (taps_of, winograd_outputs))
+        phases = "" if p.stride == UNIT else " on phases"
+        return f"Winograd F({size}x{size}, {taps}x{taps}){phases}"
     return {
-        "product": "one matrix product", "winograd": f"Winograd F({size}x{size}, 3x3)",
-        "direct": "direct sweeps", "tiles": "tiles from padded planes",
+        "product": "one matrix product", "direct": "direct sweeps",
+        "tiles": "tiles from padded planes",
         "pointwise": "tiles from the images",
     }[way]  # fmt: skip
+
+
+def _winograd(height, width, down, across):
+    """The rungs of Winograd's algorithm that apply."""
+    if (height, width, down, across) == (3, 3, 1, 1):
+        return _3X3
+    fits = height == width and down == across and taps_of(height, down) in (3, 4, 5)
+    return _SMALL if fits else ()
 
 
 def build(shape, weight, stride, padding) -> Ladder:
@@ -193,7 +219,8 @@ def build(shape, weight, stride, padding) -> Ladder:
     )  # fmt: skip
     rungs = _ANY + (_1X1 if is_pointwise(weight, padding) else ())
     if stride == UNIT:
-        rungs += _STRIDE_1 + (_3X3 if p.weight.shape[2:] == (3, 3) else ())
+        rungs += _STRIDE_1
+    rungs += _winograd(*p.weight.shape[2:], *stride)
     wide = p.x.astype(np.float64), p.weight.astype(np.float64)
     return Ladder(
         title=f"conv2d of {_by(shape)} with {_by(weight)}, stride {_by(stride)}, padding "

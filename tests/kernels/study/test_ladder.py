@@ -120,7 +120,11 @@ def test_ladder_has_the_rungs_that_apply():
     strided = conv.build((1, 2, 8, 8), (3, 2, 3, 3), (2, 2), (0,) * 4)
     assert strided.rungs == conv._ANY
     five = conv.build((1, 2, 8, 8), (3, 2, 5, 5), (1, 1), (0,) * 4)
-    assert five.rungs == conv._ANY + conv._STRIDE_1
+    assert five.rungs == conv._ANY + conv._STRIDE_1 + conv._SMALL
+    seven = conv.build((1, 2, 8, 8), (3, 2, 7, 7), (2, 2), (0,) * 4)
+    assert seven.rungs == conv._ANY + conv._SMALL
+    oblong = conv.build((1, 2, 8, 8), (3, 2, 3, 5), (1, 1), (0,) * 4)
+    assert oblong.rungs == conv._ANY + conv._STRIDE_1
     three = conv.build((1, 2, 8, 8), (3, 2, 3, 3), (1, 1), (0,) * 4)
     assert three.rungs == conv._ANY + conv._STRIDE_1 + conv._3X3
     one = conv.build((1, 2, 8, 8), (3, 2, 1, 1), (2, 2), (0,) * 4)
@@ -131,7 +135,12 @@ def test_ladder_has_the_rungs_that_apply():
     "x_shape, weight_shape, stride, way, function",
     [
         ((2, 3, 4, 4), (5, 3, 4, 4), (1, 1), "one matrix product", "matmul"),
-        ((4, 32, 28, 28), (32, 32, 3, 3), (1, 1), "Winograd F(4x4, 3x3)", "conv2d_winograd"),
+        ((4, 32, 28, 28), (32, 32, 3, 3), (1, 1), "Winograd F(4x4, 3x3)",
+         "conv2d_winograd_strided"),
+        ((4, 3, 64, 64), (32, 3, 7, 7), (2, 2), "Winograd F(3x3, 4x4) on phases",
+         "conv2d_winograd_strided"),
+        ((4, 16, 30, 30), (32, 16, 5, 5), (1, 1), "Winograd F(2x2, 5x5)",
+         "conv2d_winograd_strided"),
         ((2, 3, 64, 64), (2, 3, 3, 3), (1, 1), "direct sweeps", "conv2d_direct"),
         ((2, 3, 64, 64), (8, 3, 3, 3), (2, 2), "tiles from padded planes", "conv2d_tiles"),
         ((2, 8, 64, 64), (8, 8, 1, 1), (2, 2), "tiles from the images", "conv2d_pointwise"),
