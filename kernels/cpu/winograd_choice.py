@@ -8,9 +8,6 @@ from kernels.dispatch import winograd_size
 
 # Fewer channels, tiles or multiplications a product position are left to the other kernels.
 _MIN_CHANNELS, _MIN_TILES, _MIN_MACS = 12, 16, 1 << 16
-# Pairs of channels from which the gradient by the weight is faster so: 3x3 kernels at stride 1, and
-# others, where the plain sums have more to do.
-_MIN_PAIRS, _MIN_PAIRS_OTHERS = 1 << 13, 640
 
 
 def winograd_outputs(kernel: int, stride: int) -> int | None:
@@ -43,7 +40,4 @@ def is_winograd(
     image = x_shape if result == "dx" and step == 1 else y_shape
     tiles = image[0] * -(-image[2] // size) * -(-image[3] // size)
     thick = outputs >= _MIN_CHANNELS and channels >= _MIN_CHANNELS
-    least_pairs = _MIN_PAIRS if (kernel, step) == (3, 1) else _MIN_PAIRS_OTHERS
-    if result == "dw" and outputs * channels < least_pairs:
-        return False
     return thick and tiles >= _MIN_TILES and outputs * channels * tiles >= _MIN_MACS

@@ -156,13 +156,14 @@ def test_input_gradient(problem):
     assert_close(input_grad(dy, weight, x.shape, padding, size, groups), expected, 1e-11)
 
 
-@given(problems(max_groups=3, max_padding=4, most_channels=40))
+@given(problems(max_groups=3, max_padding=4, most_channels=40), st.booleans())
 @some
-def test_weight_gradient(problem):
+def test_weight_gradient(problem, in_pieces):
     x, weight, bias, padding, groups, size = problem
     dy = reference.conv2d(x, weight, bias, UNIT, padding, UNIT, groups)
     expected = reference.conv2d_weight_grad(dy, x, weight.shape[2:], UNIT, padding, UNIT, groups)
-    actual = weight_grad_winograd(dy, x, weight.shape, padding, size, groups)
+    with mock.patch.object(fast_weight, "_PIECE_BYTES", 10**9 if in_pieces else 0):
+        actual = weight_grad_winograd(dy, x, weight.shape, padding, size, groups)
     assert_close(actual, expected, 1e-11)
 
 
@@ -209,9 +210,14 @@ def test_work_in_many_pieces(size, taps, n, channels, height, width, outputs):
             assert_close(y, expected, 1e-12)
             dx = input_grad(y, weight, x.shape, padding, size)
             assert_close(dx, reference.conv2d_input_grad(y, weight, x.shape, UNIT, padding), 1e-12)
-    with mock.patch.object(fast, "_STEP_BYTES", 0), mock.patch.object(fast_weight, "_DEPTH", 60):
-        dw = weight_grad_winograd(y, x, weight.shape, padding, size)
-    assert_close(dw, reference.conv2d_weight_grad(y, x, (taps, taps), UNIT, padding), 1e-12)
+    expected = reference.conv2d_weight_grad(y, x, (taps, taps), UNIT, padding)
+    for piece_bytes in (10**9, 0):  # by pieces, by steps
+        for rows in (5, 10**9):
+            few = mock.Mock(side_effect=lambda all_rows, *_, most=rows: min(all_rows, most))
+            with mock.patch.multiple(fast_weight, _PIECE_BYTES=piece_bytes, step_rows=few):
+                dw = weight_grad_winograd(y, x, weight.shape, padding, size)
+            assert few.called == (piece_bytes == 0)
+            assert_close(dw, expected, 1e-12)
 
 
 @given(problems(np.float32, most_channels=64))
@@ -284,7 +290,7 @@ def chosen(result, y_shape, weight_shape, stride=UNIT, dilation=UNIT, groups=1, 
 def test_where_winograd_is_chosen():
     y, weight = (4, 64, 28, 28), (64, 64, 3, 3)
     assert chosen("y", y, (64, 32, 3, 3), groups=2)
-    assert chosen("dw", y, (128, 64, 3, 3)) and not chosen("dw", y, weight)
+    assert chosen("dw", y, weight)
     for kernel, stride, channels in ((3, 1, 64), (5, 1, 64), (5, 2, 64), (7, 2, 3), (11, 4, 3)):
         for result in ("y", "dx", "dw"):
             shape = (128, channels, kernel, kernel)

@@ -143,7 +143,7 @@ def test_a_tile_of_the_convolution_stays_in_registers():
     from kernels.cpu.emitter import ROWS, VECTORS
     from kernels.study.compiled import traced
 
-    case = make_case("conv2d", shape=(2, 16, 32, 32), weight=(16, 16, 5, 5))
+    case = make_case("conv2d", shape=(2, 16, 32, 32), weight=(16, 16, 7, 7))
     found = {function.name: function for function in traced(lambda: case.call(cpu))}
     best = machine_code.loops(found["kernels.cpu.conv_tiles._correlate"].assembly())[0]
     counts = machine_code.count(best.body)
