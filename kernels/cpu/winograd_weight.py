@@ -197,7 +197,7 @@ def _run_steps(dy, x, weight_grad, geometry, places, width):
 
 
 def weight_grad_winograd(dy, x, weight_shape, padding, size, groups=1):
-    """The gradient by the weight, of `weight_shape`, of a convolution of stride 1."""
+    """The gradient by the weight, of `weight_shape`, of a convolution of stride 1, not empty."""
     outputs, channels, taps, _ = weight_shape
     outputs, width = outputs // groups, lanes(x.dtype)
     down, across = (-(-extent // size) for extent in dy.shape[2:])

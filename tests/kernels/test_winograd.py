@@ -161,6 +161,8 @@ def test_input_gradient(problem):
 def test_weight_gradient(problem, in_pieces):
     x, weight, bias, padding, groups, size = problem
     dy = reference.conv2d(x, weight, bias, UNIT, padding, UNIT, groups)
+    if not dy.size:
+        return
     expected = reference.conv2d_weight_grad(dy, x, weight.shape[2:], UNIT, padding, UNIT, groups)
     with mock.patch.object(fast_weight, "_PIECE_BYTES", 10**9 if in_pieces else 0):
         actual = weight_grad_winograd(dy, x, weight.shape, padding, size, groups)
@@ -229,6 +231,8 @@ def test_float32_error(problem):
     expected = reference.conv2d(*exact, UNIT, padding)
     y = forward(x, weight, bias, padding, size)
     assert y.dtype == np.float32
+    if not y.size:
+        return
     assert_close(y, expected, bound)
     dx = input_grad(y, weight, x.shape, padding, size)
     expected = reference.conv2d_input_grad(y.astype(float), exact[1], x.shape, UNIT, padding)
