@@ -8,8 +8,7 @@ leaves, each once, after all gradients of its outputs have been summed.
 from contextlib import nullcontext
 from functools import partial
 
-import numpy as np
-
+from kernels.memory import fills_a_buffer
 from minidl.array_module import get_array_module
 from minidl.tensor import Tensor, _mode, as_tensor, enable_grad, no_grad
 
@@ -135,14 +134,12 @@ class _LeafGrads:
 def _owner(array):
     """The object that holds the memory of an array alone: itself, or the buffer it fills; or None.
 
-    A buffer of bytes is what kernels.cpu.workspace makes results on. Any other view may show only a
-    part of its memory, or one element many times.
+    Any other view may show only a part of its memory, or one element many times.
     """
     base = array.base
     if base is None:
         return array
-    whole = isinstance(base, np.ndarray) and base.dtype == np.uint8 and base.flags.owndata
-    return base if whole and base.nbytes == array.nbytes else None
+    return base if fills_a_buffer(array) else None
 
 
 class _Capture:

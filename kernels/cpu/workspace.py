@@ -13,6 +13,7 @@ from threading import local
 import numpy as np
 
 from kernels.cpu.emitter import CACHE_LINE
+from kernels.memory import Memory
 
 # Smaller results come from NumPy's own cache or the C heap; larger ones would bind too much memory.
 _SMALLEST, _LARGEST = 64 << 10, 512 << 20
@@ -65,7 +66,7 @@ def empty(shape: tuple[int, ...], dtype) -> np.ndarray:
 
 def _buffer(size):
     """Bytes from the start of a cache line on: a vector that lies on two lines takes two loads."""
-    memory = np.empty(size + CACHE_LINE, np.uint8)
+    memory = Memory(size + CACHE_LINE, np.uint8)
     start = -memory.ctypes.data % CACHE_LINE
     # Of a slice's views NumPy would make `memory` the base, and `empty` could not count them.
     return np.frombuffer(memory.data[start : start + size], np.uint8)

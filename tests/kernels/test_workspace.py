@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 
 from kernels.cpu import workspace
+from kernels.cpu.emitter import CACHE_LINE
 from kernels.cpu.workspace import empty
+from kernels.memory import fills_a_buffer
+from minidl import Tensor
 
 SHAPE = (64, 1024)
 
@@ -80,3 +83,19 @@ def test_small_and_huge_results_are_not_kept(shape):
     array = empty(shape, np.uint8)
     assert array.shape == shape and array.base is None
     assert not workspace._memory.by_size
+
+
+def test_results_are_known_by_their_buffers():
+    array = empty(SHAPE, np.float32)
+    assert array.ctypes.data % CACHE_LINE == 0
+    assert fills_a_buffer(array) and fills_a_buffer(array.reshape(-1).view(np.int32))
+    assert not fills_a_buffer(array[1:])
+    assert not fills_a_buffer(np.broadcast_to(array[:1], SHAPE))
+    assert not fills_a_buffer(np.empty(SHAPE)) and not fills_a_buffer(np.empty(SHAPE).reshape(-1))
+    assert not fills_a_buffer(np.frombuffer(bytearray(16), np.uint8).view(np.float32))
+
+
+def test_a_leaf_takes_a_gradient_without_a_copy():
+    x = Tensor(np.ones((64, 32, 16, 16), np.float32), requires_grad=True)
+    (2 * x.relu()).relu().sum().backward()
+    assert fills_a_buffer(x.grad.numpy())
