@@ -40,6 +40,12 @@ class Emitter:
         data = struct(self._context, self.builder, value=self._args[array]).data
         return data if start is None else self.builder.gep(data, [start])
 
+    def shape(self, array):
+        """The lengths of the axes of argument number `array`."""
+        struct = cgutils.create_struct_proxy(self._types[array])
+        shape = struct(self._context, self.builder, value=self._args[array]).shape
+        return cgutils.unpack_tuple(self.builder, shape)
+
     def load(self, pointer, index):
         """One element."""
         return self.builder.load(self.builder.gep(pointer, [index]))
