@@ -178,10 +178,17 @@ class Emitter:
 
     def total(self, vector):
         """The sum of a vector's elements, by halves."""
+        return self._folded(vector, self.builder.fadd)
+
+    def largest(self, vector):
+        """The largest of a vector's elements, by halves, none of which is NaN."""
+        return self._folded(vector, self.at_least)
+
+    def _folded(self, vector, combine):
         half = self.lanes // 2
         while half:
             order = [(i + half) % self.lanes for i in range(self.lanes)]
-            vector = self.builder.fadd(vector, self.shuffled(vector, vector, order))
+            vector = combine(vector, self.shuffled(vector, vector, order))
             half //= 2
         return self.builder.extract_element(vector, ir.IntType(32)(0))
 
