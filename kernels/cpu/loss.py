@@ -93,88 +93,90 @@ def _exponentials(_, line, length):
 
 
 @njit(inline="always")
-def _exponentiate(logits, image, p, line):
+def _exponentiate(logits, line):
     """(largest, total) of one sample, and in `line` the exponentials of its logits."""
-    classes = logits.shape[1]
-    for c in range(classes):
-        line[c] = logits[image, c, p]
-    return _exponentials(line, classes)
+    for c in range(logits.size):
+        line[c] = logits[c]
+    return _exponentials(line, logits.size)
 
 
 @njit(cache=True, fastmath=_SUM_FLAGS)
 def _losses(logits, target, losses, start, stop):
-    classes, positions = logits.shape[1:]
+    """Arrays (N, P, C) and (N, P); samples from `start` to `stop`."""
+    positions, classes = logits.shape[1:]
     line = np.empty(classes + _LANES, logits.dtype)
-    for row in range(start, stop):
-        image, p = split(row, positions)
-        largest, total = _exponentiate(logits, image, p, line)
+    for sample in range(start, stop):
+        image, p = split(sample, positions)
+        row, weights = logits[image, p], target[image, p]
+        largest, total = _exponentiate(row, line)
         log_total = math.log(total)
         loss = 0.0
         for c in range(classes):
-            weight = target[image, c, p]
-            term = weight * (log_total - (logits[image, c, p] - largest))
-            loss += term if weight != 0 else 0.0
+            term = weights[c] * (log_total - (row[c] - largest))
+            loss += term if weights[c] != 0 else 0.0
         losses[image, p] = loss
 
 
 @njit(cache=True, fastmath=_SUM_FLAGS)
 def _gradients(grad, logits, target, dlogits, start, stop):
-    classes, positions = logits.shape[1:]
+    """As `_losses`."""
+    positions, classes = logits.shape[1:]
     line = np.empty(classes + _LANES, logits.dtype)
-    for row in range(start, stop):
-        image, p = split(row, positions)
-        _, total = _exponentiate(logits, image, p, line)
+    for sample in range(start, stop):
+        image, p = split(sample, positions)
+        weights, result, factor = target[image, p], dlogits[image, p], grad[image, p]
+        _, total = _exponentiate(logits[image, p], line)
         mass = 0.0
         for c in range(classes):
-            mass += target[image, c, p]
+            mass += weights[c]
         share = logits.dtype.type(mass / total)
         for c in range(classes):
-            dlogits[image, c, p] = grad[image, p] * (line[c] * share - target[image, c, p])
+            result[c] = factor * (line[c] * share - weights[c])
 
 
 @njit(parallel=True, cache=True)
 def _cross_entropy(logits, target, losses, chunk):
-    rows = losses.size
-    for task in prange((rows + chunk - 1) // chunk):
-        start, stop = chunk_bounds(task, chunk, rows)
+    for task in prange((losses.size + chunk - 1) // chunk):
+        start, stop = chunk_bounds(task, chunk, losses.size)
         _losses(logits, target, losses, start, stop)
 
 
 @njit(parallel=True, cache=True)
 def _cross_entropy_backward(grad, logits, target, dlogits, chunk):
-    rows = grad.size
-    for task in prange((rows + chunk - 1) // chunk):
-        start, stop = chunk_bounds(task, chunk, rows)
+    for task in prange((grad.size + chunk - 1) // chunk):
+        start, stop = chunk_bounds(task, chunk, grad.size)
         _gradients(grad, logits, target, dlogits, start, stop)
 
 
-def _planes(array):
-    """(N, C, ...) as a contiguous (N, C, P)."""
-    return np.ascontiguousarray(array).reshape(*array.shape[:2], math.prod(array.shape[2:]))
+def _samples(array):
+    """(N, C, ...) as (N, P, C): contiguous where P is 1, which makes the code for it fast."""
+    n, classes, *positions = array.shape
+    if math.prod(positions) == 1:
+        return np.ascontiguousarray(array).reshape(n, 1, classes)
+    return np.ascontiguousarray(array).reshape(n, classes, math.prod(positions)).transpose(0, 2, 1)
 
 
 def softmax_cross_entropy(logits, target):
     """See kernels.reference.softmax_cross_entropy."""
     check_cross_entropy(logits, target)
-    planes = _planes(logits)
-    losses = empty((planes.shape[0], planes.shape[2]), logits.dtype)
-    arrays = planes, _planes(target), losses
+    losses = empty((logits.shape[0], *logits.shape[2:]), logits.dtype)
+    rows, weights = _samples(logits), _samples(target)
+    results = losses.reshape(rows.shape[:2])
     if logits.size <= _CHUNK:
-        _losses(*arrays, 0, losses.size)
+        _losses(rows, weights, results, 0, losses.size)
     else:
-        _cross_entropy(*arrays, max(1, _CHUNK // logits.shape[1]))
-    return losses.reshape(logits.shape[0], *logits.shape[2:])
+        _cross_entropy(rows, weights, results, max(1, _CHUNK // logits.shape[1]))
+    return losses
 
 
 def softmax_cross_entropy_backward(grad, logits, target):
     """See kernels.reference.softmax_cross_entropy_backward."""
     check_cross_entropy(logits, target, grad)
-    planes = _planes(logits)
-    dlogits = empty(planes.shape, logits.dtype)
-    flat = np.ascontiguousarray(grad).reshape(planes.shape[0], planes.shape[2])
-    arrays = flat, planes, _planes(target), dlogits
+    dlogits = empty(logits.shape, logits.dtype)
+    rows, weights, results = (_samples(array) for array in (logits, target, dlogits))
+    factors = np.ascontiguousarray(grad).reshape(rows.shape[:2])
     if logits.size <= _CHUNK:
-        _gradients(*arrays, 0, flat.size)
+        _gradients(factors, rows, weights, results, 0, grad.size)
     else:
-        _cross_entropy_backward(*arrays, max(1, _CHUNK // logits.shape[1]))
-    return dlogits.reshape(logits.shape)
+        _cross_entropy_backward(factors, rows, weights, results, max(1, _CHUNK // logits.shape[1]))
+    return dlogits

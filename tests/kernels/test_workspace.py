@@ -50,12 +50,6 @@ def test_a_buffer_in_use_is_left_alone(derive):
     assert all(b - a >= others[0].nbytes for a, b in zip(spans, spans[1:], strict=False))
 
 
-def test_buffers_begin_on_a_cache_line():
-    for size in (64 << 10, 100_000, 1 << 20):
-        assert address(empty((size,), np.uint8)) % 64 == 0
-        assert address(workspace.workspace("some", (size,), np.uint8)) % 64 == 0
-
-
 def test_threads_do_not_share_buffers():
     where = address(empty(SHAPE, np.float32))
     seen = []
@@ -72,13 +66,13 @@ def test_free_buffers_are_given_up_before_the_pool_outgrows_its_bound(monkeypatc
     for size in range(100 << 10, 500 << 10, 10 << 10):
         empty((size,), np.uint8)
         free = sum(
-            buffer.memory.size
+            buffer.size
             for buffers in workspace._memory.by_size.values()
             for buffer in buffers
-            if buffer.memory is not kept.base
+            if buffer is not kept.base
         )
         assert free <= (1 << 20) + size
-    assert any(kept.base is buffer.memory for buffer in workspace._memory.by_size[300 << 10])
+    assert kept.base in workspace._memory.by_size[300 << 10]
 
 
 @pytest.mark.parametrize("shape", [(), (0, 5), (10,), (600 << 20,)])
