@@ -35,40 +35,27 @@ def _relu_backward(dy, y, dx, scratch):
 
 
 @njit(parallel=True, cache=True)
-def _bias_relu(x, bias, y, scratch):
+def _bias_relu(x, bias, y):
     zero = x.dtype.type(0)
     n, channels, size = x.shape
-    length = scratch.shape[1]
     for task in prange(n * channels):
         image, c = split(task, channels)
-        plane = y[image, c]
-        for start in range(0, size, length):
-            stop = min(size, start + length)
-            source, target = x[image, c, start:stop], landing(plane, start, stop, scratch)
-            for i in range(source.size):
-                value = source[i] + bias[c]
-                target[i] = zero if value < zero else value
-            settle(plane, start, target, scratch)
+        for p in range(size):
+            value = x[image, c, p] + bias[c]
+            y[image, c, p] = zero if value < zero else value
 
 
 @njit(parallel=True, cache=True, fastmath={"reassoc", "nsz"})
-def _bias_relu_backward(dy, y, dx, sums, scratch):
+def _bias_relu_backward(dy, y, dx, sums):
     n, channels, size = y.shape
-    length = scratch.shape[1]
     zero = dy.dtype.type(0)
     for task in prange(n * channels):
         image, c = split(task, channels)
-        plane = dx[image, c]
         total = zero
-        for start in range(0, size, length):
-            stop = min(size, start + length)
-            grad, output = dy[image, c, start:stop], y[image, c, start:stop]
-            target = landing(plane, start, stop, scratch)
-            for i in range(target.size):
-                value = grad[i] if output[i] > zero else zero
-                target[i] = value
-                total += value
-            settle(plane, start, target, scratch)
+        for p in range(size):
+            value = dy[image, c, p] if y[image, c, p] > zero else zero
+            dx[image, c, p] = value
+            total += value
         sums[image, c] = total
 
 
@@ -101,7 +88,7 @@ def bias_relu(x, bias):
     check_shape("bias", bias.shape, x.shape[1:2])
     planes = _planes(x)
     y = empty(planes.shape, planes.dtype)
-    _bias_relu(planes, np.ascontiguousarray(bias), y, landings(y))
+    _bias_relu(planes, np.ascontiguousarray(bias), y)
     return y.reshape(x.shape)
 
 
@@ -111,5 +98,5 @@ def bias_relu_backward(dy, y):
     grads, planes = _planes(dy), _planes(y)
     dx = empty(grads.shape, grads.dtype)
     sums = empty(dy.shape[:2], dy.dtype)
-    _bias_relu_backward(grads, planes, dx, sums, landings(dx))
+    _bias_relu_backward(grads, planes, dx, sums)
     return dx.reshape(dy.shape), sums.sum(axis=0)

@@ -12,14 +12,15 @@ over the next, so that the second walk finds in the cache what the first has rea
 import numpy as np
 from numba import njit, prange
 
-from kernels.cpu.streams import landing, landings, settle
 from kernels.cpu.tasks import split
 from kernels.cpu.workspace import empty
 from kernels.reference.batchnorm import check_batchnorm
 
 _SUM_FLAGS = {"reassoc", "nsz", "contract"}
 # Operands of the channels of a group: a part of a last cache, which others use, too.
-_GROUP_BYTES = 8 << 20
+_GROUP_BYTES = 16 << 20
+# Elements whose sum stays in the dtype of x, in vectors twice as wide, before it goes to float64.
+_PART = 1 << 9
 
 
 @njit(parallel=True, cache=True, fastmath=_SUM_FLAGS)
@@ -41,36 +42,34 @@ def _plane_moments(x, first, stop, means, squares):
         mean = total / size
         near = x.dtype.type(mean)
         square = 0.0
-        for p in range(size):
-            centred = plane[p] - near
-            square += centred * centred
+        for p0 in range(0, size, _PART):
+            values, part = plane[p0 : p0 + _PART], x.dtype.type(0)
+            for p in range(values.size):
+                centred = values[p] - near
+                part += centred * centred
+            square += part
         means[image, c] = mean
         squares[image, c] = square - size * (mean - near) ** 2
 
 
 @njit(parallel=True, cache=True)
-def _scale_shift(x, first, stop, mean, scale, shift, others, floor, y, scratch):
+def _scale_shift(x, first, stop, mean, scale, shift, others, floor, y):
     """y = max((x - mean) scale + shift + others, floor); others may be empty, a NaN stays NaN."""
     n, _, size = x.shape
-    length = scratch.shape[1]
     for task in prange(n * (stop - first)):
         image, c = split(task, stop - first)
         c += first
         centre, factor, term = mean[c], scale[c], shift[c]
-        plane = y[image, c]
-        for p0 in range(0, size, length):
-            p1 = min(size, p0 + length)
-            source, result = x[image, c, p0:p1], landing(plane, p0, p1, scratch)
-            if others.size:
-                other = others[image, c, p0:p1]
-                for p in range(result.size):
-                    value = (source[p] - centre) * factor + term + other[p]
-                    result[p] = floor if value < floor else value
-            else:
-                for p in range(result.size):
-                    value = (source[p] - centre) * factor + term
-                    result[p] = floor if value < floor else value
-            settle(plane, p0, result, scratch)
+        source, result = x[image, c], y[image, c]
+        if others.size:
+            other = others[image, c]
+            for p in range(size):
+                value = (source[p] - centre) * factor + term + other[p]
+                result[p] = floor if value < floor else value
+        else:
+            for p in range(size):
+                value = (source[p] - centre) * factor + term
+                result[p] = floor if value < floor else value
 
 
 @njit(parallel=True, cache=True, fastmath=_SUM_FLAGS)
@@ -83,44 +82,41 @@ def _gradient_sums(dy, x, y, first, stop, mean, inv_std, sums):
         c += first
         plain = 0.0
         weighted = 0.0
-        if y.size:
-            for p in range(size):
-                grad = dy[image, c, p] if y[image, c, p] > zero else zero
-                plain += grad
-                weighted += grad * (x[image, c, p] - mean[c])
-        else:
-            for p in range(size):
-                grad = dy[image, c, p]
-                plain += grad
-                weighted += grad * (x[image, c, p] - mean[c])
+        centre = mean[c]
+        for p0 in range(0, size, _PART):
+            part_plain = part_weighted = zero
+            grads, values = dy[image, c, p0 : p0 + _PART], x[image, c, p0 : p0 + _PART]
+            if y.size:
+                results = y[image, c, p0 : p0 + _PART]
+                for p in range(values.size):
+                    grad = grads[p] if results[p] > zero else zero
+                    part_plain += grad
+                    part_weighted += grad * (values[p] - centre)
+            else:
+                for p in range(values.size):
+                    part_plain += grads[p]
+                    part_weighted += grads[p] * (values[p] - centre)
+            plain += part_plain
+            weighted += part_weighted
         sums[0, image, c] = weighted * inv_std[c]
         sums[1, image, c] = plain
 
 
 @njit(parallel=True, cache=True)
-def _input_grad(
-    dy, x, y, first, stop, mean, inv_std, scale, mean_weighted, mean_plain, dx, scratch
-):
+def _input_grad(dy, x, y, first, stop, mean, inv_std, scale, mean_weighted, mean_plain, dx):
     """`y`: as in _gradient_sums."""
     n, _, size = x.shape
-    length = scratch.shape[1]
     zero = x.dtype.type(0)
     for task in prange(n * (stop - first)):
         image, c = split(task, stop - first)
         c += first
-        plane = dx[image, c]
-        for p0 in range(0, size, length):
-            p1 = min(size, p0 + length)
-            grads, values = dy[image, c, p0:p1], x[image, c, p0:p1]
-            result = landing(plane, p0, p1, scratch)
-            for p in range(result.size):
-                grad = grads[p]
-                if y.size:
-                    grad = grad if y[image, c, p0 + p] > zero else zero
-                normal = (values[p] - mean[c]) * inv_std[c]
-                spread = grad - mean_plain[c] - normal * mean_weighted[c]
-                result[p] = scale[c] * spread
-            settle(plane, p0, result, scratch)
+        for p in range(size):
+            grad = dy[image, c, p]
+            if y.size:
+                grad = grad if y[image, c, p] > zero else zero
+            normal = (x[image, c, p] - mean[c]) * inv_std[c]
+            spread = grad - mean_plain[c] - normal * mean_weighted[c]
+            dx[image, c, p] = scale[c] * spread
 
 
 def _groups(*operands):
@@ -152,13 +148,13 @@ def batchnorm_train(x, gamma, beta, eps, others=None, rectify=False):
     planes, beta, added = _planes(x), np.ascontiguousarray(beta), _optional(others, x.dtype)
     mean, var, inv_std, scale = np.empty((4, x.shape[1]), x.dtype)
     y = empty(planes.shape, planes.dtype)
-    floor, scratch = _floor(x.dtype, rectify), landings(y)
+    floor = _floor(x.dtype, rectify)
     for first, stop in _groups(planes, added):
         group = slice(first, stop)
         mean[group], var[group] = _moments(planes, first, stop)
         inv_std[group] = 1 / np.sqrt(var[group] + x.dtype.type(eps))
         scale[group] = gamma[group] * inv_std[group]
-        _scale_shift(planes, first, stop, mean, scale, beta, added, floor, y, scratch)
+        _scale_shift(planes, first, stop, mean, scale, beta, added, floor, y)
     return y.reshape(x.shape), mean, var, inv_std
 
 
@@ -190,10 +186,8 @@ def batchnorm_eval(x, gamma, beta, mean, var, eps):
 def _affine(x, mean, scale, shift):
     planes = _planes(x)
     y = empty(planes.shape, planes.dtype)
-    _scale_shift(
-        planes, 0, x.shape[1], mean, scale, shift, _optional(None, x.dtype), _floor(x.dtype), y,
-        landings(y),
-    )  # fmt: skip
+    none, floor = _optional(None, x.dtype), _floor(x.dtype)
+    _scale_shift(planes, 0, x.shape[1], mean, scale, shift, none, floor, y)
     return y.reshape(x.shape)
 
 
@@ -213,14 +207,11 @@ def batchnorm_backward(dy, x, gamma, mean, inv_std, y=None):
     sums = np.empty((2, x.shape[1]), x.dtype)
     means = np.empty_like(sums)
     dx = empty(planes.shape, planes.dtype)
-    scratch = landings(dx)
     for first, stop in _groups(grads, planes, results):
         group = slice(first, stop)
         sums[:, group] = _sums(grads, planes, results, first, stop, mean, inv_std)
         means[:, group] = sums[:, group] / count
-        _input_grad(
-            grads, planes, results, first, stop, mean, inv_std, scale, *means, dx, scratch
-        )
+        _input_grad(grads, planes, results, first, stop, mean, inv_std, scale, *means, dx)
     return dx.reshape(x.shape), *sums
 
 

@@ -24,13 +24,14 @@ from kernels.cpu.workspace import workspace
 # Elements of a piece that is streamed: reading, computing and writing take turns often enough to
 # overlap. And of one that is not: enough to hide its start, few enough to share out a small layer.
 PIECE, _LONG_PIECE = 1 << 10, 1 << 14
-# Bytes: what a last cache usually holds, or one's share of a larger one.
-_LAST_CACHE = 32 << 20
+# Bytes of a result that still fits a usual last cache, or one's share of a larger one, beside the
+# operand that it is made of.
+_CACHED = 16 << 20
 
 
 def past_caches(result) -> bool:
     """Whether a result should be streamed."""
-    return result.nbytes > _LAST_CACHE
+    return result.nbytes > _CACHED
 
 
 def landings(result):
