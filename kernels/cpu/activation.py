@@ -3,33 +3,35 @@
 import numpy as np
 from numba import njit, prange
 
+from kernels.cpu.streams import landing, landings, settle
 from kernels.cpu.tasks import chunk_bounds, split
 from kernels.cpu.workspace import empty
 from kernels.geometry import check_dtypes, check_shape
 
-# Elements a task: large enough to hide its start, small enough to share out a LeNet layer.
-_CHUNK = 1 << 14
-
 
 @njit(parallel=True, cache=True)
-def _relu(x, y):
+def _relu(x, y, scratch):
     zero = x.dtype.type(0)  # an int beside a float32 would make Numba compute in float64
-    for chunk in prange((x.size + _CHUNK - 1) // _CHUNK):
-        start, stop = chunk_bounds(chunk, _CHUNK, x.size)
-        source, target = x[start:stop], y[start:stop]
+    length = scratch.shape[1]
+    for chunk in prange((x.size + length - 1) // length):
+        start, stop = chunk_bounds(chunk, length, x.size)
+        source, target = x[start:stop], landing(y, start, stop, scratch)
         for i in range(source.size):
             value = source[i]
             target[i] = zero if value < zero else value  # a NaN is not below 0: it stays
+        settle(y, start, target, scratch)
 
 
 @njit(parallel=True, cache=True)
-def _relu_backward(dy, y, dx):
+def _relu_backward(dy, y, dx, scratch):
     zero = dy.dtype.type(0)
-    for chunk in prange((y.size + _CHUNK - 1) // _CHUNK):
-        start, stop = chunk_bounds(chunk, _CHUNK, y.size)
-        grad, output, target = dy[start:stop], y[start:stop], dx[start:stop]
+    length = scratch.shape[1]
+    for chunk in prange((y.size + length - 1) // length):
+        start, stop = chunk_bounds(chunk, length, y.size)
+        grad, output, target = dy[start:stop], y[start:stop], landing(dx, start, stop, scratch)
         for i in range(target.size):
             target[i] = grad[i] if output[i] > zero else zero
+        settle(dx, start, target, scratch)
 
 
 @njit(parallel=True, cache=True)
@@ -67,7 +69,7 @@ def relu(x, out=None):
     y = empty(x.shape, x.dtype) if out is None else out
     if not y.flags.c_contiguous:
         return np.maximum(x, x.dtype.type(0), out=y)
-    _relu(np.ascontiguousarray(x).reshape(-1), y.reshape(-1))
+    _relu(np.ascontiguousarray(x).reshape(-1), y.reshape(-1), landings(y))
     return y
 
 
@@ -76,7 +78,7 @@ def relu_backward(dy, y):
     check_shape("dy", dy.shape, y.shape)
     dx = empty(dy.shape, dy.dtype)
     dy, y = np.ascontiguousarray(dy), np.ascontiguousarray(y)
-    _relu_backward(dy.reshape(-1), y.reshape(-1), dx.reshape(-1))
+    _relu_backward(dy.reshape(-1), y.reshape(-1), dx.reshape(-1), landings(dx))
     return dx
 
 

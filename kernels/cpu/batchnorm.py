@@ -3,6 +3,10 @@
 A task is one plane (image, channel): what its H W values come to goes to one cell of an (N, C)
 table in float64, and the table is put together in a fixed order. So the cores share the work
 however few channels there are, and the result does not depend on their number.
+
+What a channel comes to must be known before the first of its values can be normalised: two walks
+over the data, forward and backward. They go over a group of channels that fits the last cache, then
+over the next, so that the second walk finds in the cache what the first has read from memory.
 """
 
 import numpy as np
@@ -13,18 +17,23 @@ from kernels.cpu.workspace import empty
 from kernels.reference.batchnorm import check_batchnorm
 
 _SUM_FLAGS = {"reassoc", "nsz", "contract"}
+# Operands of the channels of a group: a part of a last cache, which others use, too.
+_GROUP_BYTES = 16 << 20
+# Elements whose sum stays in the dtype of x, in vectors twice as wide, before it goes to float64.
+_PART = 1 << 9
 
 
 @njit(parallel=True, cache=True, fastmath=_SUM_FLAGS)
-def _plane_moments(x, means, squares):
-    """The mean of every plane, and the sum of its squares about it.
+def _plane_moments(x, first, stop, means, squares):
+    """The mean of every plane of channels `first` to `stop`, and the sum of its squares about it.
 
     The second walk over a plane finds it in the cache. E[x^2] - E[x]^2, which needs one walk only,
     would cancel where the mean is large.
     """
-    n, channels, size = x.shape
-    for task in prange(n * channels):
-        image, c = split(task, channels)
+    n, _, size = x.shape
+    for task in prange(n * (stop - first)):
+        image, c = split(task, stop - first)
+        c += first
         plane = x[image, c]
         total = 0.0
         for p in range(size):
@@ -33,19 +42,23 @@ def _plane_moments(x, means, squares):
         mean = total / size
         near = x.dtype.type(mean)
         square = 0.0
-        for p in range(size):
-            centred = plane[p] - near
-            square += centred * centred
+        for p0 in range(0, size, _PART):
+            values, part = plane[p0 : p0 + _PART], x.dtype.type(0)
+            for p in range(values.size):
+                centred = values[p] - near
+                part += centred * centred
+            square += part
         means[image, c] = mean
         squares[image, c] = square - size * (mean - near) ** 2
 
 
 @njit(parallel=True, cache=True)
-def _scale_shift(x, mean, scale, shift, others, floor, y):
+def _scale_shift(x, first, stop, mean, scale, shift, others, floor, y):
     """y = max((x - mean) scale + shift + others, floor); others may be empty, a NaN stays NaN."""
-    n, channels, size = x.shape
-    for task in prange(n * channels):
-        image, c = split(task, channels)
+    n, _, size = x.shape
+    for task in prange(n * (stop - first)):
+        image, c = split(task, stop - first)
+        c += first
         centre, factor, term = mean[c], scale[c], shift[c]
         source, result = x[image, c], y[image, c]
         if others.size:
@@ -60,35 +73,43 @@ def _scale_shift(x, mean, scale, shift, others, floor, y):
 
 
 @njit(parallel=True, cache=True, fastmath=_SUM_FLAGS)
-def _gradient_sums(dy, x, y, mean, inv_std, sums):
+def _gradient_sums(dy, x, y, first, stop, mean, inv_std, sums):
     """`y`, unless empty: dy counts where it is positive."""
-    n, channels, size = x.shape
+    n, _, size = x.shape
     zero = x.dtype.type(0)
-    for task in prange(n * channels):
-        image, c = split(task, channels)
+    for task in prange(n * (stop - first)):
+        image, c = split(task, stop - first)
+        c += first
         plain = 0.0
         weighted = 0.0
-        if y.size:
-            for p in range(size):
-                grad = dy[image, c, p] if y[image, c, p] > zero else zero
-                plain += grad
-                weighted += grad * (x[image, c, p] - mean[c])
-        else:
-            for p in range(size):
-                grad = dy[image, c, p]
-                plain += grad
-                weighted += grad * (x[image, c, p] - mean[c])
+        centre = mean[c]
+        for p0 in range(0, size, _PART):
+            part_plain = part_weighted = zero
+            grads, values = dy[image, c, p0 : p0 + _PART], x[image, c, p0 : p0 + _PART]
+            if y.size:
+                results = y[image, c, p0 : p0 + _PART]
+                for p in range(values.size):
+                    grad = grads[p] if results[p] > zero else zero
+                    part_plain += grad
+                    part_weighted += grad * (values[p] - centre)
+            else:
+                for p in range(values.size):
+                    part_plain += grads[p]
+                    part_weighted += grads[p] * (values[p] - centre)
+            plain += part_plain
+            weighted += part_weighted
         sums[0, image, c] = weighted * inv_std[c]
         sums[1, image, c] = plain
 
 
 @njit(parallel=True, cache=True)
-def _input_grad(dy, x, y, mean, inv_std, scale, mean_weighted, mean_plain, dx):
+def _input_grad(dy, x, y, first, stop, mean, inv_std, scale, mean_weighted, mean_plain, dx):
     """`y`: as in _gradient_sums."""
-    n, channels, size = x.shape
+    n, _, size = x.shape
     zero = x.dtype.type(0)
-    for task in prange(n * channels):
-        image, c = split(task, channels)
+    for task in prange(n * (stop - first)):
+        image, c = split(task, stop - first)
+        c += first
         for p in range(size):
             grad = dy[image, c, p]
             if y.size:
@@ -96,6 +117,14 @@ def _input_grad(dy, x, y, mean, inv_std, scale, mean_weighted, mean_plain, dx):
             normal = (x[image, c, p] - mean[c]) * inv_std[c]
             spread = grad - mean_plain[c] - normal * mean_weighted[c]
             dx[image, c, p] = scale[c] * spread
+
+
+def _groups(*operands):
+    """(first, stop) of groups of channels whose values of all operands, (N, C, P), fit a cache."""
+    channels = operands[0].shape[1]
+    nbytes = sum(operand.nbytes for operand in operands)
+    size = max(1, _GROUP_BYTES * channels // max(1, nbytes))
+    return [(first, min(channels, first + size)) for first in range(0, channels, size)]
 
 
 def _planes(x):
@@ -109,28 +138,32 @@ def _optional(x, dtype):
     return planes
 
 
-def _normalise(planes, mean, scale, shift, others=None, rectify=False):
-    y = empty(planes.shape, planes.dtype)
-    floor = planes.dtype.type(0 if rectify else -np.inf)
-    _scale_shift(planes, mean, scale, shift, _optional(others, planes.dtype), floor, y)
-    return y
+def _floor(dtype, rectify=False):
+    return dtype.type(0 if rectify else -np.inf)
 
 
 def batchnorm_train(x, gamma, beta, eps, others=None, rectify=False):
     """See kernels.reference.batchnorm_train."""
     check_batchnorm(x, training=True, others=others, gamma=gamma, beta=beta)
-    planes = _planes(x)
-    mean, var = (moment.astype(x.dtype) for moment in _moments(planes))
-    inv_std = 1 / np.sqrt(var + x.dtype.type(eps))
-    y = _normalise(planes, mean, gamma * inv_std, np.ascontiguousarray(beta), others, rectify)
+    planes, beta, added = _planes(x), np.ascontiguousarray(beta), _optional(others, x.dtype)
+    mean, var, inv_std, scale = np.empty((4, x.shape[1]), x.dtype)
+    y = empty(planes.shape, planes.dtype)
+    floor = _floor(x.dtype, rectify)
+    for first, stop in _groups(planes, added):
+        group = slice(first, stop)
+        mean[group], var[group] = _moments(planes, first, stop)
+        inv_std[group] = 1 / np.sqrt(var[group] + x.dtype.type(eps))
+        scale[group] = gamma[group] * inv_std[group]
+        _scale_shift(planes, first, stop, mean, scale, beta, added, floor, y)
     return y.reshape(x.shape), mean, var, inv_std
 
 
-def _moments(planes):
-    """Mean and biased variance of every channel, from those of its planes (Chan et al. 1979)."""
+def _moments(planes, first, stop):
+    """Mean and biased variance of some channels, from those of their planes (Chan et al. 1979)."""
     n, channels, size = planes.shape
     means, squares = np.empty((2, n, channels))
-    _plane_moments(planes, means, squares)
+    _plane_moments(planes, first, stop, means, squares)
+    means, squares = means[:, first:stop], squares[:, first:stop]
     mean = means.mean(axis=0)
     return mean, squares.sum(axis=0) / (n * size) + ((means - mean) ** 2).mean(axis=0)
 
@@ -140,21 +173,29 @@ def batchnorm_statistics(x):
     check_batchnorm(x)
     if x.size == 0:
         raise ValueError(f"x must have a value a channel, got shape {x.shape}")
-    return _moments(_planes(x))
+    return _moments(_planes(x), 0, x.shape[1])
 
 
 def batchnorm_eval(x, gamma, beta, mean, var, eps):
     """See kernels.reference.batchnorm_eval."""
     check_batchnorm(x, gamma=gamma, beta=beta, mean=mean, var=var)
     scale = gamma / np.sqrt(var + x.dtype.type(eps))
-    mean, beta = np.ascontiguousarray(mean), np.ascontiguousarray(beta)
-    return _normalise(_planes(x), mean, scale, beta).reshape(x.shape)
+    return _affine(x, np.ascontiguousarray(mean), scale, np.ascontiguousarray(beta))
 
 
-def _sums(dy, x, y, mean, inv_std):
+def _affine(x, mean, scale, shift):
+    planes = _planes(x)
+    y = empty(planes.shape, planes.dtype)
+    none, floor = _optional(None, x.dtype), _floor(x.dtype)
+    _scale_shift(planes, 0, x.shape[1], mean, scale, shift, none, floor, y)
+    return y.reshape(x.shape)
+
+
+def _sums(dy, x, y, first, stop, mean, inv_std):
+    """(dgamma, dbeta) of some channels, in the dtype of x."""
     sums = np.empty((2, *x.shape[:2]))
-    _gradient_sums(dy, x, y, mean, inv_std, sums)
-    return sums.sum(axis=1).astype(x.dtype)
+    _gradient_sums(dy, x, y, first, stop, mean, inv_std, sums)
+    return sums[:, :, first:stop].sum(axis=1).astype(x.dtype)
 
 
 def batchnorm_backward(dy, x, gamma, mean, inv_std, y=None):
@@ -162,21 +203,23 @@ def batchnorm_backward(dy, x, gamma, mean, inv_std, y=None):
     check_batchnorm(x, dy, y=y, gamma=gamma, mean=mean, inv_std=inv_std)
     grads, planes, results = _planes(dy), _planes(x), _optional(y, x.dtype)
     mean, inv_std = np.ascontiguousarray(mean), np.ascontiguousarray(inv_std)
-    dgamma, dbeta = _sums(grads, planes, results, mean, inv_std)
-    count = x.dtype.type(x.size // x.shape[1])
+    scale, count = gamma * inv_std, x.dtype.type(x.size // x.shape[1])
+    sums = np.empty((2, x.shape[1]), x.dtype)
+    means = np.empty_like(sums)
     dx = empty(planes.shape, planes.dtype)
-    _input_grad(
-        grads, planes, results, mean, inv_std, gamma * inv_std, dgamma / count, dbeta / count, dx
-    )
-    return dx.reshape(x.shape), dgamma, dbeta
+    for first, stop in _groups(grads, planes, results):
+        group = slice(first, stop)
+        sums[:, group] = _sums(grads, planes, results, first, stop, mean, inv_std)
+        means[:, group] = sums[:, group] / count
+        _input_grad(grads, planes, results, first, stop, mean, inv_std, scale, *means, dx)
+    return dx.reshape(x.shape), *sums
 
 
 def batchnorm_eval_backward(dy, x, gamma, mean, inv_std):
     """See kernels.reference.batchnorm_eval_backward."""
     check_batchnorm(x, dy, gamma=gamma, mean=mean, inv_std=inv_std)
-    grads = _planes(dy)
     mean, inv_std = np.ascontiguousarray(mean), np.ascontiguousarray(inv_std)
-    dgamma, dbeta = _sums(grads, _planes(x), _optional(None, x.dtype), mean, inv_std)
+    operands = _planes(dy), _planes(x), _optional(None, x.dtype)
+    dgamma, dbeta = _sums(*operands, 0, x.shape[1], mean, inv_std)
     zero = np.zeros_like(mean)
-    dx = _normalise(grads, zero, gamma * inv_std, zero)
-    return dx.reshape(x.shape), dgamma, dbeta
+    return _affine(dy, zero, gamma * inv_std, zero), dgamma, dbeta

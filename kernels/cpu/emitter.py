@@ -40,6 +40,12 @@ class Emitter:
         data = struct(self._context, self.builder, value=self._args[array]).data
         return data if start is None else self.builder.gep(data, [start])
 
+    def shape(self, array):
+        """The lengths of the axes of argument number `array`."""
+        struct = cgutils.create_struct_proxy(self._types[array])
+        shape = struct(self._context, self.builder, value=self._args[array]).shape
+        return cgutils.unpack_tuple(self.builder, shape)
+
     def load(self, pointer, index):
         """One element."""
         return self.builder.load(self.builder.gep(pointer, [index]))
@@ -54,6 +60,32 @@ class Emitter:
         address = self.builder.gep(pointer, [index])
         address = self.builder.bitcast(address, value.type.as_pointer())
         self.builder.store(value, address, align=self.size(value.type.element))
+
+    def stream_vector(self, value, pointer, index):
+        """Store a vector past the caches, to an address that is a multiple of its size."""
+        address = self.builder.gep(pointer, [index])
+        address = self.builder.bitcast(address, value.type.as_pointer())
+        store = self.builder.store(value, address, align=VECTOR_BYTES)
+        store.set_metadata("nontemporal", self.builder.module.add_metadata([ir.IntType(32)(1)]))
+
+    def prefetch(self, pointer, count):
+        """Fetch the lines of so many elements into the second cache."""
+        function = cgutils.get_or_insert_function(
+            self.builder.module,
+            ir.FunctionType(ir.VoidType(), [self.real.as_pointer(), *[ir.IntType(32)] * 3]),
+            f"llvm.prefetch.p0f{8 * self.size(self.real)}",
+        )
+        read, level, data = (ir.IntType(32)(value) for value in (0, 2, 1))
+
+        def line(place, _):
+            self.builder.call(function, [self.builder.gep(pointer, [place]), read, level, data])
+            return []
+
+        self.loop(count, INT(CACHE_LINE // self.size(self.real)), [], line)
+
+    def smaller(self, a, b):
+        """min(a, b) of two integers."""
+        return self.builder.select(self.builder.icmp_signed("<", a, b), a, b)
 
     def splat(self, value):
         """A vector whose elements are all `value`."""
@@ -146,10 +178,17 @@ class Emitter:
 
     def total(self, vector):
         """The sum of a vector's elements, by halves."""
+        return self._folded(vector, self.builder.fadd)
+
+    def largest(self, vector):
+        """The largest of a vector's elements, by halves, none of which is NaN."""
+        return self._folded(vector, self.at_least)
+
+    def _folded(self, vector, combine):
         half = self.lanes // 2
         while half:
             order = [(i + half) % self.lanes for i in range(self.lanes)]
-            vector = self.builder.fadd(vector, self.shuffled(vector, vector, order))
+            vector = combine(vector, self.shuffled(vector, vector, order))
             half //= 2
         return self.builder.extract_element(vector, ir.IntType(32)(0))
 

@@ -1,20 +1,58 @@
 """Local response normalisation on all cores; the definitions stand in kernels.reference.lrn.
 
-A task is one image and one stretch of positions, over all channels: the window's sum runs over
-channels while the innermost loop runs along the stretch, which is contiguous.
+A task is one image and one stretch of positions, over all channels, and the innermost loops run
+along the stretch, which is contiguous. What the window sums of its channels waits in a ring of as
+many lines, where a channel takes the place of the one that leaves the window. So every channel is
+read once, and all that is read again lies in a first cache.
 """
 
 import math
 
 import numpy as np
-from numba import get_thread_id, njit, prange
+from numba import get_thread_id, njit, prange, types
+from numba.extending import intrinsic
 
+from kernels.cpu.emitter import INT, Emitter
+from kernels.cpu.simd import copy
+from kernels.cpu.streams import fetch, past_caches, stream
 from kernels.cpu.tasks import chunk_bounds, split
 from kernels.cpu.threads import num_threads
 from kernels.cpu.workspace import empty, workspace
 from kernels.reference.lrn import check_lrn
 
-_STRETCH = 256
+_STRETCH = 512
+_VECTORS = 4  # summed at a time; they divide a stretch
+
+
+@intrinsic
+def _window_sum(_, ring, sums, length, factor, term):
+    """sums[p] = term + factor sum_j ring[j, p] for p < length, and up to the next _VECTORS."""
+
+    def emit(context, builder, signature, args):
+        e = Emitter(context, builder, signature, args)
+        ring, sums = e.pointer(0), e.pointer(1)
+        rows, _ = e.shape(0)
+        factor, term = e.splat(args[3]), e.splat(args[4])
+        places = [INT(v * e.lanes) for v in range(_VECTORS)]
+
+        def block(p, _):
+            def add(j, totals):
+                line = builder.gep(ring, [builder.add(builder.mul(j, INT(_STRETCH)), p)])
+                return [
+                    builder.fadd(total, e.load_vector(line, place))
+                    for total, place in zip(totals, places, strict=True)
+                ]
+
+            totals = e.loop(rows, INT(1), [e.constant(0.0)] * _VECTORS, add)
+            target = builder.gep(sums, [p])
+            for total, place in zip(totals, places, strict=True):
+                e.store_vector(e.fma(total, factor, term), target, place)
+            return []
+
+        e.loop(args[2], INT(_VECTORS * e.lanes), [], block)
+        return context.get_dummy_value()
+
+    return types.void(ring, sums, types.int64, ring.dtype, ring.dtype), emit
 
 
 @njit(inline="always")
@@ -30,77 +68,137 @@ def _damp(x, scale, y, beta):
             y[p] = x[p] * scale[p] ** -beta
 
 
+@njit(inline="always")
+def _damp_backward(dy, x, scale, own, through, beta):
+    """own = dy scale^-beta and through = own x / scale, both by products of scale^-1/4."""
+    one = scale.dtype.type(1)
+    if beta == 0.75:
+        for p in range(x.size):
+            fourth = one / math.sqrt(math.sqrt(scale[p]))
+            half = fourth * fourth
+            own[p] = dy[p] * (half * fourth)
+            through[p] = own[p] * x[p] * (half * half)
+    else:
+        for p in range(x.size):
+            own[p] = dy[p] * scale[p] ** -beta
+            through[p] = own[p] * x[p] / scale[p]
+
+
+@njit(inline="always")
+def _put(target, start, computed, length, past):
+    if past:
+        stream(target, start, computed, 0, length)
+    else:
+        copy(target, start, computed, 0, length)
+
+
 @njit(parallel=True, cache=True, error_model="numpy")
-def _lrn(x, y, scale, before, after, alpha, beta, k):
-    n, channels, size = x.shape
+def _lrn(x, y, scale, shape, window, alpha, beta, k, scratch, past):
+    """x, y, scale: flat. scratch: for each thread the ring, and lines for scale and y."""
+    n, channels, size = shape
+    before, after = window
+    rows = before + 1 + after
     stretches = (size + _STRETCH - 1) // _STRETCH
     for task in prange(n * stretches):
         image, stretch = split(task, stretches)
         start, stop = chunk_bounds(stretch, _STRETCH, size)
-        for c in range(channels):
-            total = scale[image, c, start:stop]
-            for p in range(total.size):
-                total[p] = k
-            for j in range(max(0, c - before), min(channels, c + after + 1)):
-                line = x[image, j, start:stop]
-                for p in range(total.size):
-                    total[p] += alpha * (line[p] * line[p])
-            _damp(x[image, c, start:stop], total, y[image, c, start:stop], beta)
+        length = stop - start
+        lines = scratch[get_thread_id()]
+        ring, sums, damped = lines[:rows], lines[rows], lines[rows + 1]
+        ring[:] = 0
+        for c in range(channels + after):
+            # Channel c enters the window of channel c - after, which is then whole.
+            entering = ring[c % rows, :length]
+            if c < channels:
+                at = (image * channels + c) * size + start
+                if c + 1 < channels:
+                    fetch(x, at + size, length)
+                line = x[at : at + length]
+                for p in range(length):
+                    entering[p] = line[p] * line[p]
+            else:
+                entering[:] = 0
+            if c >= after:
+                at = (image * channels + c - after) * size + start
+                _window_sum(ring, sums, length, alpha, k)
+                _damp(x[at : at + length], sums[:length], damped[:length], beta)
+                _put(scale, at, sums, length, past)
+                _put(y, at, damped, length, past)
 
 
 @njit(parallel=True, cache=True, error_model="numpy")
-def _lrn_backward(dy, x, scale, dx, scratch, before, after, factor, beta):
-    n, channels, size = x.shape
+def _lrn_backward(dy, x, scale, dx, shape, window, factor, beta, scratch, past):
+    """All arrays flat. scratch: for each thread the ring, lines of dy scale^-beta, and one more."""
+    n, channels, size = shape
+    after, before = window  # mirrored
+    rows, zero = before + 1 + after, x.dtype.type(0)
     stretches = (size + _STRETCH - 1) // _STRETCH
     for task in prange(n * stretches):
         image, stretch = split(task, stretches)
         start, stop = chunk_bounds(stretch, _STRETCH, size)
-        through = scratch[get_thread_id()]
-        total = through[channels, : stop - start]
-        for c in range(channels):
-            pixels, scales = x[image, c, start:stop], scale[image, c, start:stop]
-            own, line = dx[image, c, start:stop], through[c, : stop - start]
-            _damp(dy[image, c, start:stop], scales, own, beta)
-            for p in range(own.size):
-                line[p] = own[p] * pixels[p] / scales[p]
-        for c in range(channels):
-            for p in range(total.size):
-                total[p] = 0
-            for j in range(max(0, c - after), min(channels, c + before + 1)):
-                line = through[j, : stop - start]
-                for p in range(total.size):
-                    total[p] += line[p]
-            pixels, own = x[image, c, start:stop], dx[image, c, start:stop]
-            for p in range(total.size):
-                own[p] -= factor * pixels[p] * total[p]
+        length = stop - start
+        lines = scratch[get_thread_id()]
+        ring, waiting, sums = lines[:rows], lines[rows:-1], lines[-1]
+        ring[:] = 0
+        for c in range(channels + after):
+            entering = ring[c % rows, :length]
+            if c < channels:
+                at = (image * channels + c) * size + start
+                own, scales = waiting[c % (after + 1), :length], scale[at : at + length]
+                pixels, grad = x[at : at + length], dy[at : at + length]
+                _damp_backward(grad, pixels, scales, own, entering, beta)
+            else:
+                entering[:] = 0
+            if c >= after:
+                at = (image * channels + c - after) * size + start
+                _window_sum(ring, sums, length, factor, zero)
+                own, pixels = waiting[(c - after) % (after + 1), :length], x[at : at + length]
+                for p in range(length):
+                    sums[p] = own[p] - pixels[p] * sums[p]
+                _put(dx, at, sums, length, past)
 
 
-def _planes(x):
+def _flat(x):
+    return np.ascontiguousarray(x).reshape(-1)
+
+
+def _shape(x):
+    """(N, C, P)"""
     n, c, h, w = x.shape
-    return np.ascontiguousarray(x).reshape(n, c, h * w)
+    return n, c, h * w
+
+
+def _reach(size, channels):
+    """How many channels a window reaches before and after its own, of those there are."""
+    return min(size // 2, channels), min((size - 1) // 2, channels)
 
 
 def lrn(x, size, alpha, beta, k, size_normalized=False):
     """See kernels.reference.lrn."""
     check_lrn(size, x=x)
     alpha = alpha / size if size_normalized else alpha
-    planes = _planes(x)
-    y, scale = empty(planes.shape, planes.dtype), empty(planes.shape, planes.dtype)
-    number = x.dtype.type
-    _lrn(planes, y, scale, size // 2, (size - 1) // 2, number(alpha), number(beta), number(k))
-    return y.reshape(x.shape), scale.reshape(x.shape)
+    y, scale = empty(x.shape, x.dtype), empty(x.shape, x.dtype)
+    window, number = _reach(size, x.shape[1]), x.dtype.type
+    settings = number(alpha), number(beta), number(k)
+    scratch = workspace("lrn", (num_threads(), sum(window) + 3, _STRETCH), x.dtype)
+    _lrn(
+        _flat(x), y.reshape(-1), scale.reshape(-1), _shape(x), window, *settings, scratch,
+        past_caches(y),
+    )  # fmt: skip
+    return y, scale
 
 
 def lrn_backward(dy, x, scale, size, alpha, beta, k, size_normalized=False):
     """See kernels.reference.lrn_backward."""
     check_lrn(size, x=x, dy=dy, scale=scale)
     alpha = alpha / size if size_normalized else alpha
-    planes = _planes(x)
-    dx = empty(planes.shape, planes.dtype)
-    number = x.dtype.type
-    window = size // 2, (size - 1) // 2
-    factor = number(2 * alpha * beta)
-    scratch = workspace("lrn", (num_threads(), x.shape[1] + 1, _STRETCH), x.dtype)
-    grads, scale = _planes(dy), _planes(scale)
-    _lrn_backward(grads, planes, scale, dx, scratch, *window, factor, number(beta))
-    return dx.reshape(x.shape)
+    dx = empty(x.shape, x.dtype)
+    window, number = _reach(size, x.shape[1]), x.dtype.type
+    settings = number(2 * alpha * beta), number(beta)
+    lines = sum(window) + 1 + window[0] + 1 + 1
+    scratch = workspace("lrn", (num_threads(), lines, _STRETCH), x.dtype)
+    _lrn_backward(
+        _flat(dy), _flat(x), _flat(scale), dx.reshape(-1), _shape(x), window, *settings, scratch,
+        past_caches(dx),
+    )  # fmt: skip
+    return dx

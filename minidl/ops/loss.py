@@ -1,5 +1,7 @@
 """Losses on logits, computed stably: the maximum is subtracted before anything is exponentiated."""
 
+import math
+
 import numpy as np
 
 from kernels.dispatch import kernels_for
@@ -51,31 +53,41 @@ class Softmax(Function):
 class CrossEntropy(Function):
     """sum_c of -t_c log softmax(z)_c along axis 1, with a gradient of (sum t) softmax(z) - t.
 
-    `target` holds the weight of every class (N, C, ...), smoothing and reduction included. Where
-    the backward itself is to be differentiated, it runs as a composition of ops.
+    `target` holds the weight of every class (N, C, ...), smoothing included. With a `factor`, the
+    result is the sum of all losses times it: one node of the graph rather than three. Where the
+    backward itself is to be differentiated, it runs as a composition of ops.
     """
 
     buffers = ("target",)
 
-    def __init__(self, target):
+    def __init__(self, target, factor=None):
         self.target = target
+        self.factor = factor
 
     def forward(self, logits):
-        return kernels_for(logits).softmax_cross_entropy(logits, self.target)
+        losses = kernels_for(logits).softmax_cross_entropy(logits, self.target)
+        return losses if self.factor is None else losses.sum() * logits.dtype.type(self.factor)
 
     def backward(self, grad):
         (logits,) = self.inputs
         if is_grad_enabled():
             return self._composed(grad, logits)
-        kernels = kernels_for(grad._array)
+        array = grad._array
+        if self.factor is not None:
+            xp, shape = get_array_module(array), (logits.shape[0], *logits.shape[2:])
+            factor = array.dtype.type(self.factor)
+            array = xp.ascontiguousarray(xp.broadcast_to(array * factor, shape))
         return Tensor._wrap(
-            kernels.softmax_cross_entropy_backward(grad._array, logits._array, self.target)
+            kernels_for(array).softmax_cross_entropy_backward(array, logits._array, self.target)
         )
 
     def _composed(self, grad, logits):
         target = Tensor._wrap(self.target)
         total = Tensor._wrap(self.target.sum(axis=1, keepdims=True))
-        grad = grad.reshape(grad.shape[0], 1, *grad.shape[1:])
+        if self.factor is None:
+            grad = grad.reshape(grad.shape[0], 1, *grad.shape[1:])
+        else:
+            grad = grad * self.factor
         return grad * (softmax(logits, axis=1) * total - target)
 
 
@@ -138,13 +150,9 @@ def cross_entropy(
         mass = weights.sum(axis=1, keepdims=True)
         weights *= 1 - label_smoothing
         weights += mass * (label_smoothing / classes)
-    losses = CrossEntropy(weights)(logits)
-    if reduction == "none":
-        return losses
-    total = losses.sum()
-    if reduction == "sum":
-        return total
-    return total * (1.0 / counted if counted else float("nan"))
+    mean = 1.0 / counted if counted else float("nan")
+    factor = {"none": None, "sum": 1.0, "mean": mean}[reduction]
+    return CrossEntropy(weights, factor)(logits)
 
 
 def _check_probabilities(target, logits):
@@ -169,10 +177,12 @@ def _one_hot(labels, logits, ignore_index):
         raise ValueError(
             f"target must hold labels in [0, {classes}), got {labels[wrong].ravel()[0]}"
         )
-    labels[~counts] = -1  # no class: a row of zeros
-    xp = get_array_module(logits._array)
-    numbers = xp.arange(classes).reshape(-1, *(1,) * (labels.ndim - 1))
-    weights = (numbers == to_device(labels, logits.device)[:, None]).astype(logits.dtype)
+    # Where the ones lie: writing them is less work than comparing every class with the label.
+    positions = max(1, math.prod(labels.shape[1:]))
+    images, places = divmod(get_array_module(labels).arange(labels.size), positions)
+    ones = ((images * classes + labels.ravel()) * positions + places)[counts.ravel()]
+    weights = get_array_module(logits._array).zeros(logits.shape, logits.dtype)
+    weights.reshape(-1)[to_device(ones, logits.device)] = 1
     return weights, int(counts.sum())
 
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels import cpu, reference
+from kernels.cpu import streams
 from minidl.testing import conv2d_parameters, pool2d_parameters
 from tests.kernels.agreement import (
     TOLERANCE,
@@ -277,6 +278,31 @@ def test_lrn(data, shape, dtype, size, beta, size_normalized):
     agree("lrn_backward", dy, x, scale, *settings_)
 
 
+@pytest.mark.parametrize("shape", [(2, 9, 33, 31), (1, 3, 1, 513), (2, 7, 16, 64)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_lrn_in_several_stretches(shape, dtype):
+    x, dy = np.random.default_rng(0).standard_normal((2, *shape)).astype(dtype)
+    for size in (1, 2, 5, 40):
+        settings_ = (size, 0.2, 0.75, 1.5)
+        _, scale = agree("lrn", x, *settings_)
+        agree("lrn_backward", dy, x, scale, *settings_)
+
+
+def test_lrn_of_extremes():
+    """A NaN or an infinite scale reaches its window, and nothing behind it."""
+    x = np.ones((1, 9, 1, 2), np.float32)
+    dy = np.ones_like(x)
+    x[0, 2], x[0, 7, 0, 0] = 1e25, np.nan
+    settings_ = (3, 0.2, 0.75, 1.5)
+    with np.errstate(over="ignore", invalid="ignore"):
+        results = [
+            (*(y := kernels.lrn(x, *settings_)), kernels.lrn_backward(dy, x, y[1], *settings_))
+            for kernels in (reference, cpu)
+        ]
+    for slow, fast in zip(*results, strict=True):
+        np.testing.assert_allclose(fast, slow, rtol=1e-5)
+
+
 @given(st.data(), images, dtypes)
 @some
 def test_batchnorm(data, shape, dtype):
@@ -305,6 +331,15 @@ def test_batchnorm(data, shape, dtype):
                 kernels.batchnorm_statistics(x)
     agree("batchnorm_eval", x, gamma, beta, mean, ones, 1e-2)
     agree("batchnorm_eval_backward", dy, x, gamma, mean, ones)
+
+
+def test_batchnorm_in_groups_of_channels(monkeypatch):
+    x, dy, others = np.random.default_rng(0).standard_normal((3, 3, 7, 6, 5)).astype(np.float32)
+    gamma, beta = np.random.default_rng(1).standard_normal((2, 7)).astype(np.float32)
+    for nbytes in (1, 4 * x.nbytes // 7):  # a channel a group, and two or four
+        monkeypatch.setitem(cpu.batchnorm_train.__globals__, "_GROUP_BYTES", nbytes)
+        y, mean, _, inv_std = agree("batchnorm_train", x, gamma, beta, 1e-2, others, True)
+        agree("batchnorm_backward", dy, x, gamma, mean, inv_std, y)
 
 
 def test_batchnorm_keeps_digits_beside_a_large_mean():
@@ -337,6 +372,22 @@ def test_elementwise_kernels_in_several_chunks():
     agree("relu_backward", dy, agree("relu", x, exact=True), exact=True)
     agree("dropout", x, 0.5, 3, 4, exact=True)
     agree("dropout_mask", x.shape, 0.5, 3, 4)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(3, 5, 41, 37), (2, 2, 1, 3)])
+def test_results_written_past_the_caches(monkeypatch, shape, dtype):
+    monkeypatch.setattr(streams, "_CACHED", 0)
+    draw = np.random.default_rng(0)
+    x, dy = draw.standard_normal((2, *shape)).astype(dtype)
+    y = agree("relu", x, exact=True)
+    agree("relu_backward", dy, y, exact=True)
+    agree("dropout", x, 0.5, 3, 4, exact=True)
+    agree("add", np.tile(x, (8, 1, 1, 1)), np.tile(dy, (8, 1, 1, 1)), exact=True)
+    _, scale = agree("lrn", x, 5, 0.2, 0.75, 1.5)
+    agree("lrn_backward", dy, x, scale, 5, 0.2, 0.75, 1.5)
+    out = np.empty(x.size + 3, dtype)[3:].reshape(shape)  # not where a vector begins
+    np.testing.assert_array_equal(cpu.relu(x, out=out), y)
 
 
 @given(st.data(), images, dtypes)
