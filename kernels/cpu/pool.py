@@ -13,7 +13,7 @@ from numba import get_thread_id, njit, prange
 
 from kernels.cpu.emitter import VECTOR_BYTES
 from kernels.cpu.threads import num_threads
-from kernels.cpu.windows import line_max, pad_rows, window_max
+from kernels.cpu.windows import line_max, split_rows, window_max
 from kernels.cpu.workspace import empty, workspace
 from kernels.geometry import check_shape
 from kernels.reference.pool import (
@@ -23,8 +23,8 @@ from kernels.reference.pool import (
     check_switches,
 )
 
-# Of a strip with all that is made of it.
-_STRIP_BYTES = 20 << 10
+# Elements of a strip with all that is made of it.
+_STRIP = 5 << 10
 
 
 @njit(inline="always")
@@ -38,60 +38,65 @@ def _real_rows(output, stride, before, size, dilation, extent):
 
 
 @njit(cache=True)
-def _pool_plane(x, x0, y, switches, y0, lines, best, winners, first, corners, sizes):
+def _pool_plane(x, x0, y, switches, y0, lines, best, winners, taps, first, corners, sizes):
     """One plane of x, from x0 on, to y and switches from y0 on."""
-    h, w, oh, ow, kh, kw, sh, sw, top, left, dh, dw, pitch, used, strip = sizes
-    wide = pitch // sw
+    starts, offsets, numbers = taps
+    h, w, oh, ow, kh, sh, top, dh, used, pitch, strip = sizes
     for v0 in range(0, oh, strip):
         v1 = min(oh, v0 + strip)
         r0 = max(0, v0 * sh - top)
         r1 = min(h, (v1 - 1) * sh - top + (kh - 1) * dh + 1)
-        pad_rows(x, x0 + r0 * w, w, r1 - r0, lines, left, pitch, used)
-        line_max(lines, 0, sw, kw, dw, first, (r1 - r0) * wide, best, winners)
+        split_rows(x, x0 + r0 * w, w, r1 - r0, lines, starts, pitch, used)
+        line_max(
+            lines, offsets, numbers, numbers.size, first, (r1 - r0) * pitch, best, winners
+        )
         for v in range(v0, v1):
             r, stop = _real_rows(v, sh, top, kh, dh, h)
             rows = (stop - r + dh - 1) // dh
             window_max(
-                best, winners, (r - r0) * wide, dh * wide, rows, r * w, dh * w, corners, y,
+                best, winners, (r - r0) * pitch, dh * pitch, rows, r * w, dh * w, corners, y,
                 switches, y0 + v * ow, ow,
             )  # fmt: skip
 
 
 @njit(parallel=True, cache=True)
-def _max_pool(x, y, switches, lines, winners, first, corners, sizes):
+def _max_pool(x, y, switches, lines, winners, starts, offsets, numbers, first, corners, sizes):
     h, w, oh, ow = sizes[:4]
     area = lines.shape[1] - winners.shape[1]
     for plane in prange(x.size // (h * w)):
         thread = get_thread_id()
         _pool_plane(
             x, np.int64(plane) * h * w, y, switches, np.int64(plane) * oh * ow,
-            lines[thread, :area], lines[thread, area:], winners[thread], first, corners, sizes,
+            lines[thread, :area], lines[thread, area:], winners[thread],
+            (starts, offsets, numbers), first, corners, sizes,
         )  # fmt: skip
 
 
 @lru_cache
-def _max_pool_plan(plane_shape, output_shape, kernel_size, stride, padding, dilation, itemsize):
-    """(elements of padded lines, first, corners, shapes, windows, strip) of `_max_pool`."""
-    (h, w), (oh, ow) = plane_shape, output_shape
+def _max_pool_plan(plane_shape, output_shape, kernel_size, stride, padding, dilation, lanes):
+    """(elements of a strip's lines, starts, offsets, numbers, first, corners, sizes)."""
+    (h, w), (oh, ow), (kh, kw), (sh, sw) = plane_shape, output_shape, kernel_size, stride
     reach = [(k - 1) * d for k, d in zip(kernel_size, dilation, strict=True)]
-    # Windows are counted on from row to row: a row is a whole number of strides.
-    wide = ow + reach[1] // stride[1]
-    pitch = wide * stride[1]
-    strip_rows = _STRIP_BYTES // ((pitch + 3 * wide) * itemsize)
-    overlap = max(0, reach[0] + 1 - stride[0])
-    strip = min(oh, max(1, overlap, (strip_rows - overlap) // stride[0]))
-    rows = min(h, (strip - 1) * stride[0] + reach[0] + 1)
-    lanes = VECTOR_BYTES // itemsize
-    size = -(-rows * wide // lanes) * lanes
-    corner = np.arange(ow + lanes, dtype=np.int32) * stride[1] - padding[2]
-    starts = np.arange(size) % wide * stride[1] - padding[2]
-    first = np.where(starts < 0, -(starts // dilation[1]) * dilation[1], 0)
-    sizes = (
-        *plane_shape, *output_shape, *kernel_size, *stride, *padding[::2], *dilation, pitch,
-        min(w, pitch - padding[2]), strip,
-    )  # fmt: skip
-    length = (size + lanes) * stride[1] + reach[1] + lanes
-    return length, first.astype(np.int32), corner.astype(np.int32), sizes
+    pitch = ow + reach[1] // sw
+    overlap = max(0, reach[0] + 1 - sh)
+    strip_rows = _STRIP // (pitch * (sw + 3))
+    strip = min(oh, max(1, overlap, (strip_rows - overlap) // sh))
+    rows = min(h, (strip - 1) * sh + reach[0] + 1)
+    size = -(-rows * pitch // lanes) * lanes
+    # Phase b of the lines: the pixels q sw + b of each, the padding included. From one phase to
+    # the next, because vectors reach beyond their end.
+    phase = size + reach[1] // sw + lanes
+    starts, offsets = (
+        columns % sw * phase + columns // sw
+        for columns in (np.arange(sw) + padding[2], np.arange(kw) * dilation[1])
+    )
+    numbers = np.arange(kw, dtype=np.int32) * dilation[1]
+    corners = np.arange(ow + lanes, dtype=np.int32) * sw - padding[2]
+    lead = np.arange(size) % pitch * sw - padding[2]
+    first = np.where(lead < 0, -(lead // dilation[1]) * dilation[1], 0)
+    used = min(w, pitch * sw - padding[2])
+    sizes = h, w, oh, ow, kh, sh, padding[0], dilation[0], used, pitch, strip
+    return sw * phase, starts, offsets, numbers, first.astype(np.int32), corners, sizes
 
 
 @njit(parallel=True, cache=True)
@@ -138,15 +143,16 @@ def max_pool2d(x, kernel_size, stride, padding=(0, 0, 0, 0), dilation=(1, 1), ce
     """See kernels.reference.max_pool2d."""
     y_shape = check_max_pool2d(x, kernel_size, stride, padding, dilation, ceil_mode)
     y, switches = empty(y_shape, x.dtype), empty(y_shape, np.int32)
-    length, first, *plan = _max_pool_plan(
-        x.shape[2:], y_shape[2:], kernel_size, stride, padding, dilation, x.itemsize
+    lanes = VECTOR_BYTES // x.itemsize
+    length, *plan = _max_pool_plan(
+        x.shape[2:], y_shape[2:], kernel_size, stride, padding, dilation, lanes
     )
-    size = first.size + VECTOR_BYTES // x.itemsize
+    size = plan[3].size + lanes
     lines = workspace("pool", (num_threads(), length + size), x.dtype)
     lines.fill(-np.inf)
     winners = workspace("winners", (num_threads(), size), np.int32)
     arrays = (np.ascontiguousarray(x).reshape(-1), y.reshape(-1), switches.reshape(-1))
-    _max_pool(*arrays, lines, winners, first, *plan)
+    _max_pool(*arrays, lines, winners, *plan)
     return y, switches
 
 

@@ -16,6 +16,8 @@ vectors as the stride has pixels, of which a shuffle makes one. Strides up to th
 the code; beyond, pixels are loaded one by one.
 """
 
+from functools import reduce
+
 from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
@@ -26,6 +28,8 @@ INT32 = ir.IntType(32)
 # Terms that are added one by one; longer sums are made of such parts, which round less.
 _PART = 16
 _ACCUMULATORS = 4
+# Numbers of taps with code of their own, without a loop.
+_COMMON = 2, 3
 
 
 class _Lines(Emitter):
@@ -76,19 +80,64 @@ class _Lines(Emitter):
             vector = self.builder.insert_element(vector, self.load(pointer, at), INT32(p))
         return vector
 
+    def joined(self, vectors):
+        """One vector of the elements of all."""
+        wide = vectors[0]
+        for count, vector in enumerate(vectors[1:], 1):
+            # Both operands of a shuffle have one length.
+            padded = self.shuffled(vector, vector, [*range(self.lanes)] * count)
+            wide = self.shuffled(wide, padded, [*range((count + 1) * self.lanes)])
+        return wide
+
     def interleaved(self, vectors):
         """One vector: the first elements of all, their second ones, ..."""
-        joined, count = vectors[0], len(vectors)
-        for b in range(1, count):
-            # Both operands of a shuffle have one length.
-            padded = self.shuffled(vectors[b], vectors[b], [*range(self.lanes)] * b)
-            joined = self.shuffled(joined, padded, [*range((b + 1) * self.lanes)])
+        wide, count = self.joined(vectors), len(vectors)
         order = [b * self.lanes + p for p in range(self.lanes) for b in range(count)]
-        return self.shuffled(joined, joined, order)
+        return self.shuffled(wide, wide, order)
+
+    def cases(self, count, body):
+        """body(count), with code of its own where count is one of _COMMON: then it is an int."""
+        after = self.builder.append_basic_block("after")
+        for number in _COMMON:
+            with self.builder.if_then(self.builder.icmp_signed("==", count, INT(number))):
+                body(number)
+                self.builder.branch(after)
+        body(count)
+        self.builder.branch(after)
+        self.builder.position_at_end(after)
+
+    def best_of(self, count, initial, candidate):
+        """The first best of `initial` and candidate(i) for 1 <= i < count: pairs (value, number).
+
+        NaN is better than any number.
+        """
+
+        def select(i, held):
+            value, best = candidate(i), held[0]
+            # Unordered or greater lets a NaN win; an ordered best keeps the first NaN.
+            wins = self.builder.and_(
+                self.builder.fcmp_unordered(">", value[0], best),
+                self.builder.fcmp_ordered("==", best, best),
+            )
+            return [self.builder.select(wins, *pair) for pair in zip(value, held, strict=True)]
+
+        if isinstance(count, int):
+            return reduce(lambda held, i: select(i, held), range(1, count), initial)
+        others = self.builder.sub(count, INT(1))
+        return self.loop(
+            others, INT(1), initial, lambda i, held: select(self.builder.add(i, INT(1)), held)
+        )
+
+    def quotient(self, value, divisor, add=0):
+        """(value + add) // divisor of ints that are not negative."""
+        return self.builder.sdiv(self.builder.add(value, INT(add)), INT(divisor))
+
 
     def sum(self, count, term):
         """The sum of term(i) for i < count, in parts."""
         add, zero = self.builder.fadd, self.constant(0.0)
+        if isinstance(count, int):
+            return reduce(add, [term(INT(i)) for i in range(count)])
 
         def part(first, total):
             left = self.builder.sub(count, first)
@@ -102,95 +151,115 @@ class _Lines(Emitter):
 
         return self.loop(count, INT(_PART), [zero], part)[0]
 
-    def beats(self, value, best):
-        """Flags: does value win over best? NaN wins over numbers, the first of several stays."""
-        # Unordered or greater lets a NaN win; an ordered best keeps the first NaN.
-        return self.builder.and_(
-            self.builder.fcmp_unordered(">", value, best),
-            self.builder.fcmp_ordered("==", best, best),
-        )
 
-
-@intrinsic
-def pad_rows(_, x, x0, width, rows, lines, lines0, pitch, count):
-    """lines[lines0 + r pitch + c] = x[x0 + r width + c] for r < rows and c < count."""
-
-    def emit(context, builder, signature, args):
-        e = _Lines(context, builder, signature, args)
-        source, target = e.pointer(0, args[1]), e.pointer(4, args[5])
-
-        def row(r, _):
-            line, place = (
-                builder.gep(pointer, [builder.mul(r, step)])
-                for pointer, step in ((source, args[2]), (target, args[6]))
-            )
-            e.along(args[7], lambda c, inside: e.put(e.get(line, c, inside), place, c, inside))
-            return []
-
-        e.loop(args[3], INT(1), [], row)
-        return context.get_dummy_value()
-
-    integer = types.int64
-    return types.void(x, integer, integer, integer, lines, integer, integer, integer), emit
-
-
-def _line_max(constant):
+def _split_rows(stride):
     @intrinsic
-    def piece(_, x, x0, stride, taps, step, first, size, best, winners):
-        """See `line_max`."""
+    def piece(_, x, x0, width, rows, lines, starts, pitch, count):
+        """See `split_rows`."""
 
         def emit(context, builder, signature, args):
             e = _Lines(context, builder, signature, args)
-            line, numbers = e.pointer(0, args[1]), e.pointer(5)
-            others = builder.sub(args[3], INT(1))
+            source, target, step = e.pointer(0, args[1]), e.pointer(4), stride * e.lanes
+            phases = [
+                builder.gep(target, [e.load(e.pointer(5), INT(j))]) for j in range(stride)
+            ]
+            whole = builder.mul(builder.sdiv(args[7], INT(step)), INT(step))
+            rest = builder.sub(args[7], whole)
+            flags = [
+                (e.below(rest, j * e.lanes), e.below(e.quotient(rest, stride, stride - 1 - j)))
+                for j in range(stride)
+            ]
 
-            def vector(f, _):
-                pixels = builder.gep(line, [builder.mul(f, args[2])])
+            def row(r, _):
+                line = builder.gep(source, [builder.mul(r, args[2])])
+                start = builder.mul(r, args[6])
 
-                def tap(t, values):
-                    best, winner = values
-                    number = builder.mul(builder.add(t, INT(1)), args[4])
-                    value = e.strided(pixels, number, constant or args[2])
-                    wins = e.beats(value, best)
-                    number = e.splat(builder.trunc(number, INT32))
-                    return builder.select(wins, value, best), builder.select(wins, number, winner)
+                def vectors(c, flags):
+                    pixels = e.joined([
+                        e.get(line, builder.add(c, INT(j * e.lanes)), inside)
+                        for j, (inside, _) in enumerate(flags)
+                    ])  # fmt: skip
+                    at = builder.add(start, e.quotient(c, stride))
+                    for j, (_, inside) in enumerate(flags):
+                        order = [j + p * stride for p in range(e.lanes)]
+                        e.put(e.shuffled(pixels, pixels, order), phases[j], at, inside)
+                    return []
 
-                initial = [
-                    e.strided(pixels, INT(0), constant or args[2]),
-                    e.load_vector(numbers, f, INT32),
-                ]
-                best, winner = e.loop(others, INT(1), initial, tap)
-                e.store_vector(best, e.pointer(7), f)
-                e.store_vector(winner, e.pointer(8), f)
+                e.loop(whole, INT(step), [], lambda c, _: vectors(c, [(None, None)] * stride))
+                e.loop(rest, INT(step), [], lambda c, _: vectors(builder.add(whole, c), flags))
                 return []
 
-            e.loop(args[6], INT(e.lanes), [], vector)
+            e.loop(args[3], INT(1), [], row)
             return context.get_dummy_value()
 
         integer = types.int64
-        return types.void(x, integer, integer, integer, integer, first, integer, best, winners), emit
+        return types.void(x, integer, integer, integer, lines, starts, integer, integer), emit
 
     return piece
 
 
-_line_max_1, _line_max_2, _line_max_3, _line_max_any = (_line_max(s) for s in (1, 2, 3, None))
+_split_1, _split_2, _split_3 = (_split_rows(s) for s in (1, 2, 3))
 
 
 @njit(cache=True)
-def line_max(x, x0, stride, taps, step, first, size, best, winners):
-    """best[f] = max over t < taps of x[x0 + f stride + t step] for f < size, a full vector last.
+def split_rows(x, x0, width, rows, lines, starts, pitch, count):
+    """lines[starts[j] + r pitch + m] = x[x0 + r width + m stride + j] with stride = starts.size.
 
-    winners[f] = t step of the first t that has it, or first[f] where that is t = 0: the first
+    For r < rows and j < stride, as far as m stride + j < count.
+    """
+    stride = starts.size
+    if stride == 1:
+        _split_1(x, x0, width, rows, lines, starts, pitch, count)
+    elif stride == 2:
+        _split_2(x, x0, width, rows, lines, starts, pitch, count)
+    elif stride == 3:
+        _split_3(x, x0, width, rows, lines, starts, pitch, count)
+    else:
+        for r in range(rows):
+            for j in range(stride):
+                for m in range((count - j + stride - 1) // stride):
+                    lines[starts[j] + r * pitch + m] = x[x0 + r * width + m * stride + j]
+
+
+@intrinsic
+def line_max(_, x, offsets, numbers, taps, first, size, best, winners):
+    """best[f] = max over t < taps of x[offsets[t] + f] for f < size, a full vector last.
+
+    winners[f] = numbers[t] of the first t that has it, or first[f] where that is t = 0: the first
     that is a pixel. NaN is larger than any number, and the first NaN wins.
     """
-    if stride == 1:
-        _line_max_1(x, x0, stride, taps, step, first, size, best, winners)
-    elif stride == 2:
-        _line_max_2(x, x0, stride, taps, step, first, size, best, winners)
-    elif stride == 3:
-        _line_max_3(x, x0, stride, taps, step, first, size, best, winners)
-    else:
-        _line_max_any(x, x0, stride, taps, step, first, size, best, winners)
+
+    def emit(context, builder, signature, args):
+        e = _Lines(context, builder, signature, args)
+
+        def tap(t):
+            """Where its pixels begin, and its number."""
+            place = builder.gep(e.pointer(0), [e.load(e.pointer(1), t)])
+            return place, e.splat(e.load(e.pointer(2), t))
+
+        def lines(taps):
+            # Loaded once, where it is known how many.
+            known = [tap(INT(t)) for t in range(taps)] if isinstance(taps, int) else None
+
+            def vector(f, _):
+                def candidate(t):
+                    place, number = known[t] if known else tap(t)
+                    return e.load_vector(place, f), number
+
+                start = known[0][0] if known else tap(INT(0))[0]
+                initial = e.load_vector(start, f), e.load_vector(e.pointer(4), f, INT32)
+                best, winner = e.best_of(taps, initial, candidate)
+                e.store_vector(best, e.pointer(6), f)
+                e.store_vector(winner, e.pointer(7), f)
+                return []
+
+            e.loop(args[5], INT(e.lanes), [], vector)
+
+        e.cases(args[3], lines)
+        return context.get_dummy_value()
+
+    integer = types.int64
+    return types.void(x, offsets, numbers, integer, first, integer, best, winners), emit
 
 
 @intrinsic
@@ -204,27 +273,25 @@ def window_max(_, best, winners, start, pitch, rows, number, step, corners, y, s
     def emit(context, builder, signature, args):
         e = _Lines(context, builder, signature, args)
         lines, winners = e.pointer(0, args[2]), e.pointer(1, args[2])
-        others = builder.sub(args[4], INT(1))
 
-        def vector(u, inside):
-            def load(i):
-                at = builder.add(builder.mul(i, args[3]), u)
-                number = e.splat(builder.trunc(builder.mul(i, args[6]), INT32))
-                number = builder.add(e.load_vector(winners, at, INT32), number)
-                return e.load_vector(lines, at), number
+        def window(rows):
+            def vector(u, inside):
+                def candidate(i):
+                    i = INT(i) if isinstance(i, int) else i
+                    at = builder.add(builder.mul(i, args[3]), u)
+                    number = e.splat(builder.trunc(builder.mul(i, args[6]), INT32))
+                    number = builder.add(e.load_vector(winners, at, INT32), number)
+                    return e.load_vector(lines, at), number
 
-            def row(i, values):
-                value, number = load(builder.add(i, INT(1)))
-                wins = e.beats(value, values[0])
-                return [builder.select(wins, *pair) for pair in zip((value, number), values)]
+                best, winner = e.best_of(rows, candidate(0), candidate)
+                corner = e.load_vector(e.pointer(7), u, INT32)
+                corner = builder.add(corner, e.splat(builder.trunc(args[5], INT32)))
+                e.put(best, e.pointer(8, args[10]), u, inside)
+                e.put(builder.add(winner, corner), e.pointer(9, args[10]), u, inside)
 
-            best, winner = e.loop(others, INT(1), load(INT(0)), row)
-            corner = e.load_vector(e.pointer(7), u, INT32)
-            corner = builder.add(corner, e.splat(builder.trunc(args[5], INT32)))
-            e.put(best, e.pointer(8, args[10]), u, inside)
-            e.put(builder.add(winner, corner), e.pointer(9, args[10]), u, inside)
+            e.along(args[11], vector)
 
-        e.along(args[11], vector)
+        e.cases(args[4], window)
         return context.get_dummy_value()
 
     integer = types.int64
@@ -242,13 +309,16 @@ def row_sums(_, x, x0, pitch, rows, y, y0, count):
         e = _Lines(context, builder, signature, args)
         source, target = e.pointer(0, args[1]), e.pointer(4, args[5])
 
-        def vector(c, inside):
-            total = e.sum(
-                args[3], lambda i: e.get(source, builder.add(builder.mul(i, args[2]), c), inside)
-            )
-            e.put(total, target, c, inside)
+        def sums(rows):
+            def vector(c, inside):
+                total = e.sum(
+                    rows, lambda i: e.get(source, builder.add(builder.mul(i, args[2]), c), inside)
+                )
+                e.put(total, target, c, inside)
 
-        e.along(args[6], vector)
+            e.along(args[6], vector)
+
+        e.cases(args[3], sums)
         return context.get_dummy_value()
 
     integer = types.int64
@@ -265,13 +335,16 @@ def _window_means(constant):
             line, target = e.pointer(0, args[1]), e.pointer(6, args[7])
             factor = e.splat(args[4])
 
-            def vector(u, inside):
-                pixels = builder.gep(line, [builder.mul(u, args[2])])
-                total = e.sum(args[3], lambda t: e.strided(pixels, t, constant or args[2]))
-                number = builder.fmul(factor, e.load_vector(e.pointer(5), u))
-                e.put(builder.fdiv(total, number), target, u, inside)
+            def means(taps):
+                def vector(u, inside):
+                    pixels = builder.gep(line, [builder.mul(u, args[2])])
+                    total = e.sum(taps, lambda t: e.strided(pixels, t, constant or args[2]))
+                    number = builder.fmul(factor, e.load_vector(e.pointer(5), u))
+                    e.put(builder.fdiv(total, number), target, u, inside)
 
-            e.along(args[8], vector)
+                e.along(args[8], vector)
+
+            e.cases(args[3], means)
             return context.get_dummy_value()
 
         integer = types.int64
