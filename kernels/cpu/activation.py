@@ -3,57 +3,72 @@
 import numpy as np
 from numba import njit, prange
 
+from kernels.cpu.streams import landing, landings, settle
 from kernels.cpu.tasks import chunk_bounds, split
 from kernels.cpu.workspace import empty
 from kernels.geometry import check_dtypes, check_shape
 
-# Elements a task: large enough to hide its start, small enough to share out a LeNet layer.
-_CHUNK = 1 << 14
-
 
 @njit(parallel=True, cache=True)
-def _relu(x, y):
+def _relu(x, y, scratch):
     zero = x.dtype.type(0)  # an int beside a float32 would make Numba compute in float64
-    for chunk in prange((x.size + _CHUNK - 1) // _CHUNK):
-        start, stop = chunk_bounds(chunk, _CHUNK, x.size)
-        source, target = x[start:stop], y[start:stop]
+    length = scratch.shape[1]
+    for chunk in prange((x.size + length - 1) // length):
+        start, stop = chunk_bounds(chunk, length, x.size)
+        source, target = x[start:stop], landing(y, start, stop, scratch)
         for i in range(source.size):
             value = source[i]
             target[i] = zero if value < zero else value  # a NaN is not below 0: it stays
+        settle(y, start, target, scratch)
 
 
 @njit(parallel=True, cache=True)
-def _relu_backward(dy, y, dx):
+def _relu_backward(dy, y, dx, scratch):
     zero = dy.dtype.type(0)
-    for chunk in prange((y.size + _CHUNK - 1) // _CHUNK):
-        start, stop = chunk_bounds(chunk, _CHUNK, y.size)
-        grad, output, target = dy[start:stop], y[start:stop], dx[start:stop]
+    length = scratch.shape[1]
+    for chunk in prange((y.size + length - 1) // length):
+        start, stop = chunk_bounds(chunk, length, y.size)
+        grad, output, target = dy[start:stop], y[start:stop], landing(dx, start, stop, scratch)
         for i in range(target.size):
             target[i] = grad[i] if output[i] > zero else zero
+        settle(dx, start, target, scratch)
 
 
 @njit(parallel=True, cache=True)
-def _bias_relu(x, bias, y):
+def _bias_relu(x, bias, y, scratch):
     zero = x.dtype.type(0)
     n, channels, size = x.shape
+    length = scratch.shape[1]
     for task in prange(n * channels):
         image, c = split(task, channels)
-        for p in range(size):
-            value = x[image, c, p] + bias[c]
-            y[image, c, p] = zero if value < zero else value
+        plane = y[image, c]
+        for start in range(0, size, length):
+            stop = min(size, start + length)
+            source, target = x[image, c, start:stop], landing(plane, start, stop, scratch)
+            for i in range(source.size):
+                value = source[i] + bias[c]
+                target[i] = zero if value < zero else value
+            settle(plane, start, target, scratch)
 
 
 @njit(parallel=True, cache=True, fastmath={"reassoc", "nsz"})
-def _bias_relu_backward(dy, y, dx, sums):
+def _bias_relu_backward(dy, y, dx, sums, scratch):
     n, channels, size = y.shape
+    length = scratch.shape[1]
     zero = dy.dtype.type(0)
     for task in prange(n * channels):
         image, c = split(task, channels)
+        plane = dx[image, c]
         total = zero
-        for p in range(size):
-            value = dy[image, c, p] if y[image, c, p] > zero else zero
-            dx[image, c, p] = value
-            total += value
+        for start in range(0, size, length):
+            stop = min(size, start + length)
+            grad, output = dy[image, c, start:stop], y[image, c, start:stop]
+            target = landing(plane, start, stop, scratch)
+            for i in range(target.size):
+                value = grad[i] if output[i] > zero else zero
+                target[i] = value
+                total += value
+            settle(plane, start, target, scratch)
         sums[image, c] = total
 
 
@@ -67,7 +82,7 @@ def relu(x, out=None):
     y = empty(x.shape, x.dtype) if out is None else out
     if not y.flags.c_contiguous:
         return np.maximum(x, x.dtype.type(0), out=y)
-    _relu(np.ascontiguousarray(x).reshape(-1), y.reshape(-1))
+    _relu(np.ascontiguousarray(x).reshape(-1), y.reshape(-1), landings(y))
     return y
 
 
@@ -76,7 +91,7 @@ def relu_backward(dy, y):
     check_shape("dy", dy.shape, y.shape)
     dx = empty(dy.shape, dy.dtype)
     dy, y = np.ascontiguousarray(dy), np.ascontiguousarray(y)
-    _relu_backward(dy.reshape(-1), y.reshape(-1), dx.reshape(-1))
+    _relu_backward(dy.reshape(-1), y.reshape(-1), dx.reshape(-1), landings(dx))
     return dx
 
 
@@ -86,7 +101,7 @@ def bias_relu(x, bias):
     check_shape("bias", bias.shape, x.shape[1:2])
     planes = _planes(x)
     y = empty(planes.shape, planes.dtype)
-    _bias_relu(planes, np.ascontiguousarray(bias), y)
+    _bias_relu(planes, np.ascontiguousarray(bias), y, landings(y))
     return y.reshape(x.shape)
 
 
@@ -96,5 +111,5 @@ def bias_relu_backward(dy, y):
     grads, planes = _planes(dy), _planes(y)
     dx = empty(grads.shape, grads.dtype)
     sums = empty(dy.shape[:2], dy.dtype)
-    _bias_relu_backward(grads, planes, dx, sums)
+    _bias_relu_backward(grads, planes, dx, sums, landings(dx))
     return dx.reshape(dy.shape), sums.sum(axis=0)

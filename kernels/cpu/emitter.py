@@ -55,6 +55,32 @@ class Emitter:
         address = self.builder.bitcast(address, value.type.as_pointer())
         self.builder.store(value, address, align=self.size(value.type.element))
 
+    def stream_vector(self, value, pointer, index):
+        """Store a vector past the caches, to an address that is a multiple of its size."""
+        address = self.builder.gep(pointer, [index])
+        address = self.builder.bitcast(address, value.type.as_pointer())
+        store = self.builder.store(value, address, align=VECTOR_BYTES)
+        store.set_metadata("nontemporal", self.builder.module.add_metadata([ir.IntType(32)(1)]))
+
+    def prefetch(self, pointer, count):
+        """Fetch the lines of so many elements into the second cache."""
+        function = cgutils.get_or_insert_function(
+            self.builder.module,
+            ir.FunctionType(ir.VoidType(), [self.real.as_pointer(), *[ir.IntType(32)] * 3]),
+            f"llvm.prefetch.p0f{8 * self.size(self.real)}",
+        )
+        read, level, data = (ir.IntType(32)(value) for value in (0, 2, 1))
+
+        def line(place, _):
+            self.builder.call(function, [self.builder.gep(pointer, [place]), read, level, data])
+            return []
+
+        self.loop(count, INT(CACHE_LINE // self.size(self.real)), [], line)
+
+    def smaller(self, a, b):
+        """min(a, b) of two integers."""
+        return self.builder.select(self.builder.icmp_signed("<", a, b), a, b)
+
     def splat(self, value):
         """A vector whose elements are all `value`."""
         nothing = ir.Constant(ir.VectorType(value.type, self.lanes), ir.Undefined)

@@ -19,7 +19,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from kernels.cpu.emitter import CACHE_LINE, INT, ROWS, VECTORS, Emitter
+from kernels.cpu.emitter import INT, ROWS, VECTORS, Emitter
 
 # Rows on either side of a tile of dot products.
 DOTS = 4
@@ -383,22 +383,9 @@ def prefetch(_, x, x0, offsets, first, stop, length):
     def emit(context, builder, signature, args):
         e = Emitter(context, builder, signature, args)
         pixels, steps = e.pointer(0, args[1]), e.pointer(2, args[3])
-        line = INT(CACHE_LINE // e.size(e.real))
-        function = cgutils.get_or_insert_function(
-            builder.module,
-            ir.FunctionType(ir.VoidType(), [e.real.as_pointer(), *[ir.IntType(32)] * 3]),
-            f"llvm.prefetch.p0f{8 * e.size(e.real)}",
-        )
-        read, level, data = (ir.IntType(32)(value) for value in (0, 2, 1))
 
         def row(k, _):
-            start = builder.gep(pixels, [e.load(steps, k)])
-
-            def fetch(place, _):
-                builder.call(function, [builder.gep(start, [place]), read, level, data])
-                return []
-
-            e.loop(args[5], line, [], fetch)
+            e.prefetch(builder.gep(pixels, [e.load(steps, k)]), args[5])
             return []
 
         e.loop(builder.sub(args[4], args[3]), INT(1), [], row)

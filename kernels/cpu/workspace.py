@@ -3,7 +3,7 @@
 The system hands out large buffers page by page, on first touch, each page zeroed: for the two
 megabytes of a LeNet layer that takes ten times as long as writing them. So scratch memory is kept
 between calls (`workspace`), and so are the buffers of results (`empty`), which are used again once
-nobody refers to them any more.
+nobody refers to them any more. They begin on a cache line, so that no vector lies across two.
 """
 
 import math
@@ -12,10 +12,25 @@ from threading import local
 
 import numpy as np
 
+from kernels.cpu.emitter import CACHE_LINE
+
 # Smaller results come from NumPy's own cache or the C heap; larger ones would bind too much memory.
 _SMALLEST, _LARGEST = 64 << 10, 512 << 20
 # Free buffers are given up when a new one is needed and they take more than this together.
 _FREE_BYTES = 640 << 20
+
+
+class _Buffer:
+    """Bytes that begin on a cache line, within memory to which all their arrays refer."""
+
+    __slots__ = "memory", "start"
+
+    def __init__(self, size):
+        self.memory = np.empty(size + CACHE_LINE, np.uint8)
+        self.start = -self.memory.ctypes.data % CACHE_LINE
+
+    def array(self, shape, dtype):
+        return np.ndarray(shape, dtype, self.memory, self.start)
 
 
 class _Memory(local):
@@ -34,9 +49,9 @@ def workspace(name: str, shape: tuple[int, ...], dtype) -> np.ndarray:
     dtype = np.dtype(dtype)
     size = math.prod(shape) * dtype.itemsize
     buffer = _memory.by_name.get(name)
-    if buffer is None or buffer.size < size:
-        buffer = _memory.by_name[name] = np.empty(size, np.uint8)
-    return buffer[:size].view(dtype).reshape(shape)
+    if buffer is None or buffer.memory.size < size + CACHE_LINE:
+        buffer = _memory.by_name[name] = _Buffer(size)
+    return buffer.array(shape, dtype)
 
 
 def empty(shape: tuple[int, ...], dtype) -> np.ndarray:
@@ -57,15 +72,15 @@ def empty(shape: tuple[int, ...], dtype) -> np.ndarray:
         if _free_bytes() > _FREE_BYTES:
             _drop_free_buffers()
         i = len(buffers)
-        buffers.append(np.empty(size, np.uint8))
-    return np.ndarray(shape, dtype, buffers[i])
+        buffers.append(_Buffer(size))
+    return buffers[i].array(shape, dtype)
 
 
 def _references(buffers, i):
-    return sys.getrefcount(buffers[i])
+    return sys.getrefcount(buffers[i].memory)
 
 
-_UNSHARED = _references([np.empty(0, np.uint8)], 0)
+_UNSHARED = _references([_Buffer(0)], 0)
 
 
 def _free_bytes():
