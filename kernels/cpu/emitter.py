@@ -31,7 +31,7 @@ class Emitter:
         self._types = signature.args
         self._args = args
         self.real = context.get_value_type(signature.args[0].dtype)
-        self.lanes = VECTOR_BYTES // (4 if self.real == ir.FloatType() else 8)
+        self.lanes = VECTOR_BYTES // self.size(self.real)
         self.vector = ir.VectorType(self.real, self.lanes)
 
     def pointer(self, array, start=None):
@@ -210,4 +210,4 @@ class Emitter:
 
     @staticmethod
     def size(element):
-        return 8 if element == ir.DoubleType() else 4
+        return 8 if element in (ir.DoubleType(), INT) else 4

@@ -23,8 +23,11 @@ from kernels.reference.pool import (
     check_switches,
 )
 
-# Elements of a strip with all that is made of it.
-_STRIP = 5 << 10
+# Elements of a strip: so few that reading, computing and writing take turns often.
+_STRIP = 400
+# Bytes: where a load and a store are a multiple of 4096 apart, the processor takes them for one
+# place, and waits.
+_APART = 512
 
 
 @njit(inline="always")
@@ -38,18 +41,26 @@ def _real_rows(output, stride, before, size, dilation, extent):
 
 
 @njit(cache=True)
-def _pool_plane(x, x0, y, switches, y0, lines, best, winners, taps, first, corners, sizes):
+def _pool_plane(x, x0, y, switches, y0, lines, best, winners, first, taps, corners, sizes):
     """One plane of x, from x0 on, to y and switches from y0 on."""
-    starts, offsets, numbers = taps
+    starts, offsets, steps = taps
     h, w, oh, ow, kh, sh, top, dh, used, pitch, strip = sizes
+    r0 = r1 = 0  # the rows whose winners are known
     for v0 in range(0, oh, strip):
         v1 = min(oh, v0 + strip)
-        r0 = max(0, v0 * sh - top)
-        r1 = min(h, (v1 - 1) * sh - top + (kh - 1) * dh + 1)
-        split_rows(x, x0 + r0 * w, w, r1 - r0, lines, starts, pitch, used)
+        start = max(0, v0 * sh - top)
+        stop = min(h, (v1 - 1) * sh - top + (kh - 1) * dh + 1)
+        kept = max(0, r1 - start) * pitch
+        for i in range(kept):
+            best[i] = best[(start - r0) * pitch + i]
+            winners[i] = winners[(start - r0) * pitch + i]
+        r = max(r1, start)
+        rows = stop - r
+        split_rows(x, x0 + r * w, w, rows, lines, starts, pitch, used)
         line_max(
-            lines, offsets, numbers, numbers.size, first, (r1 - r0) * pitch, best, winners
+            lines, offsets, steps, steps.size, first, rows * pitch, best, winners, kept
         )
+        r0, r1 = start, stop
         for v in range(v0, v1):
             r, stop = _real_rows(v, sh, top, kh, dh, h)
             rows = (stop - r + dh - 1) // dh
@@ -60,43 +71,44 @@ def _pool_plane(x, x0, y, switches, y0, lines, best, winners, taps, first, corne
 
 
 @njit(parallel=True, cache=True)
-def _max_pool(x, y, switches, lines, winners, starts, offsets, numbers, first, corners, sizes):
+def _max_pool(x, y, switches, reals, ints, starts, offsets, steps, corners, sizes):
     h, w, oh, ow = sizes[:4]
-    area = lines.shape[1] - winners.shape[1]
+    phases = starts.size
+    real, integer = reals.shape[1] // (phases + 3), ints.shape[1] // (phases + 3)
     for plane in prange(x.size // (h * w)):
-        thread = get_thread_id()
+        lines, numbers = reals[get_thread_id()], ints[get_thread_id()]
         _pool_plane(
-            x, np.int64(plane) * h * w, y, switches, np.int64(plane) * oh * ow,
-            lines[thread, :area], lines[thread, area:], winners[thread],
-            (starts, offsets, numbers), first, corners, sizes,
+            x, np.int64(plane) * h * w, y, switches, np.int64(plane) * oh * ow, lines,
+            lines[phases * real :], numbers[(phases + 1) * integer :],
+            numbers[(phases + 2) * integer :], (starts, offsets, steps), corners, sizes,
         )  # fmt: skip
 
 
 @lru_cache
-def _max_pool_plan(plane_shape, output_shape, kernel_size, stride, padding, dilation, lanes):
-    """(elements of a strip's lines, starts, offsets, numbers, first, corners, sizes)."""
+def _max_pool_plan(plane_shape, output_shape, kernel_size, stride, padding, dilation, itemsize):
+    """(bytes of a strip's lines, first, starts, offsets, steps, corners, sizes)."""
     (h, w), (oh, ow), (kh, kw), (sh, sw) = plane_shape, output_shape, kernel_size, stride
+    lanes = VECTOR_BYTES // itemsize
     reach = [(k - 1) * d for k, d in zip(kernel_size, dilation, strict=True)]
     pitch = ow + reach[1] // sw
     overlap = max(0, reach[0] + 1 - sh)
-    strip_rows = _STRIP // (pitch * (sw + 3))
-    strip = min(oh, max(1, overlap, (strip_rows - overlap) // sh))
+    strip = min(oh, max(1, overlap // sh, _STRIP // (sh * pitch)))
     rows = min(h, (strip - 1) * sh + reach[0] + 1)
-    size = -(-rows * pitch // lanes) * lanes
-    # Phase b of the lines: the pixels q sw + b of each, the padding included. From one phase to
-    # the next, because vectors reach beyond their end.
-    phase = size + reach[1] // sw + lanes
+    size = -(-rows * pitch // lanes) * lanes + lanes
+    slot = (size + reach[1] // sw + lanes) * itemsize
+    slot += (_APART - slot) % (2 * _APART)
+    phase = slot // itemsize
     starts, offsets = (
         columns % sw * phase + columns // sw
         for columns in (np.arange(sw) + padding[2], np.arange(kw) * dilation[1])
     )
-    numbers = np.arange(kw, dtype=np.int32) * dilation[1]
+    steps = np.arange(kw, dtype=np.int32) * dilation[1]
     corners = np.arange(ow + lanes, dtype=np.int32) * sw - padding[2]
     lead = np.arange(size) % pitch * sw - padding[2]
     first = np.where(lead < 0, -(lead // dilation[1]) * dilation[1], 0)
     used = min(w, pitch * sw - padding[2])
     sizes = h, w, oh, ow, kh, sh, padding[0], dilation[0], used, pitch, strip
-    return sw * phase, starts, offsets, numbers, first.astype(np.int32), corners, sizes
+    return slot, first.astype(np.int32), starts, offsets, steps, corners, sizes
 
 
 @njit(parallel=True, cache=True)
@@ -143,16 +155,16 @@ def max_pool2d(x, kernel_size, stride, padding=(0, 0, 0, 0), dilation=(1, 1), ce
     """See kernels.reference.max_pool2d."""
     y_shape = check_max_pool2d(x, kernel_size, stride, padding, dilation, ceil_mode)
     y, switches = empty(y_shape, x.dtype), empty(y_shape, np.int32)
-    lanes = VECTOR_BYTES // x.itemsize
-    length, *plan = _max_pool_plan(
-        x.shape[2:], y_shape[2:], kernel_size, stride, padding, dilation, lanes
+    slot, first, *plan = _max_pool_plan(
+        x.shape[2:], y_shape[2:], kernel_size, stride, padding, dilation, x.itemsize
     )
-    size = plan[3].size + lanes
-    lines = workspace("pool", (num_threads(), length + size), x.dtype)
-    lines.fill(-np.inf)
-    winners = workspace("winners", (num_threads(), size), np.int32)
+    memory = workspace("pool", (num_threads(), (stride[1] + 3) * slot), np.uint8)
+    reals, ints = memory.view(x.dtype), memory.view(np.int32)
+    reals[:, : stride[1] * slot // x.itemsize].fill(-np.inf)
+    start = (stride[1] + 2) * slot // 4
+    ints[:, start : start + first.size] = first
     arrays = (np.ascontiguousarray(x).reshape(-1), y.reshape(-1), switches.reshape(-1))
-    _max_pool(*arrays, lines, winners, *plan)
+    _max_pool(*arrays, reals, ints, *plan)
     return y, switches
 
 

@@ -222,10 +222,10 @@ def split_rows(x, x0, width, rows, lines, starts, pitch, count):
 
 
 @intrinsic
-def line_max(_, x, offsets, numbers, taps, first, size, best, winners):
-    """best[f] = max over t < taps of x[offsets[t] + f] for f < size, a full vector last.
+def line_max(_, x, offsets, numbers, taps, first, size, best, winners, target):
+    """best[target + f] = max over t < taps of x[offsets[t] + f] for f < size, a full vector last.
 
-    winners[f] = numbers[t] of the first t that has it, or first[f] where that is t = 0: the first
+    winners[target + f] = numbers[t] of the first t that has it, or first[f] where that is t = 0: the first
     that is a pixel. NaN is larger than any number, and the first NaN wins.
     """
 
@@ -249,8 +249,8 @@ def line_max(_, x, offsets, numbers, taps, first, size, best, winners):
                 start = known[0][0] if known else tap(INT(0))[0]
                 initial = e.load_vector(start, f), e.load_vector(e.pointer(4), f, INT32)
                 best, winner = e.best_of(taps, initial, candidate)
-                e.store_vector(best, e.pointer(6), f)
-                e.store_vector(winner, e.pointer(7), f)
+                e.store_vector(best, e.pointer(6, args[8]), f)
+                e.store_vector(winner, e.pointer(7, args[8]), f)
                 return []
 
             e.loop(args[5], INT(e.lanes), [], vector)
@@ -259,7 +259,7 @@ def line_max(_, x, offsets, numbers, taps, first, size, best, winners):
         return context.get_dummy_value()
 
     integer = types.int64
-    return types.void(x, offsets, numbers, integer, first, integer, best, winners), emit
+    return types.void(x, offsets, numbers, integer, first, integer, best, winners, integer), emit
 
 
 @intrinsic
