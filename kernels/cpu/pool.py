@@ -13,7 +13,7 @@ from numba import get_thread_id, njit, prange
 
 from kernels.cpu.emitter import VECTOR_BYTES
 from kernels.cpu.threads import num_threads
-from kernels.cpu.windows import line_max, split_rows, window_max
+from kernels.cpu.windows import line_max, move_down, split_rows, window_max
 from kernels.cpu.workspace import empty, workspace
 from kernels.geometry import check_shape
 from kernels.reference.pool import (
@@ -30,20 +30,10 @@ _STRIP = 400
 _APART = 512
 
 
-@njit(inline="always")
-def _real_rows(output, stride, before, size, dilation, extent):
-    """(first, stop) of the rows of the image in one window, in steps of dilation."""
-    start = output * stride - before
-    stop = min(start + (size - 1) * dilation + 1, extent)
-    if start < 0:
-        start += ((-start + dilation - 1) // dilation) * dilation
-    return start, stop
-
-
 @njit(cache=True)
 def _pool_plane(x, x0, y, switches, y0, lines, best, winners, first, taps, corners, sizes):
     """One plane of x, from x0 on, to y and switches from y0 on."""
-    starts, offsets, steps = taps
+    starts, offsets, steps, first_rows, row_counts = taps
     h, w, oh, ow, kh, sh, top, dh, used, pitch, strip = sizes
     r0 = r1 = 0  # the rows whose winners are known
     for v0 in range(0, oh, strip):
@@ -51,27 +41,24 @@ def _pool_plane(x, x0, y, switches, y0, lines, best, winners, first, taps, corne
         start = max(0, v0 * sh - top)
         stop = min(h, (v1 - 1) * sh - top + (kh - 1) * dh + 1)
         kept = max(0, r1 - start) * pitch
-        for i in range(kept):
-            best[i] = best[(start - r0) * pitch + i]
-            winners[i] = winners[(start - r0) * pitch + i]
-        r = max(r1, start)
-        rows = stop - r
-        split_rows(x, x0 + r * w, w, rows, lines, starts, pitch, used)
-        line_max(
-            lines, offsets, steps, steps.size, first, rows * pitch, best, winners, kept
-        )
+        move_down(best, (start - r0) * pitch, 0, kept)
+        move_down(winners, (start - r0) * pitch, 0, kept)
+        rows = stop - max(r1, start)
+        split_rows(x, x0 + (stop - rows) * w, w, rows, lines, starts, pitch, used)
+        line_max(lines, offsets, steps, steps.size, first, rows * pitch, best, winners, kept)
         r0, r1 = start, stop
         for v in range(v0, v1):
-            r, stop = _real_rows(v, sh, top, kh, dh, h)
-            rows = (stop - r + dh - 1) // dh
+            r = first_rows[v]
             window_max(
-                best, winners, (r - r0) * pitch, dh * pitch, rows, r * w, dh * w, corners, y,
-                switches, y0 + v * ow, ow,
+                best, winners, (r - r0) * pitch, dh * pitch, row_counts[v], r * w, dh * w, corners,
+                y, switches, y0 + v * ow, ow,
             )  # fmt: skip
 
 
 @njit(parallel=True, cache=True)
-def _max_pool(x, y, switches, reals, ints, starts, offsets, steps, corners, sizes):
+def _max_pool(
+    x, y, switches, reals, ints, starts, offsets, steps, first_rows, row_counts, corners, sizes
+):
     h, w, oh, ow = sizes[:4]
     phases = starts.size
     real, integer = reals.shape[1] // (phases + 3), ints.shape[1] // (phases + 3)
@@ -80,7 +67,8 @@ def _max_pool(x, y, switches, reals, ints, starts, offsets, steps, corners, size
         _pool_plane(
             x, np.int64(plane) * h * w, y, switches, np.int64(plane) * oh * ow, lines,
             lines[phases * real :], numbers[(phases + 1) * integer :],
-            numbers[(phases + 2) * integer :], (starts, offsets, steps), corners, sizes,
+            numbers[(phases + 2) * integer :],
+            (starts, offsets, steps, first_rows, row_counts), corners, sizes,
         )  # fmt: skip
 
 
@@ -106,9 +94,14 @@ def _max_pool_plan(plane_shape, output_shape, kernel_size, stride, padding, dila
     corners = np.arange(ow + lanes, dtype=np.int32) * sw - padding[2]
     lead = np.arange(size) % pitch * sw - padding[2]
     first = np.where(lead < 0, -(lead // dilation[1]) * dilation[1], 0)
+    row = np.arange(oh) * sh - padding[0]
+    first_row = np.where(row < 0, row % dilation[0], row)
+    row_count = (np.minimum(row + reach[0], h - 1) - first_row) // dilation[0] + 1
     used = min(w, pitch * sw - padding[2])
     sizes = h, w, oh, ow, kh, sh, padding[0], dilation[0], used, pitch, strip
-    return slot, first.astype(np.int32), starts, offsets, steps, corners, sizes
+    return (
+        slot, first.astype(np.int32), starts, offsets, steps, first_row, row_count, corners, sizes
+    )  # fmt: skip
 
 
 @njit(parallel=True, cache=True)
