@@ -11,72 +11,102 @@ import numpy as np
 from numba import get_thread_id, njit, prange
 
 from kernels.cpu.emitter import VECTOR_BYTES
+from kernels.cpu.streams import fetch, stream, streamed
 from kernels.cpu.threads import num_threads
-from kernels.cpu.windows import line_spread, row_sums, run_total, window_means
+from kernels.cpu.windows import line_spread, move_down, row_sums, run_total, window_means
 from kernels.cpu.workspace import empty, workspace
 from kernels.geometry import check_shape, pool_output_size
 from kernels.reference.pool import check_avg_pool2d_backward, check_images, window_counts
 
 # Elements of a plane that are summed in its own dtype; their sums are added in float64.
 _RUN = 1 << 10
+# Elements of the sums of a strip: so few that reading, computing and writing take turns often.
+_STRIP = 400
+
+
+@njit(cache=True)
+def _pool_plane(x, x0, y, y0, sums, rows, columns, sizes):
+    """One plane of x, from x0 on, to y from y0 on; `sums` is zero between the rows' pixels."""
+    h, w, oh, ow, kh, kw, sh, sw, top, left, pitch, strip = sizes
+    used = min(w, pitch - left)
+    for v0 in range(0, oh, strip):
+        v1 = min(oh, v0 + strip)
+        # The strip after the next, which is on its way meanwhile.
+        length = strip * sh * w
+        ahead = x0 + (v1 * sh - top) * w + length
+        fetch(x, ahead, min(length, x.size - ahead))
+        for v in range(v0, v1):
+            r = max(0, v * sh - top)
+            count = min(h, v * sh - top + kh) - r
+            row_sums(x, x0 + r * w, w, count, sums, (v - v0) * pitch + left, used)
+        for v in range(v0, v1):
+            line = (v - v0) * pitch
+            window_means(sums, line, sw, kw, rows[v], columns, y, y0 + v * ow, ow)
 
 
 @njit(parallel=True, cache=True)
-def _avg_pool(x, y, lines, rows, columns, shapes, windows):
-    (h, w), (oh, ow) = shapes
-    (kh, kw), (sh, sw), (top, left), pitch = windows
-    used = min(w, pitch - left)
+def _avg_pool(x, y, sums, rows, columns, sizes):
+    h, w, oh, ow = sizes[:4]
     for plane in prange(x.size // (h * w)):
-        sums = lines[get_thread_id()]
-        for v in range(oh):
-            r = max(0, v * sh - top)
-            count = min(h, v * sh - top + kh) - r
-            row_sums(x, (plane * h + r) * w, w, count, sums, v * pitch + left, used)
-        for v in range(oh):
-            at = (plane * oh + v) * ow
-            window_means(sums, v * pitch, sw, kw, rows[v], columns, y, at, ow)
+        x0, y0 = np.int64(plane) * h * w, np.int64(plane) * oh * ow
+        _pool_plane(x, x0, y, y0, sums[get_thread_id()], rows, columns, sizes)
 
 
-@njit(parallel=True, cache=True, error_model="numpy")
-def _avg_pool_backward(dy, dx, shares, lines, rows, columns, shapes, windows):
-    (h, w), (oh, ow) = shapes
-    (kh, kw), (sh, sw), (top, left), pitch = windows
+@njit(cache=True, error_model="numpy")
+def _spread_plane(dy, y0, dx, x0, scratch, rows, columns, windows, sizes, past):
+    """One plane of dy, from y0 on, to dx from x0 on; `past` the caches or not."""
+    shares, sums, landing = scratch
+    first_windows, window_counts = windows
+    h, w, oh, ow, kh, kw, sh, sw, top, left, pitch, strip = sizes
     before = (kw - 1) // sw
     wide = before + ow + before
+    first = r = 0  # of the windows in the sums, and of the rows to come
+    for v0 in range(0, oh, strip):
+        v1 = min(oh, v0 + strip)
+        kept = max(0, v0 - first_windows[r])
+        move_down(sums, (v0 - kept - first) * pitch, 0, kept * pitch)
+        first = v0 - kept
+        for v in range(v0, v1):
+            start, at = y0 + v * ow, (v - v0) * wide + before
+            for u in range(ow):
+                shares[at + u] = dy[start + u] / (rows[v] * columns[u])
+        for v in range(v0, v1):
+            start, line = (v - v0) * wide + before, (v - first) * pitch
+            line_spread(shares, start, sw, kw, sums, line, ow + before)
+            for c in range((ow + before) * sw, pitch):
+                sums[line + c] = 0
+        stop = h if v1 == oh else max(0, v1 * sh - top)
+        begin = x0 + r * w
+        target, base = (landing, 0) if past else (dx, begin)
+        for q in range(r, stop):
+            source = (first_windows[q] - first) * pitch + left
+            row_sums(sums, source, pitch, window_counts[q], target, base + (q - r) * w, w)
+        if past:
+            stream(dx, begin, landing, 0, (stop - r) * w)
+        r = stop
+
+
+@njit(parallel=True, cache=True)
+def _avg_pool_backward(
+    dy, dx, shares, sums, landing, rows, columns, first_windows, window_counts, sizes, past
+):
+    h, w, oh, ow = sizes[:4]
     for plane in prange(dx.size // (h * w)):
         thread = get_thread_id()
-        share, sums = shares[thread], lines[thread]
-        for v in range(oh):
-            start, at = (plane * oh + v) * ow, v * wide + before
-            for u in range(ow):
-                share[at + u] = dy[start + u] / (rows[v] * columns[u])
-        for v in range(oh):
-            line_spread(share, v * wide + before, sw, kw, sums, v * pitch, ow + before)
-            for c in range((ow + before) * sw, pitch):
-                sums[v * pitch + c] = 0
-        for r in range(h):
-            first = max(0, (r + top - kh + sh) // sh)
-            count = min(oh, (r + top) // sh + 1) - first
-            at = (plane * h + r) * w
-            row_sums(sums, first * pitch + left, pitch, count, dx, at, w)
+        scratch = shares[thread], sums[thread], landing[thread]
+        x0, y0 = np.int64(plane) * h * w, np.int64(plane) * oh * ow
+        windows = first_windows, window_counts
+        _spread_plane(dy, y0, dx, x0, scratch, rows, columns, windows, sizes, past)
 
 
 @lru_cache
-def _avg_pool_plan(x_shape, y_shape, kernel_size, stride, padding, count_include_pad, dtype):
-    """(elements of the lines, rows, columns, shapes, windows): the last four of either kernel."""
-    oh, ow = y_shape[2:]
-    lanes = VECTOR_BYTES // dtype.itemsize
+def _counts(x_shape, y_shape, kernel_size, stride, padding, count_include_pad, dtype):
+    """The factors of the counts; whole vectors may be read of those of columns."""
     rows, columns = window_counts(
         x_shape, y_shape, kernel_size, stride, padding, count_include_pad
     )
-    columns = np.append(columns, np.ones(lanes))  # whole vectors are read
-    reach = (ow - 1) * stride[1] + kernel_size[1]
-    pitch = max(reach, padding[2] + x_shape[3])
-    windows = kernel_size, stride, padding[::2], pitch
-    return (
-        (oh * pitch + (lanes + 1) * stride[1], rows.astype(dtype), columns.astype(dtype),
-        (x_shape[2:], (oh, ow)), windows)
-    )
+    columns = np.append(columns, np.ones(VECTOR_BYTES // dtype.itemsize))
+    return rows.astype(dtype), columns.astype(dtype)
 
 
 @njit(parallel=True, cache=True)
@@ -96,6 +126,19 @@ def _spread(values, x):
             x[plane, p] = values[plane]
 
 
+@lru_cache
+def _row_windows(height, windows, size, stride, before):
+    """For each row of an image: the first window that has it, and how many have it."""
+    row = np.arange(height) + before
+    first = np.maximum(0, (row - size) // stride + 1)
+    return first, np.maximum(0, np.minimum(windows, row // stride + 1) - first)
+
+
+def _slack(stride, array):
+    """Elements that vectors may reach beyond the end of a line."""
+    return (VECTOR_BYTES // array.itemsize + 1) * stride[1]
+
+
 def _flat(array):
     return np.ascontiguousarray(array).reshape(-1)
 
@@ -108,12 +151,14 @@ def avg_pool2d(
     n, c, h, w = x.shape
     size = pool_output_size(h, w, kernel_size, stride, padding, (1, 1), ceil_mode)
     y = empty((n, c, *size), x.dtype)
-    length, *plan = _avg_pool_plan(
-        x.shape, y.shape, kernel_size, stride, padding, count_include_pad, x.dtype
-    )
-    lines = workspace("pool", (num_threads(), length), x.dtype)
-    lines.fill(0)
-    _avg_pool(_flat(x), _flat(y), lines, *plan)
+    settings = kernel_size, stride, padding
+    counts = _counts(x.shape, y.shape, *settings, count_include_pad, x.dtype)
+    pitch = (size[1] - 1) * stride[1] + kernel_size[1]
+    strip = min(size[0], max(1, _STRIP // pitch))
+    sums = workspace("pool", (num_threads(), strip * pitch + _slack(stride, x)), x.dtype)
+    sums.fill(0)
+    sizes = h, w, *size, *kernel_size, *stride, *padding[::2], pitch, strip
+    _avg_pool(_flat(x), _flat(y), sums, *counts, sizes)
     return y
 
 
@@ -123,15 +168,24 @@ def avg_pool2d_backward(
     """See kernels.reference.avg_pool2d_backward."""
     check_avg_pool2d_backward(dy, x_shape, kernel_size, stride, padding, ceil_mode)
     dx = empty(x_shape, dy.dtype)
-    length, *plan = _avg_pool_plan(
-        x_shape, dy.shape, kernel_size, stride, padding, count_include_pad, dy.dtype
-    )
-    threads, (oh, ow) = num_threads(), dy.shape[2:]
-    lines = workspace("pool", (threads, length), dy.dtype)
-    share_size = oh * (ow + 2 * ((kernel_size[1] - 1) // stride[1])) + VECTOR_BYTES // dy.itemsize
-    shares = workspace("shares", (threads, share_size), dy.dtype)
+    (h, w), (oh, ow) = x_shape[2:], dy.shape[2:]
+    (kh, kw), (sh, sw), threads = kernel_size, stride, num_threads()
+    settings = kernel_size, stride, padding
+    counts = _counts(tuple(x_shape), dy.shape, *settings, count_include_pad, dy.dtype)
+    before = (kw - 1) // sw
+    pitch = max((ow + before) * sw, padding[2] + w)
+    strip = min(oh, max(1, _STRIP // pitch))
+    slack = _slack(stride, dy)
+    shares = workspace("shares", (threads, strip * (ow + 2 * before) + slack), dy.dtype)
     shares.fill(0)
-    _avg_pool_backward(_flat(dy), _flat(dx), shares, lines, *plan)
+    lines = strip + (kh - 1) // sh + 1
+    sums = workspace("pool", (threads, lines * pitch + slack), dy.dtype)
+    landing = workspace("landing", (threads, (strip * sh + kh) * w + slack), dy.dtype)
+    sizes = h, w, oh, ow, kh, kw, sh, sw, *padding[::2], pitch, strip
+    windows = _row_windows(h, oh, kh, sh, padding[0])
+    _avg_pool_backward(
+        _flat(dy), _flat(dx), shares, sums, landing, *counts, *windows, sizes, streamed(dx)
+    )
     return dx
 
 

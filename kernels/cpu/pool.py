@@ -12,6 +12,7 @@ import numpy as np
 from numba import get_thread_id, njit, prange
 
 from kernels.cpu.emitter import VECTOR_BYTES
+from kernels.cpu.streams import fetch
 from kernels.cpu.threads import num_threads
 from kernels.cpu.windows import line_max, move_down, split_rows, window_max
 from kernels.cpu.workspace import empty, workspace
@@ -44,6 +45,10 @@ def _pool_plane(x, x0, y, switches, y0, lines, best, winners, first, taps, corne
         move_down(best, (start - r0) * pitch, 0, kept)
         move_down(winners, (start - r0) * pitch, 0, kept)
         rows = stop - max(r1, start)
+        # The strip after the next, which is on its way meanwhile.
+        length = strip * sh * w
+        ahead = x0 + stop * w + length
+        fetch(x, ahead, min(length, x.size - ahead))
         split_rows(x, x0 + (stop - rows) * w, w, rows, lines, starts, pitch, used)
         line_max(lines, offsets, steps, steps.size, first, rows * pitch, best, winners, kept)
         r0, r1 = start, stop

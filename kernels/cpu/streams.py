@@ -28,9 +28,14 @@ PIECE, _LONG_PIECE = 1 << 10, 1 << 14
 _LAST_CACHE = 32 << 20
 
 
+def streamed(result) -> bool:
+    """Whether a result is written past the caches."""
+    return result.nbytes > _LAST_CACHE
+
+
 def landings(result):
     """Scratch memory (threads, elements of a piece) for a result; no rows if it is not streamed."""
-    shape = (num_threads(), PIECE) if result.nbytes > _LAST_CACHE else (0, _LONG_PIECE)
+    shape = (num_threads(), PIECE) if streamed(result) else (0, _LONG_PIECE)
     return workspace("landings", shape, result.dtype)
 
 
