@@ -12,8 +12,16 @@ from numba import get_thread_id, njit, prange
 
 from kernels.cpu.emitter import VECTOR_BYTES
 from kernels.cpu.streams import fetch, stream, streamed
+from kernels.cpu.tasks import chunk_bounds, group_size
 from kernels.cpu.threads import num_threads
-from kernels.cpu.windows import line_spread, move_down, row_sums, run_total, window_means
+from kernels.cpu.windows import (
+    line_spread,
+    move_down,
+    quotients,
+    row_sums,
+    run_total,
+    window_means,
+)
 from kernels.cpu.workspace import empty, workspace
 from kernels.geometry import check_shape, pool_output_size
 from kernels.reference.pool import check_avg_pool2d_backward, check_images, window_counts
@@ -25,78 +33,83 @@ _STRIP = 400
 
 
 @njit(cache=True)
-def _pool_plane(x, x0, y, y0, sums, rows, columns, sizes):
-    """One plane of x, from x0 on, to y from y0 on; `sums` is zero between the rows' pixels."""
+def _pool_planes(x, y, first, stop, sums, rows, columns, sizes):
+    """The planes from `first` to `stop`; `sums` is zero between the rows' pixels."""
     h, w, oh, ow, kh, kw, sh, sw, top, left, pitch, strip = sizes
     used = min(w, pitch - left)
-    for v0 in range(0, oh, strip):
-        v1 = min(oh, v0 + strip)
-        # The strip after the next, which is on its way meanwhile.
-        length = strip * sh * w
-        ahead = x0 + (v1 * sh - top) * w + length
-        fetch(x, ahead, min(length, x.size - ahead))
-        for v in range(v0, v1):
-            r = max(0, v * sh - top)
-            count = min(h, v * sh - top + kh) - r
-            row_sums(x, x0 + r * w, w, count, sums, (v - v0) * pitch + left, used)
-        for v in range(v0, v1):
-            line = (v - v0) * pitch
-            window_means(sums, line, sw, kw, rows[v], columns, y, y0 + v * ow, ow)
+    for plane in range(first, stop):
+        x0, y0 = plane * h * w, plane * oh * ow
+        for v0 in range(0, oh, strip):
+            v1 = min(oh, v0 + strip)
+            # The strip after the next, which is on its way meanwhile.
+            length = strip * sh * w
+            ahead = x0 + (v1 * sh - top) * w + length
+            fetch(x, ahead, min(length, x.size - ahead))
+            for v in range(v0, v1):
+                r = max(0, v * sh - top)
+                count = min(h, v * sh - top + kh) - r
+                row_sums(x, x0 + r * w, w, count, sums, (v - v0) * pitch + left, used)
+            for v in range(v0, v1):
+                line = (v - v0) * pitch
+                window_means(sums, line, sw, kw, rows[v], columns, y, y0 + v * ow, ow)
 
 
 @njit(parallel=True, cache=True)
-def _avg_pool(x, y, sums, rows, columns, sizes):
-    h, w, oh, ow = sizes[:4]
-    for plane in prange(x.size // (h * w)):
-        x0, y0 = np.int64(plane) * h * w, np.int64(plane) * oh * ow
-        _pool_plane(x, x0, y, y0, sums[get_thread_id()], rows, columns, sizes)
+def _avg_pool(x, y, sums, rows, columns, sizes, planes, group):
+    for task in prange((planes + group - 1) // group):
+        first, stop = chunk_bounds(task, group, planes)
+        _pool_planes(x, y, first, stop, sums[get_thread_id()], rows, columns, sizes)
 
 
-@njit(cache=True, error_model="numpy")
-def _spread_plane(dy, y0, dx, x0, scratch, rows, columns, windows, sizes, past):
-    """One plane of dy, from y0 on, to dx from x0 on; `past` the caches or not."""
+@njit(cache=True)
+def _spread_planes(dy, dx, first, stop, scratch, rows, columns, windows, sizes, past):
+    """The planes from `first` to `stop`; `past` the caches or not.
+
+    `shares` is zero beside the rows' shares.
+    """
     shares, sums, landing = scratch
     first_windows, window_counts = windows
     h, w, oh, ow, kh, kw, sh, sw, top, left, pitch, strip = sizes
     before = (kw - 1) // sw
     wide = before + ow + before
-    first = r = 0  # of the windows in the sums, and of the rows to come
-    for v0 in range(0, oh, strip):
-        v1 = min(oh, v0 + strip)
-        kept = max(0, v0 - first_windows[r])
-        move_down(sums, (v0 - kept - first) * pitch, 0, kept * pitch)
-        first = v0 - kept
-        for v in range(v0, v1):
-            start, at = y0 + v * ow, (v - v0) * wide + before
-            for u in range(ow):
-                shares[at + u] = dy[start + u] / (rows[v] * columns[u])
-        for v in range(v0, v1):
-            start, line = (v - v0) * wide + before, (v - first) * pitch
-            line_spread(shares, start, sw, kw, sums, line, ow + before)
-            for c in range((ow + before) * sw, pitch):
-                sums[line + c] = 0
-        stop = h if v1 == oh else max(0, v1 * sh - top)
-        begin = x0 + r * w
-        target, base = (landing, 0) if past else (dx, begin)
-        for q in range(r, stop):
-            source = (first_windows[q] - first) * pitch + left
-            row_sums(sums, source, pitch, window_counts[q], target, base + (q - r) * w, w)
-        if past:
-            stream(dx, begin, landing, 0, (stop - r) * w)
-        r = stop
+    for plane in range(first, stop):
+        x0, y0 = plane * h * w, plane * oh * ow
+        known = r = 0  # the first window of the sums, and the first row to come
+        for v0 in range(0, oh, strip):
+            v1 = min(oh, v0 + strip)
+            kept = max(0, v0 - first_windows[r])
+            move_down(sums, (v0 - kept - known) * pitch, 0, kept * pitch)
+            known = v0 - kept
+            for v in range(v0, v1):
+                at = (v - v0) * wide + before
+                quotients(dy, y0 + v * ow, rows[v], columns, shares, at, ow)
+            for v in range(v0, v1):
+                start, line = (v - v0) * wide + before, (v - known) * pitch
+                line_spread(shares, start, sw, kw, sums, line, ow + before)
+                for c in range((ow + before) * sw, pitch):
+                    sums[line + c] = 0
+            end = h if v1 == oh else max(0, v1 * sh - top)
+            begin = x0 + r * w
+            target, base = (landing, 0) if past else (dx, begin)
+            for q in range(r, end):
+                source = (first_windows[q] - known) * pitch + left
+                row_sums(sums, source, pitch, window_counts[q], target, base + (q - r) * w, w)
+            if past:
+                stream(dx, begin, landing, 0, (end - r) * w)
+            r = end
 
 
 @njit(parallel=True, cache=True)
 def _avg_pool_backward(
-    dy, dx, shares, sums, landing, rows, columns, first_windows, window_counts, sizes, past
-):
-    h, w, oh, ow = sizes[:4]
-    for plane in prange(dx.size // (h * w)):
+    dy, dx, shares, sums, landing, rows, columns, first_windows, window_counts, sizes, past, planes,
+    group,
+):  # fmt: skip
+    for task in prange((planes + group - 1) // group):
         thread = get_thread_id()
         scratch = shares[thread], sums[thread], landing[thread]
-        x0, y0 = np.int64(plane) * h * w, np.int64(plane) * oh * ow
         windows = first_windows, window_counts
-        _spread_plane(dy, y0, dx, x0, scratch, rows, columns, windows, sizes, past)
+        first, stop = chunk_bounds(task, group, planes)
+        _spread_planes(dy, dx, first, stop, scratch, rows, columns, windows, sizes, past)
 
 
 @lru_cache
@@ -158,7 +171,7 @@ def avg_pool2d(
     sums = workspace("pool", (num_threads(), strip * pitch + _slack(stride, x)), x.dtype)
     sums.fill(0)
     sizes = h, w, *size, *kernel_size, *stride, *padding[::2], pitch, strip
-    _avg_pool(_flat(x), _flat(y), sums, *counts, sizes)
+    _avg_pool(_flat(x), _flat(y), sums, *counts, sizes, n * c, group_size(n * c, h * w))
     return y
 
 
@@ -168,7 +181,7 @@ def avg_pool2d_backward(
     """See kernels.reference.avg_pool2d_backward."""
     check_avg_pool2d_backward(dy, x_shape, kernel_size, stride, padding, ceil_mode)
     dx = empty(x_shape, dy.dtype)
-    (h, w), (oh, ow) = x_shape[2:], dy.shape[2:]
+    (n, c, h, w), (oh, ow) = x_shape, dy.shape[2:]
     (kh, kw), (sh, sw), threads = kernel_size, stride, num_threads()
     settings = kernel_size, stride, padding
     counts = _counts(tuple(x_shape), dy.shape, *settings, count_include_pad, dy.dtype)
@@ -184,8 +197,9 @@ def avg_pool2d_backward(
     sizes = h, w, oh, ow, kh, kw, sh, sw, *padding[::2], pitch, strip
     windows = _row_windows(h, oh, kh, sh, padding[0])
     _avg_pool_backward(
-        _flat(dy), _flat(dx), shares, sums, landing, *counts, *windows, sizes, streamed(dx)
-    )
+        _flat(dy), _flat(dx), shares, sums, landing, *counts, *windows, sizes, streamed(dx), n * c,
+        group_size(n * c, h * w),
+    )  # fmt: skip
     return dx
 
 

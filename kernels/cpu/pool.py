@@ -13,6 +13,7 @@ from numba import get_thread_id, njit, prange
 
 from kernels.cpu.emitter import VECTOR_BYTES
 from kernels.cpu.streams import fetch
+from kernels.cpu.tasks import chunk_bounds, group_size
 from kernels.cpu.threads import num_threads
 from kernels.cpu.windows import line_max, move_down, split_rows, window_max
 from kernels.cpu.workspace import empty, workspace
@@ -32,49 +33,56 @@ _APART = 512
 
 
 @njit(cache=True)
-def _pool_plane(x, x0, y, switches, y0, lines, best, winners, first, taps, corners, sizes):
-    """One plane of x, from x0 on, to y and switches from y0 on."""
-    starts, offsets, steps, first_rows, row_counts = taps
+def _pool_planes(x, y, switches, first, stop, scratch, taps, windows, sizes):
+    """The planes from `first` to `stop`."""
+    lines, best, winners, first_taps = scratch
+    starts, offsets, steps = taps
+    first_rows, row_counts, corners = windows
     h, w, oh, ow, kh, sh, top, dh, used, pitch, strip = sizes
-    r0 = r1 = 0  # the rows whose winners are known
-    for v0 in range(0, oh, strip):
-        v1 = min(oh, v0 + strip)
-        start = max(0, v0 * sh - top)
-        stop = min(h, (v1 - 1) * sh - top + (kh - 1) * dh + 1)
-        kept = max(0, r1 - start) * pitch
-        move_down(best, (start - r0) * pitch, 0, kept)
-        move_down(winners, (start - r0) * pitch, 0, kept)
-        rows = stop - max(r1, start)
-        # The strip after the next, which is on its way meanwhile.
-        length = strip * sh * w
-        ahead = x0 + stop * w + length
-        fetch(x, ahead, min(length, x.size - ahead))
-        split_rows(x, x0 + (stop - rows) * w, w, rows, lines, starts, pitch, used)
-        line_max(lines, offsets, steps, steps.size, first, rows * pitch, best, winners, kept)
-        r0, r1 = start, stop
-        for v in range(v0, v1):
-            r = first_rows[v]
-            window_max(
-                best, winners, (r - r0) * pitch, dh * pitch, row_counts[v], r * w, dh * w, corners,
-                y, switches, y0 + v * ow, ow,
-            )  # fmt: skip
+    for plane in range(first, stop):
+        x0, y0 = plane * h * w, plane * oh * ow
+        known = end = 0  # the rows whose winners are known
+        for v0 in range(0, oh, strip):
+            v1 = min(oh, v0 + strip)
+            begin = max(0, v0 * sh - top)
+            kept = max(0, end - begin) * pitch
+            move_down(best, (begin - known) * pitch, 0, kept)
+            move_down(winners, (begin - known) * pitch, 0, kept)
+            r = max(begin, end)
+            known, end = begin, min(h, (v1 - 1) * sh - top + (kh - 1) * dh + 1)
+            # The strip after the next, which is on its way meanwhile.
+            length = strip * sh * w
+            ahead = x0 + end * w + length
+            fetch(x, ahead, min(length, x.size - ahead))
+            rows = end - r
+            split_rows(x, x0 + r * w, w, rows, lines, starts, pitch, used)
+            line_max(
+                lines, offsets, steps, steps.size, first_taps, rows * pitch, best, winners, kept
+            )
+            for v in range(v0, v1):
+                r = first_rows[v]
+                window_max(
+                    best, winners, (r - known) * pitch, dh * pitch, row_counts[v], r * w, dh * w,
+                    corners, y, switches, y0 + v * ow, ow,
+                )  # fmt: skip
 
 
 @njit(parallel=True, cache=True)
 def _max_pool(
-    x, y, switches, reals, ints, starts, offsets, steps, first_rows, row_counts, corners, sizes
-):
-    h, w, oh, ow = sizes[:4]
+    x, y, switches, reals, ints, starts, offsets, steps, first_rows, row_counts, corners, sizes,
+    planes, group,
+):  # fmt: skip
     phases = starts.size
     real, integer = reals.shape[1] // (phases + 3), ints.shape[1] // (phases + 3)
-    for plane in prange(x.size // (h * w)):
+    for task in prange((planes + group - 1) // group):
         lines, numbers = reals[get_thread_id()], ints[get_thread_id()]
-        _pool_plane(
-            x, np.int64(plane) * h * w, y, switches, np.int64(plane) * oh * ow, lines,
-            lines[phases * real :], numbers[(phases + 1) * integer :],
+        scratch = (
+            lines, lines[phases * real :], numbers[(phases + 1) * integer :],
             numbers[(phases + 2) * integer :],
-            (starts, offsets, steps, first_rows, row_counts), corners, sizes,
         )  # fmt: skip
+        taps, windows = (starts, offsets, steps), (first_rows, row_counts, corners)
+        first, stop = chunk_bounds(task, group, planes)
+        _pool_planes(x, y, switches, first, stop, scratch, taps, windows, sizes)
 
 
 @lru_cache
@@ -162,7 +170,8 @@ def max_pool2d(x, kernel_size, stride, padding=(0, 0, 0, 0), dilation=(1, 1), ce
     start = (stride[1] + 2) * slot // 4
     ints[:, start : start + first.size] = first
     arrays = (np.ascontiguousarray(x).reshape(-1), y.reshape(-1), switches.reshape(-1))
-    _max_pool(*arrays, reals, ints, *plan)
+    n, c, h, w = x.shape
+    _max_pool(*arrays, reals, ints, *plan, n * c, group_size(n * c, h * w))
     return y, switches
 
 

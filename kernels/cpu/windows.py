@@ -28,8 +28,10 @@ INT32 = ir.IntType(32)
 # Terms that are added one by one; longer sums are made of such parts, which round less.
 _PART = 16
 _ACCUMULATORS = 4
+# Strides that are constants of the code.
+_STRIDES = 1, 2, 3
 # Numbers of taps with code of their own, without a loop.
-_COMMON = 2, 3
+_COMMON = 1, 2, 3
 
 
 class _Lines(Emitter):
@@ -67,18 +69,11 @@ class _Lines(Emitter):
             self.store_some(value, pointer, index, inside)
 
     def strided(self, pointer, index, stride):
-        """The elements index + p stride for each lane p; what lies between may be read, too."""
-        if isinstance(stride, int):
-            wide = ir.VectorType(self.real, self.lanes * stride)
-            address = self.builder.bitcast(self.builder.gep(pointer, [index]), wide.as_pointer())
-            pixels = self.builder.load(address, align=self.size(self.real))
-            order = [p * stride for p in range(self.lanes)]
-            return self.shuffled(pixels, ir.Constant(wide, ir.Undefined), order)
-        vector = ir.Constant(self.vector, ir.Undefined)
-        for p in range(self.lanes):
-            at = self.builder.add(index, self.builder.mul(stride, INT(p)))
-            vector = self.builder.insert_element(vector, self.load(pointer, at), INT32(p))
-        return vector
+        """The elements index + p stride for each lane p; those between are read, too."""
+        wide = ir.VectorType(self.real, self.lanes * stride)
+        address = self.builder.bitcast(self.builder.gep(pointer, [index]), wide.as_pointer())
+        pixels = self.builder.load(address, align=self.size(self.real))
+        return self.shuffled(pixels, pixels, [p * stride for p in range(self.lanes)])
 
     def joined(self, vectors):
         """One vector of the elements of all."""
@@ -137,7 +132,7 @@ class _Lines(Emitter):
         """The sum of term(i) for i < count, in parts."""
         add, zero = self.builder.fadd, self.constant(0.0)
         if isinstance(count, int):
-            return reduce(add, [term(INT(i)) for i in range(count)])
+            return reduce(add, [term(INT(i)) for i in range(count)]) if count else zero
 
         def part(first, total):
             left = self.builder.sub(count, first)
@@ -198,7 +193,7 @@ def _split_rows(stride):
     return piece
 
 
-_split_1, _split_2, _split_3 = (_split_rows(s) for s in (1, 2, 3))
+_split_1, _split_2, _split_3 = (_split_rows(s) for s in _STRIDES)
 
 
 @njit(cache=True)
@@ -345,53 +340,78 @@ def row_sums(_, x, x0, pitch, rows, y, y0, count):
     return types.void(x, integer, integer, integer, y, integer, integer), emit
 
 
-def _window_means(constant):
+def _window_means(stride):
     @intrinsic
-    def piece(_, x, x0, stride, taps, factor, counts, y, y0, count):
+    def piece(_, x, x0, taps, factor, counts, y, y0, count):
         """See `window_means`."""
 
         def emit(context, builder, signature, args):
             e = _Lines(context, builder, signature, args)
-            line, target = e.pointer(0, args[1]), e.pointer(6, args[7])
-            factor = e.splat(args[4])
+            line, target = e.pointer(0, args[1]), e.pointer(5, args[6])
+            factor = e.splat(args[3])
 
             def means(taps):
                 def vector(u, inside):
-                    pixels = builder.gep(line, [builder.mul(u, args[2])])
-                    total = e.sum(taps, lambda t: e.strided(pixels, t, constant or args[2]))
-                    number = builder.fmul(factor, e.load_vector(e.pointer(5), u))
+                    pixels = builder.gep(line, [builder.mul(u, INT(stride))])
+                    total = e.sum(taps, lambda t: e.strided(pixels, t, stride))
+                    number = builder.fmul(factor, e.load_vector(e.pointer(4), u))
                     e.put(builder.fdiv(total, number), target, u, inside)
 
-                e.along(args[8], vector)
+                e.along(args[7], vector)
 
-            e.cases(args[3], means)
+            e.cases(args[2], means)
             return context.get_dummy_value()
 
         integer = types.int64
-        return types.void(
-            x, integer, integer, integer, x.dtype, counts, y, integer, integer
-        ), emit
+        return types.void(x, integer, integer, x.dtype, counts, y, integer, integer), emit
 
     return piece
 
 
-_means_1, _means_2, _means_3, _means_any = (_window_means(s) for s in (1, 2, 3, None))
+_means_1, _means_2, _means_3 = (_window_means(s) for s in _STRIDES)
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def window_means(x, x0, stride, taps, factor, counts, y, y0, count):
     """y[y0 + u] = (sum over t < taps of x[x0 + u stride + t]) / (factor counts[u]) for u < count.
 
     x and counts are read up to whole vectors.
     """
     if stride == 1:
-        _means_1(x, x0, stride, taps, factor, counts, y, y0, count)
+        _means_1(x, x0, taps, factor, counts, y, y0, count)
     elif stride == 2:
-        _means_2(x, x0, stride, taps, factor, counts, y, y0, count)
+        _means_2(x, x0, taps, factor, counts, y, y0, count)
     elif stride == 3:
-        _means_3(x, x0, stride, taps, factor, counts, y, y0, count)
+        _means_3(x, x0, taps, factor, counts, y, y0, count)
     else:
-        _means_any(x, x0, stride, taps, factor, counts, y, y0, count)
+        for u in range(count):
+            start, total = x0 + u * stride, x.dtype.type(0)
+            for first in range(start, start + taps, _PART):
+                part = x.dtype.type(0)
+                for i in range(first, min(first + _PART, start + taps)):
+                    part += x[i]
+                total += part
+            y[y0 + u] = total / (factor * counts[u])
+
+
+@intrinsic
+def quotients(_, x, x0, factor, counts, y, y0, count):
+    """y[y0 + u] = x[x0 + u] / (factor counts[u]) for u < count."""
+
+    def emit(context, builder, signature, args):
+        e = _Lines(context, builder, signature, args)
+        source, counts, target = e.pointer(0, args[1]), e.pointer(3), e.pointer(4, args[5])
+        factor = e.splat(args[2])
+
+        def vector(u, inside):
+            number = builder.fmul(factor, e.load_vector(counts, u))
+            e.put(builder.fdiv(e.get(source, u, inside), number), target, u, inside)
+
+        e.along(args[6], vector)
+        return context.get_dummy_value()
+
+    integer = types.int64
+    return types.void(x, integer, x.dtype, counts, y, integer, integer), emit
 
 
 def _line_spread(stride):
@@ -403,17 +423,22 @@ def _line_spread(stride):
             e = _Lines(context, builder, signature, args)
             source, target = e.pointer(0, args[1]), e.pointer(3, args[4])
 
-            def vector(q, _):
-                phases = []
-                for b in range(stride):
-                    terms = builder.sdiv(builder.add(args[2], INT(stride - 1 - b)), INT(stride))
-                    phases.append(
-                        e.sum(terms, lambda m: e.load_vector(source, builder.sub(q, m)))
-                    )
-                e.store_vector(e.interleaved(phases), target, builder.mul(q, INT(stride)))
-                return []
+            def spread(taps):
+                def phase(q, b):
+                    if isinstance(taps, int):
+                        terms = -(-max(0, taps - b) // stride)
+                    else:
+                        terms = e.quotient(taps, stride, stride - 1 - b)
+                    return e.sum(terms, lambda m: e.load_vector(source, builder.sub(q, m)))
 
-            e.loop(args[5], INT(e.lanes), [], vector)
+                def vector(q, _):
+                    phases = [phase(q, b) for b in range(stride)]
+                    e.store_vector(e.interleaved(phases), target, builder.mul(q, INT(stride)))
+                    return []
+
+                e.loop(args[5], INT(e.lanes), [], vector)
+
+            e.cases(args[2], spread)
             return context.get_dummy_value()
 
         integer = types.int64
@@ -422,7 +447,7 @@ def _line_spread(stride):
     return piece
 
 
-_spread_1, _spread_2, _spread_3 = (_line_spread(s) for s in (1, 2, 3))
+_spread_1, _spread_2, _spread_3 = (_line_spread(s) for s in _STRIDES)
 
 
 @njit(cache=True)
@@ -438,10 +463,11 @@ def line_spread(x, x0, stride, taps, y, y0, count):
     elif stride == 3:
         _spread_3(x, x0, taps, y, y0, count)
     else:
-        for q in range(count):
-            for b in range(stride):
+        for b in range(stride):
+            terms = (max(0, taps - b) + stride - 1) // stride
+            for q in range(count):
                 total = x.dtype.type(0)
-                for m in range((taps - b + stride - 1) // stride):
+                for m in range(terms):
                     total += x[x0 + q - m]
                 y[y0 + q * stride + b] = total
 
