@@ -11,17 +11,11 @@ import numpy as np
 from numba import get_thread_id, njit, prange
 
 from kernels.cpu.emitter import VECTOR_BYTES
+from kernels.cpu.lines import move_down
+from kernels.cpu.mean_windows import line_spread, quotients, row_sums, run_total, window_means
 from kernels.cpu.streams import fetch, stream, streamed
 from kernels.cpu.tasks import chunk_bounds, group_size
 from kernels.cpu.threads import num_threads
-from kernels.cpu.windows import (
-    line_spread,
-    move_down,
-    quotients,
-    row_sums,
-    run_total,
-    window_means,
-)
 from kernels.cpu.workspace import empty, workspace
 from kernels.geometry import check_shape, pool_output_size
 from kernels.reference.pool import check_avg_pool2d_backward, check_images, window_counts
@@ -163,6 +157,8 @@ def avg_pool2d(
     check_images("x", x)
     n, c, h, w = x.shape
     size = pool_output_size(h, w, kernel_size, stride, padding, (1, 1), ceil_mode)
+    if kernel_size == (h, w) and not any(padding):
+        return global_avg_pool2d(x)
     y = empty((n, c, *size), x.dtype)
     settings = kernel_size, stride, padding
     counts = _counts(x.shape, y.shape, *settings, count_include_pad, x.dtype)
@@ -180,6 +176,8 @@ def avg_pool2d_backward(
 ):
     """See kernels.reference.avg_pool2d_backward."""
     check_avg_pool2d_backward(dy, x_shape, kernel_size, stride, padding, ceil_mode)
+    if kernel_size == tuple(x_shape[2:]) and not any(padding):
+        return global_avg_pool2d_backward(dy, x_shape)
     dx = empty(x_shape, dy.dtype)
     (n, c, h, w), (oh, ow) = x_shape, dy.shape[2:]
     (kh, kw), (sh, sw), threads = kernel_size, stride, num_threads()

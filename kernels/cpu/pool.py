@@ -12,12 +12,12 @@ import numpy as np
 from numba import get_thread_id, njit, prange
 
 from kernels.cpu.emitter import VECTOR_BYTES
+from kernels.cpu.lines import move_down
+from kernels.cpu.max_windows import line_max, split_rows, window_max
 from kernels.cpu.streams import fetch
 from kernels.cpu.tasks import chunk_bounds, group_size
 from kernels.cpu.threads import num_threads
-from kernels.cpu.windows import line_max, move_down, split_rows, window_max
 from kernels.cpu.workspace import empty, workspace
-from kernels.geometry import check_shape
 from kernels.reference.pool import (
     check_images,
     check_max_pool2d,
@@ -87,7 +87,7 @@ def _max_pool(
 
 @lru_cache
 def _max_pool_plan(plane_shape, output_shape, kernel_size, stride, padding, dilation, itemsize):
-    """(bytes of a strip's lines, first, starts, offsets, steps, corners, sizes)."""
+    """(bytes of a slot, first_tap, starts, offsets, steps, corners, sizes)."""
     (h, w), (oh, ow), (kh, kw), (sh, sw) = plane_shape, output_shape, kernel_size, stride
     lanes = VECTOR_BYTES // itemsize
     reach = [(k - 1) * d for k, d in zip(kernel_size, dilation, strict=True)]
@@ -106,15 +106,45 @@ def _max_pool_plan(plane_shape, output_shape, kernel_size, stride, padding, dila
     steps = np.arange(kw, dtype=np.int32) * dilation[1]
     corners = np.arange(ow + lanes, dtype=np.int32) * sw - padding[2]
     lead = np.arange(size) % pitch * sw - padding[2]
-    first = np.where(lead < 0, -(lead // dilation[1]) * dilation[1], 0)
+    first_tap = np.where(lead < 0, -(lead // dilation[1]) * dilation[1], 0)
     row = np.arange(oh) * sh - padding[0]
     first_row = np.where(row < 0, row % dilation[0], row)
     row_count = (np.minimum(row + reach[0], h - 1) - first_row) // dilation[0] + 1
     used = min(w, pitch * sw - padding[2])
     sizes = h, w, oh, ow, kh, sh, padding[0], dilation[0], used, pitch, strip
     return (
-        slot, first.astype(np.int32), starts, offsets, steps, first_row, row_count, corners, sizes
+        slot, first_tap.astype(np.int32), starts, offsets, steps, first_row, row_count, corners,
+        sizes,
     )  # fmt: skip
+
+
+@njit(parallel=True, cache=True)
+def _max_pool_2x2(x, y, switches):
+    """2x2 windows of stride 2 without padding, as selections instead of branches."""
+    planes, _, w = x.shape
+    oh, ow = y.shape[1:]
+    # The loop becomes vector code where nothing in it branches and no winner is a 64-bit int.
+    right, below = np.int32(1), np.int32(w)
+    for plane in prange(planes):
+        for v in range(oh):
+            upper, lower = x[plane, 2 * v], x[plane, 2 * v + 1]
+            values, winners = y[plane, v], switches[plane, v]
+            corner = np.int32(2 * v * w)
+            for u in range(ow):
+                best, winner = upper[2 * u], corner
+                value = upper[2 * u + 1]
+                wins = (not value <= best) & (best == best)
+                best = value if wins else best
+                winner = np.int32(corner + right) if wins else winner
+                value = lower[2 * u]
+                wins = (not value <= best) & (best == best)
+                best = value if wins else best
+                winner = np.int32(corner + below) if wins else winner
+                value = lower[2 * u + 1]
+                wins = (not value <= best) & (best == best)
+                values[u] = value if wins else best
+                winners[u] = np.int32(corner + below + right) if wins else winner
+                corner = np.int32(corner + right + right)
 
 
 @njit(parallel=True, cache=True)
@@ -157,21 +187,32 @@ def _flat_planes(array):
     return np.ascontiguousarray(array).reshape(n * c, h * w)
 
 
+def _planes(array):
+    """(N, C, H, W) as a contiguous (N C, H, W)."""
+    n, c, h, w = array.shape
+    return np.ascontiguousarray(array).reshape(n * c, h, w)
+
+
 def max_pool2d(x, kernel_size, stride, padding=(0, 0, 0, 0), dilation=(1, 1), ceil_mode=False):
     """See kernels.reference.max_pool2d."""
     y_shape = check_max_pool2d(x, kernel_size, stride, padding, dilation, ceil_mode)
     y, switches = empty(y_shape, x.dtype), empty(y_shape, np.int32)
-    slot, first, *plan = _max_pool_plan(
+    arrays = _planes(x), _planes(y), _planes(switches)
+    whole = not ceil_mode or (x.shape[2] % 2 == 0 and x.shape[3] % 2 == 0)
+    if (kernel_size, stride, padding, dilation, whole) == ((2, 2), (2, 2), (0,) * 4, (1, 1), True):
+        _max_pool_2x2(*arrays)
+        return y, switches
+    slot, first_taps, *plan = _max_pool_plan(
         x.shape[2:], y_shape[2:], kernel_size, stride, padding, dilation, x.itemsize
     )
     memory = workspace("pool", (num_threads(), (stride[1] + 3) * slot), np.uint8)
     reals, ints = memory.view(x.dtype), memory.view(np.int32)
     reals[:, : stride[1] * slot // x.itemsize].fill(-np.inf)
-    start = (stride[1] + 2) * slot // 4
-    ints[:, start : start + first.size] = first
-    arrays = (np.ascontiguousarray(x).reshape(-1), y.reshape(-1), switches.reshape(-1))
-    n, c, h, w = x.shape
-    _max_pool(*arrays, reals, ints, *plan, n * c, group_size(n * c, h * w))
+    start = (stride[1] + 2) * slot // ints.itemsize
+    ints[:, start : start + first_taps.size] = first_taps
+    flat = (array.reshape(-1) for array in arrays)
+    planes, area = len(arrays[0]), x.shape[2] * x.shape[3]
+    _max_pool(*flat, reals, ints, *plan, planes, group_size(planes, area))
     return y, switches
 
 
