@@ -2,6 +2,12 @@
 
 from kernels.cpu.activation import bias_relu, bias_relu_backward, relu, relu_backward
 from kernels.cpu.add import add
+from kernels.cpu.avg_pool import (
+    avg_pool2d,
+    avg_pool2d_backward,
+    global_avg_pool2d,
+    global_avg_pool2d_backward,
+)
 from kernels.cpu.batchnorm import (
     batchnorm_backward,
     batchnorm_eval,
@@ -23,15 +29,7 @@ from kernels.cpu.loss import softmax_cross_entropy, softmax_cross_entropy_backwa
 from kernels.cpu.lrn import lrn, lrn_backward
 from kernels.cpu.matmul import matmul
 from kernels.cpu.optim import adam_step, sgd_step
-from kernels.cpu.pool import (
-    avg_pool2d,
-    avg_pool2d_backward,
-    global_avg_pool2d,
-    global_avg_pool2d_backward,
-    max_pool2d,
-    max_pool2d_gather,
-    max_unpool2d,
-)
+from kernels.cpu.pool import max_pool2d, max_pool2d_gather, max_unpool2d
 from kernels.cpu.reduce import channel_sums
 
 __all__ = [

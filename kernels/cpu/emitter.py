@@ -31,7 +31,7 @@ class Emitter:
         self._types = signature.args
         self._args = args
         self.real = context.get_value_type(signature.args[0].dtype)
-        self.lanes = VECTOR_BYTES // (4 if self.real == ir.FloatType() else 8)
+        self.lanes = VECTOR_BYTES // self.size(self.real)
         self.vector = ir.VectorType(self.real, self.lanes)
 
     def pointer(self, array, start=None):
@@ -109,19 +109,19 @@ class Emitter:
 
     def store_some(self, value, pointer, index, inside):
         """Store the elements of a vector whose flags (a vector of bits) are set."""
-        bits = 8 * self.size(self.real)
         flags = ir.VectorType(ir.IntType(1), self.lanes)
+        element, size = value.type.element, self.size(value.type.element)
+        kind = "i" if isinstance(element, ir.IntType) else "f"
+        name = f"v{self.lanes}{kind}{8 * size}"
         store = cgutils.get_or_insert_function(
             self.builder.module,
             ir.FunctionType(
-                ir.VoidType(), [self.vector, self.vector.as_pointer(), ir.IntType(32), flags]
+                ir.VoidType(), [value.type, value.type.as_pointer(), ir.IntType(32), flags]
             ),
-            f"llvm.masked.store.v{self.lanes}f{bits}.p0v{self.lanes}f{bits}",
+            f"llvm.masked.store.{name}.p0{name}",
         )
-        address = self.builder.bitcast(
-            self.builder.gep(pointer, [index]), self.vector.as_pointer()
-        )
-        self.builder.call(store, [value, address, ir.IntType(32)(bits // 8), inside])
+        address = self.builder.bitcast(self.builder.gep(pointer, [index]), value.type.as_pointer())
+        self.builder.call(store, [value, address, ir.IntType(32)(size), inside])
 
     def below(self, count, start=0):
         """Flags of the lanes whose number, counted from `start`, is below `count` (64 bits)."""
@@ -148,8 +148,8 @@ class Emitter:
         return self.builder.call(load, [address, size, inside, self.constant(0.0)])
 
     def shuffled(self, a, b, order):
-        """The elements of a and b, one after the other, in another order."""
-        mask = ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), order)
+        """The elements of a and b, one after the other, in another order: as many as that lists."""
+        mask = ir.Constant(ir.VectorType(ir.IntType(32), len(order)), order)
         return self.builder.shuffle_vector(a, b, mask)
 
     def turned_over(self, rows):
@@ -223,4 +223,4 @@ class Emitter:
 
     @staticmethod
     def size(element):
-        return 8 if element == ir.DoubleType() else 4
+        return 8 if element in (ir.DoubleType(), INT) else 4

@@ -1,84 +1,121 @@
-"""Pooling on all cores, a plane at a time; the definitions stand in kernels.reference.pool.
+"""Max-pooling on all cores; the definitions stand in kernels.reference.pool.
 
-A task is one plane (image, channel), so that the scatters of backward never collide. Max-pooling
-pads the plane with -inf in scratch memory and makes a vector of windows at a time; average pooling
-clips each window to its real taps once, after which no tap is tested.
+A task is one plane (image, channel), so that the scatters of backward never collide. It is pooled
+in strips that stay in the first cache: their rows are copied with margins of -inf to the left and
+right, the winners among the columns are found in each row, then those among the rows. Both go in
+the order of the definition, so that the first of equals wins.
 """
 
-import math
+from functools import lru_cache
 
 import numpy as np
 from numba import get_thread_id, njit, prange
 
 from kernels.cpu.emitter import VECTOR_BYTES
-from kernels.cpu.planes import phase_shape, split_phases, tap_offsets
-from kernels.cpu.simd import max_tile
+from kernels.cpu.lines import move_down
+from kernels.cpu.max_windows import line_max, split_rows, window_max
+from kernels.cpu.streams import fetch
+from kernels.cpu.tasks import chunk_bounds, group_size
 from kernels.cpu.threads import num_threads
 from kernels.cpu.workspace import empty, workspace
-from kernels.geometry import check_shape, pool_output_size
 from kernels.reference.pool import (
-    check_avg_pool2d_backward,
     check_images,
     check_max_pool2d,
     check_switch_range,
     check_switches,
-    window_counts,
 )
 
+# Elements of a strip: so few that reading, computing and writing take turns often.
+_STRIP = 400
+# Bytes: where a load and a store are a multiple of 4096 apart, the processor takes them for one
+# place, and waits.
+_APART = 512
 
-@njit(inline="always")
-def _clip(output, stride, before, size, dilation, extent):
-    """(first, stop) pixel of the real taps of one window along one axis, in steps of dilation."""
-    start = output * stride - before
-    stop = min(start + (size - 1) * dilation + 1, extent)
-    if start < 0:
-        start += ((-start + dilation - 1) // dilation) * dilation
-    return start, stop
+
+@njit(cache=True)
+def _pool_planes(x, y, switches, first, stop, scratch, taps, windows, sizes):
+    """The planes from `first` to `stop`."""
+    lines, best, winners, first_taps = scratch
+    starts, offsets, steps = taps
+    first_rows, row_counts, corners = windows
+    h, w, oh, ow, kh, sh, top, dh, used, pitch, strip = sizes
+    for plane in range(first, stop):
+        x0, y0 = plane * h * w, plane * oh * ow
+        known = end = 0  # the rows whose winners are known
+        for v0 in range(0, oh, strip):
+            v1 = min(oh, v0 + strip)
+            begin = max(0, v0 * sh - top)
+            kept = max(0, end - begin) * pitch
+            move_down(best, (begin - known) * pitch, 0, kept)
+            move_down(winners, (begin - known) * pitch, 0, kept)
+            r = max(begin, end)
+            known, end = begin, min(h, (v1 - 1) * sh - top + (kh - 1) * dh + 1)
+            # The strip after the next, which is on its way meanwhile.
+            length = strip * sh * w
+            ahead = x0 + end * w + length
+            fetch(x, ahead, min(length, x.size - ahead))
+            rows = end - r
+            split_rows(x, x0 + r * w, w, rows, lines, starts, pitch, used)
+            line_max(
+                lines, offsets, steps, steps.size, first_taps, rows * pitch, best, winners, kept
+            )
+            for v in range(v0, v1):
+                r = first_rows[v]
+                window_max(
+                    best, winners, (r - known) * pitch, dh * pitch, row_counts[v], r * w, dh * w,
+                    corners, y, switches, y0 + v * ow, ow,
+                )  # fmt: skip
 
 
 @njit(parallel=True, cache=True)
-def _max_pool(x, y, switches, memory, winners, layout, padding, offsets, steps, corners, first):
-    """All outputs of a plane lie flat, a vector of them is done at once: see kernels.cpu.planes.
-
-    Output f begins with pixel first[f], the first real tap of its window, as the winner, and the
-    pixels that its taps number are corners[f] plus steps[t].
-    """
-    oh, ow = y.shape[1:]
-    rows, pitch = layout[2:4]
-    size = first.size
-    lowest = x.dtype.type(-np.inf)
-    for plane in prange(x.shape[0]):
-        thread = get_thread_id()
-        flat, best = memory[thread, size:], memory[thread, :size]
-        winner = winners[thread]
-        split_phases(x[plane], flat, 0, rows * pitch, layout, padding[0], padding[2], lowest)
-        for f in range(0, size, VECTOR_BYTES // x.itemsize):
-            max_tile(flat, 0, offsets, steps, offsets.size, corners, first, f, best, winner)
-        for v in range(oh):
-            line = v * pitch
-            for u in range(ow):
-                y[plane, v, u] = best[line + u]
-                switches[plane, v, u] = winner[line + u]
+def _max_pool(
+    x, y, switches, reals, ints, starts, offsets, steps, first_rows, row_counts, corners, sizes,
+    planes, group,
+):  # fmt: skip
+    phases = starts.size
+    real, integer = reals.shape[1] // (phases + 3), ints.shape[1] // (phases + 3)
+    for task in prange((planes + group - 1) // group):
+        lines, numbers = reals[get_thread_id()], ints[get_thread_id()]
+        scratch = (
+            lines, lines[phases * real :], numbers[(phases + 1) * integer :],
+            numbers[(phases + 2) * integer :],
+        )  # fmt: skip
+        taps, windows = (starts, offsets, steps), (first_rows, row_counts, corners)
+        first, stop = chunk_bounds(task, group, planes)
+        _pool_planes(x, y, switches, first, stop, scratch, taps, windows, sizes)
 
 
-def _max_pool_plan(x_shape, y_shape, kernel_size, stride, padding, dilation):
-    """(layout, padding, offsets, steps, corners, first) of `_max_pool`."""
-    w = x_shape[3]
-    oh, ow = y_shape[2:]
-    layout = phase_shape((oh, ow), kernel_size, stride, dilation)
-    size = -(-oh * layout[3] // VECTOR_BYTES) * VECTOR_BYTES
-    v, u = np.divmod(np.arange(size), layout[3])
-    row, column = v * stride[0] - padding[0], u * stride[1] - padding[2]
-    real_row, real_column = (
-        np.where(start < 0, start % step, start)
-        for start, step in ((row, dilation[0]), (column, dilation[1]))
+@lru_cache
+def _max_pool_plan(plane_shape, output_shape, kernel_size, stride, padding, dilation, itemsize):
+    """(bytes of a slot, first_tap, starts, offsets, steps, corners, sizes)."""
+    (h, w), (oh, ow), (kh, kw), (sh, sw) = plane_shape, output_shape, kernel_size, stride
+    lanes = VECTOR_BYTES // itemsize
+    reach = [(k - 1) * d for k, d in zip(kernel_size, dilation, strict=True)]
+    pitch = ow + reach[1] // sw
+    overlap = max(0, reach[0] + 1 - sh)
+    strip = min(oh, max(1, overlap // sh, _STRIP // (sh * pitch)))
+    rows = min(h, (strip - 1) * sh + reach[0] + 1)
+    size = -(-rows * pitch // lanes) * lanes + lanes
+    slot = (size + reach[1] // sw + lanes) * itemsize
+    slot += (_APART - slot) % (2 * _APART)
+    phase = slot // itemsize
+    starts, offsets = (
+        columns % sw * phase + columns // sw
+        for columns in (np.arange(sw) + padding[2], np.arange(kw) * dilation[1])
     )
-    i, j = (np.arange(size) * step for size, step in zip(kernel_size, dilation, strict=True))
-    steps = np.add.outer(i * w, j).reshape(-1)
-    corners, first, steps = (
-        a.astype(np.int32) for a in (row * w + column, real_row * w + real_column, steps)
-    )
-    return layout, padding, tap_offsets(layout, kernel_size, dilation), steps, corners, first
+    steps = np.arange(kw, dtype=np.int32) * dilation[1]
+    corners = np.arange(ow + lanes, dtype=np.int32) * sw - padding[2]
+    lead = np.arange(size) % pitch * sw - padding[2]
+    first_tap = np.where(lead < 0, -(lead // dilation[1]) * dilation[1], 0)
+    row = np.arange(oh) * sh - padding[0]
+    first_row = np.where(row < 0, row % dilation[0], row)
+    row_count = (np.minimum(row + reach[0], h - 1) - first_row) // dilation[0] + 1
+    used = min(w, pitch * sw - padding[2])
+    sizes = h, w, oh, ow, kh, sh, padding[0], dilation[0], used, pitch, strip
+    return (
+        slot, first_tap.astype(np.int32), starts, offsets, steps, first_row, row_count, corners,
+        sizes,
+    )  # fmt: skip
 
 
 @njit(parallel=True, cache=True)
@@ -144,69 +181,16 @@ def _gather(x, switches, y):
     return outside
 
 
-@njit(parallel=True, cache=True)
-def _avg_pool(x, y, rows, columns, kernel_size, stride, padding):
-    planes, h, w = x.shape
-    oh, ow = y.shape[1:]
-    for plane in prange(planes):
-        for v in range(oh):
-            r0, r1 = _clip(v, stride[0], padding[0], kernel_size[0], 1, h)
-            for u in range(ow):
-                c0, c1 = _clip(u, stride[1], padding[2], kernel_size[1], 1, w)
-                total = 0.0
-                for r in range(r0, r1):
-                    for c in range(c0, c1):
-                        total += x[plane, r, c]
-                y[plane, v, u] = total / (rows[v] * columns[u])
-
-
-@njit(parallel=True, cache=True)
-def _avg_pool_backward(dy, dx, rows, columns, kernel_size, stride, padding):
-    planes, h, w = dx.shape
-    oh, ow = dy.shape[1:]
-    for plane in prange(planes):
-        total = np.zeros((h, w))
-        for v in range(oh):
-            r0, r1 = _clip(v, stride[0], padding[0], kernel_size[0], 1, h)
-            for u in range(ow):
-                c0, c1 = _clip(u, stride[1], padding[2], kernel_size[1], 1, w)
-                share = dy[plane, v, u] / (rows[v] * columns[u])
-                for r in range(r0, r1):
-                    for c in range(c0, c1):
-                        total[r, c] += share
-        for r in range(h):
-            for c in range(w):
-                dx[plane, r, c] = total[r, c]
-
-
-@njit(parallel=True, cache=True, fastmath={"reassoc", "nsz"})
-def _plane_means(x, y):
-    planes, size = x.shape
-    for plane in prange(planes):
-        total = 0.0
-        for p in range(size):
-            total += x[plane, p]
-        y[plane] = total / size
-
-
-@njit(parallel=True, cache=True)
-def _spread(values, x):
-    planes, size = x.shape
-    for plane in prange(planes):
-        for p in range(size):
-            x[plane, p] = values[plane]
+def _flat_planes(array):
+    """(N, C, H, W) as a contiguous (N C, H W)."""
+    n, c, h, w = array.shape
+    return np.ascontiguousarray(array).reshape(n * c, h * w)
 
 
 def _planes(array):
     """(N, C, H, W) as a contiguous (N C, H, W)."""
     n, c, h, w = array.shape
     return np.ascontiguousarray(array).reshape(n * c, h, w)
-
-
-def _flat_planes(array):
-    """(N, C, H, W) as a contiguous (N C, H W)."""
-    n, c, h, w = array.shape
-    return np.ascontiguousarray(array).reshape(n * c, h * w)
 
 
 def max_pool2d(x, kernel_size, stride, padding=(0, 0, 0, 0), dilation=(1, 1), ceil_mode=False):
@@ -217,13 +201,18 @@ def max_pool2d(x, kernel_size, stride, padding=(0, 0, 0, 0), dilation=(1, 1), ce
     whole = not ceil_mode or (x.shape[2] % 2 == 0 and x.shape[3] % 2 == 0)
     if (kernel_size, stride, padding, dilation, whole) == ((2, 2), (2, 2), (0,) * 4, (1, 1), True):
         _max_pool_2x2(*arrays)
-    else:
-        plan = _max_pool_plan(x.shape, y_shape, kernel_size, stride, padding, dilation)
-        threads, size = num_threads(), plan[-1].size
-        # The last vector may reach beyond the phases.
-        memory = workspace("pool", (threads, 2 * size + math.prod(plan[0][2:])), x.dtype)
-        winners = workspace("winners", (threads, size), np.int32)
-        _max_pool(*arrays, memory, winners, *plan)
+        return y, switches
+    slot, first_taps, *plan = _max_pool_plan(
+        x.shape[2:], y_shape[2:], kernel_size, stride, padding, dilation, x.itemsize
+    )
+    memory = workspace("pool", (num_threads(), (stride[1] + 3) * slot), np.uint8)
+    reals, ints = memory.view(x.dtype), memory.view(np.int32)
+    reals[:, : stride[1] * slot // x.itemsize].fill(-np.inf)
+    start = (stride[1] + 2) * slot // ints.itemsize
+    ints[:, start : start + first_taps.size] = first_taps
+    flat = (array.reshape(-1) for array in arrays)
+    planes, area = len(arrays[0]), x.shape[2] * x.shape[3]
+    _max_pool(*flat, reals, ints, *plan, planes, group_size(planes, area))
     return y, switches
 
 
@@ -246,45 +235,3 @@ def max_pool2d_gather(x, switches):
     if _gather(_flat_planes(x), _flat_planes(switches), _flat_planes(y)):
         check_switch_range(switches, x.shape[2:])  # which raises
     return y
-
-
-def avg_pool2d(
-    x, kernel_size, stride, padding=(0, 0, 0, 0), ceil_mode=False, count_include_pad=True
-):
-    """See kernels.reference.avg_pool2d."""
-    check_images("x", x)
-    n, c, h, w = x.shape
-    size = pool_output_size(h, w, kernel_size, stride, padding, (1, 1), ceil_mode)
-    y = empty((n, c, *size), x.dtype)
-    counts = window_counts(x.shape, y.shape, kernel_size, stride, padding, count_include_pad)
-    _avg_pool(_planes(x), _planes(y), *counts, kernel_size, stride, padding)
-    return y
-
-
-def avg_pool2d_backward(
-    dy, x_shape, kernel_size, stride, padding=(0, 0, 0, 0), ceil_mode=False, count_include_pad=True
-):
-    """See kernels.reference.avg_pool2d_backward."""
-    check_avg_pool2d_backward(dy, x_shape, kernel_size, stride, padding, ceil_mode)
-    dx = empty(x_shape, dy.dtype)
-    counts = window_counts(x_shape, dy.shape, kernel_size, stride, padding, count_include_pad)
-    _avg_pool_backward(_planes(dy), _planes(dx), *counts, kernel_size, stride, padding)
-    return dx
-
-
-def global_avg_pool2d(x):
-    """See kernels.reference.global_avg_pool2d."""
-    check_images("x", x)
-    y = empty((*x.shape[:2], 1, 1), x.dtype)
-    _plane_means(_flat_planes(x), y.reshape(-1))
-    return y
-
-
-def global_avg_pool2d_backward(dy, x_shape):
-    """See kernels.reference.global_avg_pool2d_backward."""
-    check_images("dy", dy)
-    n, c, h, w = x_shape
-    check_shape("dy", dy.shape, (n, c, 1, 1))
-    dx = empty(x_shape, dy.dtype)
-    _spread((dy / dy.dtype.type(h * w)).reshape(-1), _flat_planes(dx))
-    return dx

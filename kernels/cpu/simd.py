@@ -10,7 +10,6 @@ the index of the first element: no bounds are checked, the callers' arithmetic a
     dot_tile        y[r, c] += sum_k a[r, k] b[c, k]
     transpose_tile  a square of elements turned over, ROWS rows of it: interleave_tile
     transform_tile  a constant matrix on both axes of many small squares
-    max_tile        the largest element of each window, and where it lies
     store_run       a run of results, scaled, shifted, rectified; store_run_onto: added to others
 """
 
@@ -337,43 +336,6 @@ def transform_tile(matrix):
         ), emit
 
     return tile
-
-
-@intrinsic
-def max_tile(_, x, x0, offsets, steps, taps, corners, first, start, y, winners):
-    """For p in the vectors from `start` on: y[p] = max over t of x[x0 + offsets[t] + p].
-
-    winners[p] = corners[p] + steps[t] of the first t that has it, or first[p] where all are
-    -infinity. NaN is larger than any number, and the first NaN wins.
-    """
-
-    def emit(context, builder, signature, args):
-        e = Emitter(context, builder, signature, args)
-        at = args[7]
-        pixels = e.pointer(0, builder.add(args[1], at))
-        moves, numbers = e.pointer(2), e.pointer(3)
-        integer = ir.IntType(32)
-        corner = e.load_vector(e.pointer(5), at, integer)
-
-        def body(t, values):
-            best, winner = values
-            value = e.load_vector(builder.gep(pixels, [e.load(moves, t)]), INT(0))
-            # Unordered or greater lets a NaN win; an ordered best keeps the first NaN.
-            wins = builder.and_(
-                builder.fcmp_unordered(">", value, best), builder.fcmp_ordered("==", best, best)
-            )
-            number = builder.add(corner, e.splat(e.load(numbers, t)))
-            return builder.select(wins, value, best), builder.select(wins, number, winner)
-
-        lowest = ir.Constant(e.vector, [float("-inf")] * e.lanes)
-        initial = [lowest, e.load_vector(e.pointer(6), at, integer)]
-        best, winner = e.loop(args[4], INT(1), initial, body)
-        e.store_vector(best, e.pointer(8), at)
-        e.store_vector(winner, e.pointer(9), at)
-        return context.get_dummy_value()
-
-    return types.void(x, types.int64, offsets, steps, types.int64, corners, first, types.int64, y,
-                      winners), emit  # fmt: skip
 
 
 @intrinsic

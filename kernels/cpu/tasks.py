@@ -7,6 +7,13 @@ import numpy as np
 from numba import njit
 
 MIN_TASKS = 8  # enough for several cores
+# Elements that are worth a task of their own.
+_TASK_SIZE = 1 << 14
+
+
+def group_size(count: int, size: int) -> int:
+    """How many of `count` pieces of `size` elements make a task, at least one."""
+    return max(1, min(_TASK_SIZE // size, count // MIN_TASKS))
 
 
 @njit(inline="always")

@@ -118,9 +118,14 @@ class Pool2dParameters:
 
 
 @st.composite
-def pool2d_parameters(draw, max_batch=2, min_batch=1, max_extra=4, dilated=True):
+def pool2d_parameters(
+    draw, max_batch=2, min_batch=1, max_extra=4, dilated=True, max_kernel=3, max_stride=3
+):
     """Poolings with a non-empty output: overlapping or not, uneven padding, ceil_mode, dilation."""
-    kernel, stride = ((draw(st.integers(1, 3)), draw(st.integers(1, 3))) for _ in range(2))
+    kernel, stride = (
+        tuple(draw(st.integers(1, largest)) for _ in range(2))
+        for largest in (max_kernel, max_stride)
+    )
     dilation = (draw(st.integers(1, 2)), draw(st.integers(1, 2))) if dilated else (1, 1)
     padding = tuple(draw(st.integers(0, kernel[axis] // 2)) for axis in (0, 0, 1, 1))
     ceil_mode = draw(st.booleans())

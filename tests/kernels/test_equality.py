@@ -164,14 +164,23 @@ def test_conv_transpose2d(data, p, dtype):
     agree("conv_transpose2d", *arguments)
 
 
-@given(st.data(), pool2d_parameters(max_batch=3, min_batch=0, max_extra=8), dtypes)
-@settings(some, max_examples=60)
+# Planes of several strips and vectors, and windows with and without code of their own.
+wide_planes = {"max_batch": 3, "max_extra": 70, "max_kernel": 7, "max_stride": 6}
+
+
+@given(
+    st.data(),
+    pool2d_parameters(max_batch=3, min_batch=0, max_extra=8) | pool2d_parameters(**wide_planes),
+    dtypes,
+)
+@settings(some, max_examples=100)
 def test_max_pool2d(data, p, dtype):
     x = data.draw(arrays(p.x_shape, dtype))
     if data.draw(st.booleans()):  # ties and NaN
         x = np.round(x).astype(dtype)
         if x.size and data.draw(st.booleans()):
             x[np.random.default_rng(0).random(x.shape) < 0.3] = np.nan
+            x[np.random.default_rng(1).random(x.shape) < 0.3] = -np.inf
     arguments = (x, p.kernel_size, p.stride, p.padding, p.dilation, p.ceil_mode)
     try:
         reference.max_pool2d(*arguments)
@@ -216,17 +225,33 @@ def test_max_pool2d_by_hand():
 
 
 @given(
-    st.data(), pool2d_parameters(max_batch=3, min_batch=0, max_extra=8, dilated=False), dtypes,
+    st.data(),
+    pool2d_parameters(max_batch=3, min_batch=0, max_extra=8, dilated=False)
+    | pool2d_parameters(**wide_planes, dilated=False),
+    dtypes,
     st.booleans(),
-)  # fmt: skip
-@some
+)
+@settings(some, max_examples=100)
 def test_avg_pool2d(data, p, dtype, count_include_pad):
     x = data.draw(arrays(p.x_shape, dtype))
     settings_ = (p.kernel_size, p.stride, p.padding, p.ceil_mode, count_include_pad)
     y = agree("avg_pool2d", x, *settings_)
-    agree("avg_pool2d_backward", y, p.x_shape, *settings_)
+    for cache in (1 << 30, 0):  # the gradient through the caches, and past them
+        with mock.patch("kernels.cpu.streams._LAST_CACHE", cache):
+            agree("avg_pool2d_backward", y, p.x_shape, *settings_)
     y = agree("global_avg_pool2d", x)
     agree("global_avg_pool2d_backward", y, p.x_shape)
+
+
+def test_means_of_large_windows_keep_their_digits():
+    """Similar numbers, summed one by one, would lose a digit or two of float32."""
+    x = np.random.default_rng(0).uniform(1, 1.001, (2, 2, 3, 9000)).astype(np.float32)
+    settings_ = (3, 8500), (1, 1), (0, 0, 0, 0)
+    expected = reference.avg_pool2d(x, *settings_)
+    np.testing.assert_allclose(cpu.avg_pool2d(x, *settings_), expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        cpu.global_avg_pool2d(x), reference.global_avg_pool2d(x), rtol=3e-7
+    )
 
 
 matrix_sides = st.integers(0, 5) | st.integers(100, 180)
@@ -564,6 +589,9 @@ def test_results_do_not_depend_on_the_number_of_threads():
         results = [y, cpu.conv2d_input_grad(y, weight, x.shape)]
         results.append(cpu.conv2d_weight_grad(y, x, (3, 3)))
         results += [*cpu.max_pool2d(x, (3, 3), (2, 2)), *cpu.lrn(x, 5, 0.1, 0.75, 2.0)]
+        windows = (3, 3), (2, 2), (1, 1, 1, 1)
+        y = cpu.avg_pool2d(x, *windows)
+        results += [y, cpu.avg_pool2d_backward(y, x.shape, *windows), cpu.global_avg_pool2d(x)]
         results += cpu.batchnorm_train(x, gamma, gamma, 1e-5)
         results += cpu.batchnorm_backward(x, x, gamma, gamma, gamma)
         results += [cpu.softmax_cross_entropy(x, x)]
