@@ -2,22 +2,28 @@
 
 With one row for each weight of a filter, k = (c, i, j), and a column for each output, it is
 
-    dw[k, o] = sum_f x[row[k] + term[f]] dy[f, o],            f = (image, v, u),
+    dw[k, o] = sum_f x[row[k] + place[f]] dy[f, o],            f = (image, v, u),
 
 since what a weight meets at an output lies in the image at a place of its own plus one of the
-output's, whatever kernel, stride and dilation are. So x is read from where it lies, or, if it has
-to be padded, from planes in scratch memory. Only dy is turned over, so that the outputs of a pixel
-lie side by side: some pixels at a time, for a **strip** of outputs as wide as a tile of registers
-(kernels.cpu.simd), which stay in a first cache while all rows pass by. Vectors run along the
-outputs, of which there are many even where the image has but three channels.
+output's, whatever kernel, stride and dilation are. So x is read from where it lies. Only dy is
+turned over, so that the outputs of a pixel lie side by side: some pixels at a time, for a **strip**
+of outputs as wide as a tile of registers (kernels.cpu.simd), which stay in a first cache while all
+rows pass by. Vectors run along the outputs, of which there are many even where the image has but
+three channels.
 
-A task sums up some of the pixels for some rows and some strips: which, is chosen by what it costs
-(`_cut`). Sums over several shares of the pixels are added in order. How the work is cut depends on
-the shapes alone, never on the number of threads, and so do the results, to the last bit.
+ROWS channels make the rows of a tile, all of the same tap (i, j). Each tap has its own list of
+pixels: those that it does not meet in the padding. Channels beyond a multiple of ROWS would leave
+rows empty; there a tile holds several taps, and padded images are copied to **planes** in scratch
+memory, where all taps meet all pixels.
+
+A task sums up some of the pixels for some rows and some strips: which, is chosen by what it costs.
+Sums over several shares of the pixels are added in order. How the work is cut depends on the shapes
+alone, never on the number of threads, and so do the results, to the last bit.
 
 The algebra is that of kernels.reference.conv.
 """
 
+import math
 from functools import lru_cache
 from itertools import product
 from typing import NamedTuple
@@ -29,7 +35,7 @@ from kernels.cpu.emitter import ROWS, VECTORS, lanes
 from kernels.cpu.epilogue import plain
 from kernels.cpu.pixels import turn, turn_back
 from kernels.cpu.planes import grouped, split_phases
-from kernels.cpu.simd import gather_tiles
+from kernels.cpu.simd import gather_tiles, prefetch
 from kernels.cpu.tasks import MIN_TASKS, chunk_bounds, split
 from kernels.cpu.threads import num_threads
 from kernels.cpu.tiles import tile_count, tile_vectors
@@ -38,247 +44,336 @@ from kernels.cpu.workspace import empty, workspace
 # Pixels of a tile's sum, so many that a strip of their outputs stays in a first cache.
 _DEPTH = 128
 # Padded planes of a block should stay in a second cache; the places of its pixels are a list.
-_BLOCK_BYTES, _BLOCK_PIXELS = 512 << 10, 4096
+_BLOCK_BYTES, _BLOCK_PIXELS = 512 << 10, 1024
+# A larger dy is fetched ahead.
+_FETCHED_BYTES = 4 << 20
 # Rows of the gradient that one task gathers from several shares.
 _COLLECTED = 64
-# What an element costs that is turned over, padded, or collected from a share, and what a row of
-# pixels does that is copied: in products of a vector, as measured.
-_TURN, _PAD, _COLLECT, _LINE = 0.35, 0.15, 0.5, 25
+# What it costs to turn over an element, to gather one of a share, and to copy a row and each of its
+# elements to a plane: in products of a vector, as measured.
+_TURN, _COLLECT, _LINE, _COPY = 0.7, 2.5, 25, 0.15
+
+
+class _Cut(NamedTuple):
+    """Into how many pieces the work is cut, each combination of which is a task's."""
+
+    shares: int  # of the pixels
+    parts: int  # of the rows
+    slices: int  # of the strips
+
+
+class _Block(NamedTuple):
+    """The pixels whose places are a list: of some images, or of a band of one."""
+
+    images: int
+    height: int  # output rows
+    lines: int  # rows of a plane
+    pitch: int  # elements of a row
+    step: int  # from one image to the next
+    plane: int  # from one channel to the next
+    number: int  # of blocks
+    planes: bool  # whether they are copied to planes
 
 
 class _Plan(NamedTuple):
     """How the work is cut: the same for every call with these shapes."""
 
-    images: int  # of a block
-    height: int  # output rows of a block
-    lines: int  # rows of a plane of a block
-    pitch: int  # elements of a row of a plane
-    plane: int  # elements of a channel of a block
-    blocks: int
-    shares: int  # of the blocks,
-    parts: int  # of the rows,
-    slices: int  # and of the strips; each of them is a task's
-    rows: np.ndarray  # where the pixel of each weight lies in a block, for its first output,
-    terms: np.ndarray  # and how much farther for each output
+    cut: _Cut
+    block: _Block
+    rows: np.ndarray  # where the pixel of each weight lies for a block's first output
+    lists: np.ndarray  # the number of the list of each band and tap
+    bounds: np.ndarray  # where in its list each pixel would stand
+    places: np.ndarray  # of each pixel of each list: how much farther, and in the turned dy
 
 
 @lru_cache(maxsize=256)
-def _plan(n, groups, channels, extent, outputs, size, kernel_size, stride, padded, dilation, dtype):
+def _plan(x_shape, dy_shape, kernel_size, stride, padding, dilation, dtype):
+    """For x (N, G, C, H, W) and dy (N, G, O, OH, OW)."""
+    n, groups, channels, *extent = x_shape
+    outputs, *size = dy_shape[2:]
+    taps, width = math.prod(kernel_size), lanes(dtype)
+    planes = padding != (0, 0, 0, 0) and channels % ROWS != 0
+    row_blocks, strips = -(-channels * taps // ROWS), tile_count.py_func(outputs, width)
+
+    def cost(cut, block):
+        """What the longest task takes, and those that the same core may have to do."""
+        pixels = -(-block.number // cut.shares) * block.images * block.height * size[1]
+        rows = -(-row_blocks // cut.parts) * ROWS
+        vectors = min(-(-strips // cut.slices) * VECTORS, -(-outputs // width))
+        cycles = pixels * vectors * (rows + _TURN * width)
+        if planes:
+            lines = min(channels, rows // taps + ROWS) * block.images * block.lines
+            cycles += -(-block.number // cut.shares) * lines * (_LINE + _COPY * block.pitch)
+        if cut.shares > 1:
+            cycles += _COLLECT * cut.shares * channels * taps * outputs / MIN_TASKS
+        return cycles * -(-groups * math.prod(cut) // MIN_TASKS)
+
+    options = []
+    for cut in product((1, 2, 4, 8), repeat=3):
+        cut = _Cut(*cut)
+        block = _block(x_shape, size, kernel_size, stride, dilation, planes, cut.shares, dtype)
+        if (math.prod(cut) <= MIN_TASKS and cut.shares <= block.number
+                and cut.parts <= row_blocks and cut.slices <= strips):  # fmt: skip
+            options.append((cost(cut, block), cut, block))
+    _, cut, block = min(options)
+    before = (0, 0) if planes else (padding[0], padding[2])
+    everywhere = planes or padding == (0, 0, 0, 0)
+    lists = _lists(block, size, extent, kernel_size, stride, before, dilation, everywhere, dtype)
+    plan = _Plan(cut, block, _rows(block, channels, kernel_size, dilation), *lists)
+    for array in plan[2:]:
+        array.flags.writeable = False
+    return plan
+
+
+def _block(x_shape, size, kernel_size, stride, dilation, planes, shares, dtype):
+    """As many pixels as fit, but enough blocks for so many shares."""
+    n, groups, channels, *extent = x_shape
     oh, ow = size
     reach = [(k - 1) * d + 1 for k, d in zip(kernel_size, dilation, strict=True)]
-    pitch = (ow - 1) * stride[1] + reach[1] if padded else extent[1]
+    images = max(1, min(n // shares, _BLOCK_PIXELS // (oh * ow)))
+    height = max(1, min(oh, _BLOCK_PIXELS // ow, -(-oh * n // shares)))
+    lines, pitch = extent
+    if planes:
+        pitch = (ow - 1) * stride[1] + reach[1]
+        fitting = _BLOCK_BYTES // (channels * pitch * dtype.itemsize)
+        height = max(1, min(height, (fitting - reach[0]) // stride[0] + 1))
+        images = max(1, min(images, fitting // ((oh - 1) * stride[0] + reach[0])))
+    if height < oh:
+        images = 1
+    images, height = -(-n // -(-n // images)), -(-oh // -(-oh // height))
+    if planes:
+        lines = (height - 1) * stride[0] + reach[0]
+    step, plane = lines * pitch, images * lines * pitch
+    if not planes:
+        step, plane = groups * channels * step, step
+    number = -(-n // images) * -(-oh // height)
+    return _Block(images, height, lines, pitch, step, plane, number, planes)
 
-    def block(shares):
-        """(images, output rows, rows of a plane) of a block, so that there are enough of them."""
-        images = max(1, min(n // shares, _BLOCK_PIXELS // (oh * ow)))
-        height = min(oh, max(1, _BLOCK_PIXELS // ow), -(-oh * n // shares))
-        if padded:
-            row_bytes = channels * pitch * dtype.itemsize
-            fits = max(1, (_BLOCK_BYTES // row_bytes - reach[0]) // stride[0] + 1)
-            lines = (oh - 1) * stride[0] + reach[0]
-            images = max(1, min(images, _BLOCK_BYTES // (lines * row_bytes)))
-            height = min(height, fits)
-        if height < oh:
-            images = 1
-        height = -(-oh // -(-oh // height))
-        images = -(-n // -(-n // images))
-        return images, height, (height - 1) * stride[0] + reach[0] if padded else extent[0]
 
-    cuts = (2**i for i in range(MIN_TASKS.bit_length()))
-    images, height, lines, blocks, cut = 0, 0, 0, 0, None
-    least = np.inf
-    weights = channels * kernel_size[0] * kernel_size[1]
-    width = lanes(dtype)
-    for shares, parts, slices in product(list(cuts), repeat=3):
-        if shares * parts * slices > MIN_TASKS:
-            continue
-        some = block(shares)
-        number = -(-n // some[0]) * -(-oh // some[1])
-        strips = tile_count.py_func(outputs, width)
-        row_blocks = -(-weights // ROWS)
-        if shares > number or parts > row_blocks or slices > strips:
-            continue
-        pixels = -(-number // shares) * some[0] * some[1] * ow
-        own_rows = -(-row_blocks // parts) * ROWS
-        vectors = min(-(-strips // slices) * VECTORS, -(-outputs // width))
-        cost = pixels * vectors * (own_rows + _TURN * width)
-        if padded:
-            own = min(channels, own_rows // (kernel_size[0] * kernel_size[1]) + 1)
-            cost += -(-number // shares) * own * some[0] * some[2] * (_LINE + _PAD * pitch)
-        if shares > 1:
-            cost += _COLLECT * shares * weights * outputs / MIN_TASKS
-        cost *= -(-groups * shares * parts * slices // MIN_TASKS)
-        if cost < least:
-            least, cut, (images, height, lines), blocks = cost, (shares, parts, slices), some, number
-    plane = images * lines * pitch if padded else extent[0] * extent[1]
-    c, i, j = np.indices((channels, *kernel_size)).reshape(3, -1)
-    rows = c * plane + i * dilation[0] * pitch + j * dilation[1]
-    rows = np.pad(rows, (0, -weights % ROWS), "edge")
-    image, v, u = np.indices((images, height, ow)).reshape(3, -1)
-    step = lines * pitch if padded else groups * channels * plane
-    terms = image * step + v * stride[0] * pitch + u * stride[1]
-    for array in (rows, terms):
-        array.flags.writeable = False
-    return _Plan(images, height, lines, pitch, plane, blocks, *cut, rows, terms)
+def _rows(block, channels, kernel_size, dilation):
+    """Where each weight's pixel lies: in the order (ROWS channels, tap, channel), whole tiles."""
+    c, i, j = np.indices((channels, *kernel_size))
+    places = c * block.plane + i * dilation[0] * block.pitch + j * dilation[1]
+    places = places.reshape(channels, -1)
+    rows = np.concatenate(
+        [places[c : c + ROWS].T.reshape(-1) for c in range(0, channels, ROWS)]
+    )
+    return np.pad(rows, (0, -len(rows) % ROWS), "edge")
+
+
+def _lists(block, size, extent, kernel_size, stride, before, dilation, everywhere, dtype):
+    """(lists, bounds, places) of a plan; all pixels are in all lists, or but those in the image."""
+    image, v, u = np.indices((block.images, block.height, size[1])).reshape(3, -1)
+    bands = np.arange(-(-size[0] // block.height)) * block.height
+    i, j = (np.arange(k) * d - b for k, d, b in zip(kernel_size, dilation, before, strict=True))
+    line = (np.add.outer(bands, v)[:, None, None] * stride[0]) + i[:, None, None]
+    column = u * stride[1] + j[:, None]
+    inside = (line >= 0) & (line < extent[0]) & (column >= 0) & (column < extent[1])
+    inside |= everywhere
+    kinds, lists = np.unique(inside.reshape(-1, len(image)), axis=0, return_inverse=True)
+    bounds = np.concatenate([[0], np.cumsum(kinds)])
+    pixel = np.nonzero(kinds)[1]
+    places = image * block.step + v * stride[0] * block.pitch + u * stride[1]
+    places = np.stack([places[pixel], pixel * VECTORS * lanes(dtype)], axis=1)
+    return lists.reshape(len(bands), -1), bounds, places.reshape(-1)
 
 
 @njit(cache=True)
-def _load_planes(x, image0, count, g, channels, planes, layout, plane, top, left):
+def _load_planes(x, image0, count, g, channels, planes, block, top, left):
     """The padded planes of some channels, (first, last), of a group of `count` images."""
-    size = layout[2] * layout[3]
+    layout = (1, 1, block.lines, block.pitch, 1, 1)
     for c in range(channels[0], channels[1]):
         for image in range(count):
-            at = c * plane + image * size
+            at = c * block.plane + image * block.step
             split_phases(x[image0 + image, g, c], planes, at, 0, layout, top, left, 0)
 
 
 @njit(cache=True)
-def _turn_pixels(dy, first, area, step, lines, outputs, panel, f, depth, width):
+def _turn_pixels(dy, first, area, step, run, outputs, panel, f, depth, width):
     """panel (depth, tile) = dy of the pixels f to f + depth of a block and some outputs.
 
-    Its images have `lines` pixels each and are `step` apart, the planes of an image `area`.
+    Its images have `run` pixels each and are `step` apart, the planes of an image `area`.
     """
-    done = 0
+    tile, done = VECTORS * width, 0
     while done < depth:
-        image, p = (f + done) // lines, (f + done) % lines
-        run = min(lines - p, depth - done)
-        turn(
-            dy, first + image * step + p, area, outputs, run, panel, done * VECTORS * width,
-            VECTORS * width, width,
-        )  # fmt: skip
-        done += run
+        image, p = split(f + done, run)
+        some = min(run - p, depth - done)
+        source = first + image * step + p
+        turn(dy, source, area, outputs, some, panel, done * tile, tile, width)
+        done += some
 
 
 @njit(cache=True)
-def _store(sums, first, step, shares, rows, outputs, weight_grad, target, pitch, epilogue, width):
-    """weight_grad[target + o pitch + k] = the sum over the shares of sums[first + (k, o)].
+def _fetch_pixels(dy, first, planes, step, run, outputs, f, depth):
+    """Bring into a second cache what `_turn_pixels` will read of some outputs, (first, last)."""
+    done = 0
+    while done < depth:
+        image, p = split(f + done, run)
+        some = min(run - p, depth - done)
+        prefetch(dy, first + image * step + p, planes, outputs[0], outputs[1], some)
+        done += some
 
-    The shares are `step` apart; it is gathered in the first.
+
+@njit(inline="always")
+def _steps(pixels, s0, s1):
+    """How often a panel is filled for the pixels of a block and the strips s0 to s1."""
+    return -(-pixels // _DEPTH) * (s1 - s0)
+
+
+@njit(inline="always")
+def _step(step, pixels, s0, s1, vectors):
+    """(strip, its first vector, how many, first pixel, how many) of a panel."""
+    chunks, chunk, s = -(-pixels // _DEPTH), step // (s1 - s0), s0 + step % (s1 - s0)
+    first, count = tile_vectors(s, vectors)
+    f = chunk * pixels // chunks
+    return s, first, count, f, (chunk + 1) * pixels // chunks - f
+
+
+@njit(cache=True)
+def _store(sums, first, step, shares, k0, k1, outputs, weight_grad, target, shape, epilogue, width):
+    """weight_grad[target + o C T + (c, t)] = the sum over the shares of sums[first + (k, o)].
+
+    For the rows k0 to k1 of `shape` (C, T). The shares are `step` apart; the first gathers them.
     """
+    channels, taps = shape
     tile = VECTORS * width
     for share in range(1, shares):
-        for i in range(rows * tile):
-            sums[first + i] += sums[first + share * step + i]
-    turn_back(
-        sums, first, tile, rows, outputs, weight_grad, target, pitch, epilogue, 0, width
-    )
+        for i in range(first + k0 * tile, first + k1 * tile):
+            sums[i] += sums[i + share * step]
+    if taps == 1:
+        turn_back(
+            sums, first + k0 * tile, tile, min(k1, channels) - k0, outputs, weight_grad,
+            target + k0, channels, epilogue, 0, width,
+        )  # fmt: skip
+        return
+    for c in range(k0 // (ROWS * taps) * ROWS, channels):
+        c0 = c // ROWS * ROWS
+        size = min(ROWS, channels - c0)
+        row = c0 * taps + c - c0
+        if c0 * taps >= k1:
+            break
+        t0, t1 = max(0, -((row - k0) // size)), min(taps, -((row - k1) // size))
+        if t0 < t1:
+            turn_back(
+                sums, first + (row + t0 * size) * tile, size * tile, t1 - t0, outputs, weight_grad,
+                target + c * taps + t0, channels * taps, epilogue, 0, width,
+            )  # fmt: skip
 
 
 @njit(parallel=True, cache=True)
-def _weight_grad(dy, x, sums, weight_grad, scratch, rows, terms, block, before, stride, cut,
-                 epilogue, width):  # fmt: skip
+def _weight_grad(dy, x, sums, weight_grad, scratch, rows, lists, bounds, places, block, before,
+                 stride, cut, fetched, epilogue, width):  # fmt: skip
     """sums (S, G, strips, rows, tile): each over its share of the pixels, for `weight_grad`.
 
     If there is one share only, they go there at once.
     """
     n, groups, outputs, oh, ow = dy.shape
-    channels, h, w = x.shape[2:]
-    images, height, lines, pitch, plane, blocks, padded = block
-    shares, parts, slices = cut
-    strips, taps, tile = sums.shape[2], weight_grad.shape[3], VECTORS * width
-    bands, vectors = -(-oh // height), -(-outputs // width)
-    weights, row_blocks = channels * taps, rows.size // ROWS
+    channels, taps = weight_grad.shape[2:]
+    strips, tile = sums.shape[2], VECTORS * width
+    bands, vectors = lists.shape[0], -(-outputs // width)
+    row_blocks, area, dy_step = rows.size // ROWS, oh * ow, groups * outputs * oh * ow
+    pixels = block.images * block.height * ow
     flat_x, flat_dy, flat_sums = x.reshape(x.size), dy.reshape(dy.size), sums.reshape(sums.size)
     flat_grad = weight_grad.reshape(weight_grad.size)
-    for task in prange(shares * groups * parts * slices):
-        rest, part = split(task, parts)
-        rest, piece = split(rest, slices)
+    dy_planes = np.arange(tile) * area
+    for task in prange(cut.shares * groups * cut.parts * cut.slices):
+        rest, part = split(task, cut.parts)
+        rest, piece = split(rest, cut.slices)
         share, g = split(rest, groups)
-        b0, b1 = part * row_blocks // parts, (part + 1) * row_blocks // parts
-        s0, s1 = piece * strips // slices, (piece + 1) * strips // slices
+        b0, b1 = part * row_blocks // cut.parts, (part + 1) * row_blocks // cut.parts
+        s0, s1 = piece * strips // cut.slices, (piece + 1) * strips // cut.slices
         sums[share, g, s0:s1, b0 * ROWS : b1 * ROWS] = 0
-        some = b0 * ROWS // taps, (min(b1 * ROWS, weights) - 1) // taps + 1
         panel = scratch[get_thread_id(), : (_DEPTH + width) * tile]
         planes = scratch[get_thread_id(), (_DEPTH + width) * tile :]
-        source = planes if padded else flat_x
-        for index in range(share * blocks // shares, (share + 1) * blocks // shares):
+        own = b0 // taps * ROWS, min(channels, ((b1 - 1) // taps + 1) * ROWS)
+        for index in range(
+            share * block.number // cut.shares, (share + 1) * block.number // cut.shares
+        ):
             image_group, band = split(index, bands)
-            image0, v0 = image_group * images, band * height
-            count, own = min(images, n - image0), min(height, oh - v0) * ow
-            base = 0
-            if padded:
+            image0, v0 = image_group * block.images, band * block.height
+            count, run = min(block.images, n - image0), min(block.height, oh - v0) * ow
+            source, base = flat_x, (image0 * groups + g) * channels * block.plane
+            base += (v0 * stride[0] - before[0]) * block.pitch - before[1]
+            if block.planes:
                 _load_planes(
-                    x, image0, count, g, some, planes, (1, 1, lines, pitch, 1, 1), plane,
-                    before[0] - v0 * stride[0], before[1],
+                    x, image0, count, g, own, planes, block, before[0] - v0 * stride[0], before[1]
+                )
+                source, base = planes, 0
+            first = ((image0 * groups + g) * outputs * oh + v0) * ow
+            total = count * run
+            for step in range(_steps(total, s0, s1)):
+                s, v, wide, f, depth = _step(step, total, s0, s1, vectors)
+                _turn_pixels(
+                    flat_dy, first + v * width * area, area, dy_step, run,
+                    min(wide * width, outputs - v * width), panel, f, depth, width,
                 )  # fmt: skip
-            else:
-                base = (image0 * groups + g) * channels * plane + v0 * stride[0] * pitch
-            chunks = -(-count * own // _DEPTH)
-            for chunk in range(chunks):
-                f = chunk * count * own // chunks
-                depth = (chunk + 1) * count * own // chunks - f
-                for s in range(s0, s1):
-                    v, wide = tile_vectors(s, vectors)
-                    o = v * width
-                    _turn_pixels(
-                        flat_dy, (((image0 * groups + g) * outputs + o) * oh + v0) * ow, oh * ow,
-                        groups * outputs * oh * ow, own, min(wide * width, outputs - o), panel, f,
-                        depth, width,
-                    )  # fmt: skip
-                    at = ((share * groups + g) * strips + s) * rows.size * tile
-                    for b in range(b0, b1):
-                        gather_tiles(
-                            source, base, rows, b * ROWS, terms, f, depth, panel, 0, tile,
-                            flat_sums, at + b * ROWS * tile, tile, wide,
+                # What is turned over next is on its way while this is computed.
+                _, v, more, f1, coming = _step(step + 1, total, s0, s1, vectors)
+                more = min(more * width, outputs - v * width)
+                for b in range(b0, b1):
+                    if fetched and f1 < total:
+                        i, tiles = b - b0, b1 - b0
+                        _fetch_pixels(
+                            flat_dy, first + v * width * area, dy_planes, dy_step, run,
+                            (i * more // tiles, (i + 1) * more // tiles), f1, coming,
                         )  # fmt: skip
-        if shares == 1:
+                    entry = lists[band, b % taps] * pixels + f
+                    start, end = bounds[entry], bounds[entry + depth]
+                    at = ((share * groups + g) * strips + s) * rows.size + b * ROWS
+                    gather_tiles(
+                        source, base, rows, b * ROWS, places, start, end - start, panel, -f * tile,
+                        flat_sums, at * tile, tile, wide,
+                    )  # fmt: skip
+        if cut.shares == 1:
             for s in range(s0, s1):
                 v, wide = tile_vectors(s, vectors)
-                o, k = v * width, b0 * ROWS
+                o = v * width
                 _store(
-                    flat_sums, ((g * strips + s) * rows.size + k) * tile, 0, 1,
-                    min(b1 * ROWS, weights) - k, min(wide * width, outputs - o), flat_grad,
-                    (g * outputs + o) * weights + k, weights, epilogue, width,
+                    flat_sums, (g * strips + s) * rows.size * tile, 0, 1, b0 * ROWS, b1 * ROWS,
+                    min(wide * width, outputs - o), flat_grad,
+                    (g * outputs + o) * channels * taps, (channels, taps), epilogue, width,
                 )  # fmt: skip
 
 
 @njit(parallel=True, cache=True)
 def _collect(sums, weight_grad, epilogue, width):
-    """weight_grad (G, O, C, kh kw) = the sums over S."""
+    """weight_grad (G, O, C, T) = the sums over S."""
     groups, outputs, channels, taps = weight_grad.shape
     shares, _, strips, rows, tile = sums.shape
-    weights, vectors = channels * taps, -(-outputs // width)
-    pieces = -(-weights // _COLLECTED)
+    pieces, vectors = -(-rows // _COLLECTED), -(-outputs // width)
     flat_sums, flat_grad = sums.reshape(sums.size), weight_grad.reshape(weight_grad.size)
     for task in prange(groups * strips * pieces):
         rest, piece = split(task, pieces)
         g, s = split(rest, strips)
         v, wide = tile_vectors(s, vectors)
-        k0, k1 = chunk_bounds(piece, _COLLECTED, weights)
+        k0, k1 = chunk_bounds(piece, _COLLECTED, rows)
         o = v * width
         _store(
-            flat_sums, ((g * strips + s) * rows + k0) * tile, groups * strips * rows * tile, shares,
-            k1 - k0, min(wide * width, outputs - o), flat_grad,
-            (g * outputs + o) * weights + k0, weights, epilogue, width,
+            flat_sums, (g * strips + s) * rows * tile, groups * strips * rows * tile, shares, k0,
+            k1, min(wide * width, outputs - o), flat_grad, (g * outputs + o) * channels * taps,
+            (channels, taps), epilogue, width,
         )  # fmt: skip
 
 
 def weight_grad_pixels(dy, x, weight_shape, stride, padding, dilation, groups):
     """The gradient by the weight, of `weight_shape`."""
-    n, outputs, *size = dy.shape
     channels, *kernel_size = weight_shape[1:]
-    outputs //= groups
     x, dy = grouped(x, groups), grouped(dy, groups)
-    padded = padding != (0, 0, 0, 0)
-    plan = _plan(
-        n, groups, channels, x.shape[3:], outputs, tuple(size), tuple(kernel_size), stride, padded,
-        dilation, x.dtype,
-    )  # fmt: skip
-    width = lanes(x.dtype)
-    tile, strips = VECTORS * width, tile_count(outputs, width)
-    shares = (plan.shares, groups, strips, len(plan.rows), tile)
-    # With what a vector of them reaches beyond the last.
-    sums = workspace("shares", (int(np.prod(shares)) + width * tile,), x.dtype)
-    sums = sums[: int(np.prod(shares))].reshape(shares)
-    planes = channels * plan.plane if padded else 0
-    scratch = workspace("conv", (num_threads(), (_DEPTH + width) * tile + planes), x.dtype)
-    weight_grad = empty((groups, outputs, channels, kernel_size[0] * kernel_size[1]), x.dtype)
-    block = plan.images, plan.height, plan.lines, plan.pitch, plan.plane, plan.blocks, padded
+    outputs, width = dy.shape[2], lanes(x.dtype)
+    plan = _plan(x.shape, dy.shape, tuple(kernel_size), stride, padding, dilation, x.dtype)
+    tile = VECTORS * width
+    shape = plan.cut.shares, groups, tile_count(outputs, width), len(plan.rows), tile
+    # With what a square of elements reaches beyond the last rows, and beyond a panel.
+    sums = workspace("shares", (math.prod(shape) + width * ROWS * tile,), x.dtype)
+    sums = sums[: math.prod(shape)].reshape(shape)
+    size = (_DEPTH + width) * tile + (channels * plan.block.plane if plan.block.planes else 0)
+    scratch = workspace("conv", (num_threads(), size), x.dtype)
+    weight_grad = empty((groups, outputs, channels, math.prod(kernel_size)), x.dtype)
     epilogue = plain(tile, x.dtype)
     _weight_grad(
-        dy, x, sums, weight_grad, scratch, plan.rows, plan.terms, block, (padding[0], padding[2]),
-        stride, (plan.shares, plan.parts, plan.slices), epilogue, width,
+        dy, x, sums, weight_grad, scratch, *plan[2:], plan.block, (padding[0], padding[2]), stride,
+        plan.cut, dy.nbytes > _FETCHED_BYTES, epilogue, width,
     )  # fmt: skip
-    if plan.shares > 1:
+    if plan.cut.shares > 1:
         _collect(sums, weight_grad, epilogue, width)
     return weight_grad.reshape(weight_shape)
