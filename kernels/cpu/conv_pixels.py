@@ -41,8 +41,8 @@ from kernels.cpu.threads import num_threads
 from kernels.cpu.tiles import tile_count, tile_vectors
 from kernels.cpu.workspace import empty, workspace
 
-# Pixels of a tile's sum, so many that a strip of their outputs stays in a first cache.
-_DEPTH = 128
+# A strip of outputs of the pixels of a tile's sum stays in a first cache.
+_PANEL_BYTES = 26 << 10
 # Padded planes of a block should stay in a second cache; the places of its pixels are a list.
 _BLOCK_BYTES, _BLOCK_PIXELS = 512 << 10, 1024
 # A larger dy is fetched ahead.
@@ -80,6 +80,7 @@ class _Plan(NamedTuple):
 
     cut: _Cut
     block: _Block
+    panel: tuple[int, int]  # pixels, outputs of the widest strip
     rows: np.ndarray  # where the pixel of each weight lies for a block's first output
     lists: np.ndarray  # the number of the list of each band and tap
     bounds: np.ndarray  # where in its list each pixel would stand
@@ -116,11 +117,13 @@ def _plan(x_shape, dy_shape, kernel_size, stride, padding, dilation, dtype):
                 and cut.parts <= row_blocks and cut.slices <= strips):  # fmt: skip
             options.append((cost(cut, block), cut, block))
     _, cut, block = min(options)
+    tile = width * max(tile_vectors.py_func(s, -(-outputs // width))[1] for s in range(strips))
+    panel = _PANEL_BYTES // (tile * dtype.itemsize), tile
     before = (0, 0) if planes else (padding[0], padding[2])
     everywhere = planes or padding == (0, 0, 0, 0)
-    lists = _lists(block, size, extent, kernel_size, stride, before, dilation, everywhere, dtype)
-    plan = _Plan(cut, block, _rows(block, channels, kernel_size, dilation), *lists)
-    for array in plan[2:]:
+    lists = _lists(block, size, extent, kernel_size, stride, before, dilation, everywhere, tile)
+    plan = _Plan(cut, block, panel, _rows(block, channels, kernel_size, dilation), *lists)
+    for array in plan[3:]:
         array.flags.writeable = False
     return plan
 
@@ -161,7 +164,7 @@ def _rows(block, channels, kernel_size, dilation):
     return np.pad(rows, (0, -len(rows) % ROWS), "edge")
 
 
-def _lists(block, size, extent, kernel_size, stride, before, dilation, everywhere, dtype):
+def _lists(block, size, extent, kernel_size, stride, before, dilation, everywhere, tile):
     """(lists, bounds, places) of a plan; all pixels are in all lists, or but those in the image."""
     image, v, u = np.indices((block.images, block.height, size[1])).reshape(3, -1)
     bands = np.arange(-(-size[0] // block.height)) * block.height
@@ -174,7 +177,7 @@ def _lists(block, size, extent, kernel_size, stride, before, dilation, everywher
     bounds = np.concatenate([[0], np.cumsum(kinds)])
     pixel = np.nonzero(kinds)[1]
     places = image * block.step + v * stride[0] * block.pitch + u * stride[1]
-    places = np.stack([places[pixel], pixel * VECTORS * lanes(dtype)], axis=1)
+    places = np.stack([places[pixel], pixel * tile], axis=1)
     return lists.reshape(len(bands), -1), bounds, places.reshape(-1)
 
 
@@ -189,12 +192,12 @@ def _load_planes(x, image0, count, g, channels, planes, block, top, left):
 
 
 @njit(cache=True)
-def _turn_pixels(dy, first, area, step, run, outputs, panel, f, depth, width):
+def _turn_pixels(dy, first, area, step, run, outputs, panel, tile, f, depth, width):
     """panel (depth, tile) = dy of the pixels f to f + depth of a block and some outputs.
 
     Its images have `run` pixels each and are `step` apart, the planes of an image `area`.
     """
-    tile, done = VECTORS * width, 0
+    done = 0
     while done < depth:
         image, p = split(f + done, run)
         some = min(run - p, depth - done)
@@ -215,28 +218,28 @@ def _fetch_pixels(dy, first, planes, step, run, outputs, f, depth):
 
 
 @njit(inline="always")
-def _steps(pixels, s0, s1):
-    """How often a panel is filled for the pixels of a block and the strips s0 to s1."""
-    return -(-pixels // _DEPTH) * (s1 - s0)
+def _steps(pixels, most, s0, s1):
+    """How often a panel of `most` is filled for the pixels of a block and the strips s0 to s1."""
+    return -(-pixels // most) * (s1 - s0)
 
 
 @njit(inline="always")
-def _step(step, pixels, s0, s1, vectors):
+def _step(step, pixels, most, s0, s1, vectors):
     """(strip, its first vector, how many, first pixel, how many) of a panel."""
-    chunks, chunk, s = -(-pixels // _DEPTH), step // (s1 - s0), s0 + step % (s1 - s0)
+    chunks, chunk, s = -(-pixels // most), step // (s1 - s0), s0 + step % (s1 - s0)
     first, count = tile_vectors(s, vectors)
     f = chunk * pixels // chunks
     return s, first, count, f, (chunk + 1) * pixels // chunks - f
 
 
 @njit(cache=True)
-def _store(sums, first, step, shares, k0, k1, outputs, weight_grad, target, shape, epilogue, width):
+def _store(sums, first, step, shares, tile, k0, k1, outputs, weight_grad, target, shape, epilogue,
+           width):  # fmt: skip
     """weight_grad[target + o C T + (c, t)] = the sum over the shares of sums[first + (k, o)].
 
     For the rows k0 to k1 of `shape` (C, T). The shares are `step` apart; the first gathers them.
     """
     channels, taps = shape
-    tile = VECTORS * width
     for share in range(1, shares):
         for i in range(first + k0 * tile, first + k1 * tile):
             sums[i] += sums[i + share * step]
@@ -261,15 +264,15 @@ def _store(sums, first, step, shares, k0, k1, outputs, weight_grad, target, shap
 
 
 @njit(parallel=True, cache=True)
-def _weight_grad(dy, x, sums, weight_grad, scratch, rows, lists, bounds, places, block, before,
-                 stride, cut, fetched, epilogue, width):  # fmt: skip
+def _weight_grad(dy, x, sums, weight_grad, scratch, rows, lists, bounds, places, block, most,
+                 before, stride, cut, fetched, epilogue, width):  # fmt: skip
     """sums (S, G, strips, rows, tile): each over its share of the pixels, for `weight_grad`.
 
     If there is one share only, they go there at once.
     """
     n, groups, outputs, oh, ow = dy.shape
     channels, taps = weight_grad.shape[2:]
-    strips, tile = sums.shape[2], VECTORS * width
+    strips, tile = sums.shape[2], sums.shape[4]
     bands, vectors = lists.shape[0], -(-outputs // width)
     row_blocks, area, dy_step = rows.size // ROWS, oh * ow, groups * outputs * oh * ow
     pixels = block.images * block.height * ow
@@ -283,8 +286,8 @@ def _weight_grad(dy, x, sums, weight_grad, scratch, rows, lists, bounds, places,
         b0, b1 = part * row_blocks // cut.parts, (part + 1) * row_blocks // cut.parts
         s0, s1 = piece * strips // cut.slices, (piece + 1) * strips // cut.slices
         sums[share, g, s0:s1, b0 * ROWS : b1 * ROWS] = 0
-        panel = scratch[get_thread_id(), : (_DEPTH + width) * tile]
-        planes = scratch[get_thread_id(), (_DEPTH + width) * tile :]
+        panel = scratch[get_thread_id(), : (most + width) * tile]
+        planes = scratch[get_thread_id(), (most + width) * tile :]
         own = b0 // taps * ROWS, min(channels, ((b1 - 1) // taps + 1) * ROWS)
         for index in range(
             share * block.number // cut.shares, (share + 1) * block.number // cut.shares
@@ -301,21 +304,22 @@ def _weight_grad(dy, x, sums, weight_grad, scratch, rows, lists, bounds, places,
                 source, base = planes, 0
             first = ((image0 * groups + g) * outputs * oh + v0) * ow
             total = count * run
-            for step in range(_steps(total, s0, s1)):
-                s, v, wide, f, depth = _step(step, total, s0, s1, vectors)
+            for step in range(_steps(total, most, s0, s1)):
+                s, v, wide, f, depth = _step(step, total, most, s0, s1, vectors)
                 _turn_pixels(
                     flat_dy, first + v * width * area, area, dy_step, run,
-                    min(wide * width, outputs - v * width), panel, f, depth, width,
+                    min(wide * width, outputs - v * width), panel, tile, f, depth,
+                    width,
                 )  # fmt: skip
                 # What is turned over next is on its way while this is computed.
-                _, v, more, f1, coming = _step(step + 1, total, s0, s1, vectors)
+                _, v, more, f1, coming = _step(step + 1, total, most, s0, s1, vectors)
                 more = min(more * width, outputs - v * width)
                 for b in range(b0, b1):
-                    if fetched and f1 < total:
-                        i, tiles = b - b0, b1 - b0
+                    some = (b - b0) * more // (b1 - b0), (b + 1 - b0) * more // (b1 - b0)
+                    if fetched and some[0] < some[1] and f1 < total:
                         _fetch_pixels(
-                            flat_dy, first + v * width * area, dy_planes, dy_step, run,
-                            (i * more // tiles, (i + 1) * more // tiles), f1, coming,
+                            flat_dy, first + v * width * area, dy_planes, dy_step, run, some, f1,
+                            coming,
                         )  # fmt: skip
                     entry = lists[band, b % taps] * pixels + f
                     start, end = bounds[entry], bounds[entry + depth]
@@ -329,9 +333,9 @@ def _weight_grad(dy, x, sums, weight_grad, scratch, rows, lists, bounds, places,
                 v, wide = tile_vectors(s, vectors)
                 o = v * width
                 _store(
-                    flat_sums, (g * strips + s) * rows.size * tile, 0, 1, b0 * ROWS, b1 * ROWS,
-                    min(wide * width, outputs - o), flat_grad,
-                    (g * outputs + o) * channels * taps, (channels, taps), epilogue, width,
+                    flat_sums, (g * strips + s) * rows.size * tile, 0, 1, tile, b0 * ROWS,
+                    b1 * ROWS, min(wide * width, outputs - o), flat_grad, (g * outputs + o)
+                    * channels * taps, (channels, taps), epilogue, width,
                 )  # fmt: skip
 
 
@@ -349,8 +353,8 @@ def _collect(sums, weight_grad, epilogue, width):
         k0, k1 = chunk_bounds(piece, _COLLECTED, rows)
         o = v * width
         _store(
-            flat_sums, (g * strips + s) * rows * tile, groups * strips * rows * tile, shares, k0,
-            k1, min(wide * width, outputs - o), flat_grad, (g * outputs + o) * channels * taps,
+            flat_sums, (g * strips + s) * rows * tile, groups * strips * rows * tile, shares, tile,
+            k0, k1, min(wide * width, outputs - o), flat_grad, (g * outputs + o) * channels * taps,
             (channels, taps), epilogue, width,
         )  # fmt: skip
 
@@ -361,18 +365,18 @@ def weight_grad_pixels(dy, x, weight_shape, stride, padding, dilation, groups):
     x, dy = grouped(x, groups), grouped(dy, groups)
     outputs, width = dy.shape[2], lanes(x.dtype)
     plan = _plan(x.shape, dy.shape, tuple(kernel_size), stride, padding, dilation, x.dtype)
-    tile = VECTORS * width
+    most, tile = plan.panel
     shape = plan.cut.shares, groups, tile_count(outputs, width), len(plan.rows), tile
     # With what a square of elements reaches beyond the last rows, and beyond a panel.
     sums = workspace("shares", (math.prod(shape) + width * ROWS * tile,), x.dtype)
     sums = sums[: math.prod(shape)].reshape(shape)
-    size = (_DEPTH + width) * tile + (channels * plan.block.plane if plan.block.planes else 0)
+    size = (most + width) * tile + (channels * plan.block.plane if plan.block.planes else 0)
     scratch = workspace("conv", (num_threads(), size), x.dtype)
     weight_grad = empty((groups, outputs, channels, math.prod(kernel_size)), x.dtype)
     epilogue = plain(tile, x.dtype)
     _weight_grad(
-        dy, x, sums, weight_grad, scratch, *plan[2:], plan.block, (padding[0], padding[2]), stride,
-        plan.cut, dy.nbytes > _FETCHED_BYTES, epilogue, width,
+        dy, x, sums, weight_grad, scratch, *plan[3:], plan.block, most,
+        (padding[0], padding[2]), stride, plan.cut, dy.nbytes > _FETCHED_BYTES, epilogue, width,
     )  # fmt: skip
     if plan.cut.shares > 1:
         _collect(sums, weight_grad, epilogue, width)
