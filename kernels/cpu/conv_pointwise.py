@@ -43,12 +43,17 @@ def is_pointwise(weight_shape, padding) -> bool:
 
 @njit(parallel=True, cache=True)
 def _side_by_side(x, pixels, stride, size):
-    """pixels (G, C, N OH OW) of x (N, G, C, H, W), flat."""
+    """pixels (G, C, N OH OW) of x (N, G, C, H, W), flat.
+
+    Image by image, as their product is shared out: what a core has written, it will read.
+    """
     n, groups, channels = x.shape[:3]
     area, flat = size[0] * size[1], x.reshape(x.size)
-    for task in prange(groups * channels):
-        g, c = split(task, channels)
-        for image in range(n):
+    pieces = min(channels, -(-MIN_TASKS // n))
+    for task in prange(n * groups * pieces):
+        rest, piece = split(task, pieces)
+        image, g = split(rest, groups)
+        for c in range(piece * channels // pieces, (piece + 1) * channels // pieces):
             at = ((g * channels + c) * n + image) * area
             if stride == (1, 1):
                 copy(pixels, at, flat, ((image * groups + g) * channels + c) * area, area)
