@@ -12,7 +12,7 @@ rows pass by. Vectors run along the outputs, of which there are many even where 
 three channels.
 
 ROWS channels make the rows of a tile, all of the same tap (i, j). Each tap has its own list of
-pixels: those that it does not meet in the padding. Channels beyond a multiple of ROWS would leave
+pixels: those that it does not meet in the padding, where a NaN of dy is lost on it. Channels beyond a multiple of ROWS would leave
 rows empty; there a tile holds several taps, and padded images are copied to **planes** in scratch
 memory, where all taps meet all pixels.
 
@@ -60,6 +60,11 @@ class _Cut(NamedTuple):
     shares: int  # of the pixels
     parts: int  # of the rows
     slices: int  # of the strips
+
+
+_CUTS = [
+    _Cut(*cut) for cut in product((1, 2, 4, 8), repeat=3) if math.prod(cut) <= MIN_TASKS
+]
 
 
 class _Block(NamedTuple):
@@ -110,11 +115,9 @@ def _plan(x_shape, dy_shape, kernel_size, stride, padding, dilation, dtype):
         return cycles * -(-groups * math.prod(cut) // MIN_TASKS)
 
     options = []
-    for cut in product((1, 2, 4, 8), repeat=3):
-        cut = _Cut(*cut)
+    for cut in _CUTS:
         block = _block(x_shape, size, kernel_size, stride, dilation, planes, cut.shares, dtype)
-        if (math.prod(cut) <= MIN_TASKS and cut.shares <= block.number
-                and cut.parts <= row_blocks and cut.slices <= strips):  # fmt: skip
+        if cut.shares <= block.number and cut.parts <= row_blocks and cut.slices <= strips:
             options.append((cost(cut, block), cut, block))
     _, cut, block = min(options)
     tile = width * max(tile_vectors.py_func(s, -(-outputs // width))[1] for s in range(strips))
