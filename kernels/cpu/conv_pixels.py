@@ -12,9 +12,9 @@ rows pass by. Vectors run along the outputs, of which there are many even where 
 three channels.
 
 ROWS channels make the rows of a tile, all of the same tap (i, j). Each tap has its own list of
-pixels: those that it does not meet in the padding, where a NaN of dy is lost on it. Channels beyond a multiple of ROWS would leave
-rows empty; there a tile holds several taps, and padded images are copied to **planes** in scratch
-memory, where all taps meet all pixels.
+pixels: those that it does not meet in the padding, where a NaN of dy is lost on it. Channels
+beyond a multiple of ROWS would leave rows empty; there a tile holds several taps, and padded images
+are copied to **planes** in scratch memory, where all taps meet all pixels.
 
 A task sums up some of the pixels for some rows and some strips: which, is chosen by what it costs.
 Sums over several shares of the pixels are added in order. How the work is cut depends on the shapes
@@ -38,20 +38,18 @@ from kernels.cpu.planes import grouped, split_phases
 from kernels.cpu.simd import gather_tiles, prefetch
 from kernels.cpu.tasks import MIN_TASKS, chunk_bounds, split
 from kernels.cpu.threads import num_threads
-from kernels.cpu.tiles import tile_count, tile_vectors
+from kernels.cpu.tiles import PANEL_BYTES, TURN, tile_count, tile_vectors, widest_strip
 from kernels.cpu.workspace import empty, workspace
 
-# A strip of outputs of the pixels of a tile's sum stays in a first cache.
-_PANEL_BYTES = 26 << 10
 # Padded planes of a block should stay in a second cache; the places of its pixels are a list.
 _BLOCK_BYTES, _BLOCK_PIXELS = 512 << 10, 1024
 # A larger dy is fetched ahead.
 _FETCHED_BYTES = 4 << 20
 # Rows of the gradient that one task gathers from several shares.
 _COLLECTED = 64
-# What it costs to turn over an element, to gather one of a share, and to copy a row and each of its
-# elements to a plane: in products of a vector, as measured.
-_TURN, _COLLECT, _LINE, _COPY = 0.7, 2.5, 25, 0.15
+# What it costs to gather an element of a share, and to copy a row and each of its elements to a
+# plane: in products of a vector, as measured.
+_COLLECT, _LINE, _COPY = 2.5, 25, 0.15
 
 
 class _Cut(NamedTuple):
@@ -106,7 +104,7 @@ def _plan(x_shape, dy_shape, kernel_size, stride, padding, dilation, dtype):
         pixels = -(-block.number // cut.shares) * block.images * block.height * size[1]
         rows = -(-row_blocks // cut.parts) * ROWS
         vectors = min(-(-strips // cut.slices) * VECTORS, -(-outputs // width))
-        cycles = pixels * vectors * (rows + _TURN * width)
+        cycles = pixels * vectors * (rows + TURN * width)
         if planes:
             lines = min(channels, rows // taps + ROWS) * block.images * block.lines
             cycles += -(-block.number // cut.shares) * lines * (_LINE + _COPY * block.pitch)
@@ -120,8 +118,8 @@ def _plan(x_shape, dy_shape, kernel_size, stride, padding, dilation, dtype):
         if cut.shares <= block.number and cut.parts <= row_blocks and cut.slices <= strips:
             options.append((cost(cut, block), cut, block))
     _, cut, block = min(options)
-    tile = width * max(tile_vectors.py_func(s, -(-outputs // width))[1] for s in range(strips))
-    panel = _PANEL_BYTES // (tile * dtype.itemsize), tile
+    tile = widest_strip(outputs, width)
+    panel = PANEL_BYTES // (tile * dtype.itemsize), tile
     before = (0, 0) if planes else (padding[0], padding[2])
     everywhere = planes or padding == (0, 0, 0, 0)
     lists = _lists(block, size, extent, kernel_size, stride, before, dilation, everywhere, tile)

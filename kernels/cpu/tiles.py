@@ -24,6 +24,11 @@ from kernels.cpu.workspace import workspace
 # What a tile reads of the source for one part should stay in a first cache, a part of the filters
 # and the sums of a group in a second one.
 PART_BYTES, _FILTER_BYTES, _SUM_BYTES = 24 << 10, 256 << 10, 384 << 10
+# And in a first one, where filters or gradients are turned over to be read as rows of a tile, those
+# of as many terms as a tile sums up.
+PANEL_BYTES = 26 << 10
+# What it costs to turn over an element, in products of a vector, as measured.
+TURN = 0.7
 _MAX_GROUP = 8
 _PACK_BLOCKS = 8
 
@@ -111,6 +116,13 @@ def tile_vectors(tile, vectors):
     if vectors > 1 and last == vectors - 1:
         last -= 1
     return first, last - first
+
+
+def widest_strip(columns: int, width: int) -> int:
+    """Elements of the widest of the tiles that so many columns are cut into."""
+    vectors = -(-columns // width)
+    tiles = range(tile_count.py_func(columns, width))
+    return width * max(tile_vectors.py_func(t, vectors)[1] for t in tiles)
 
 
 @njit(cache=True)
