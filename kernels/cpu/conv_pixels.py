@@ -33,12 +33,21 @@ from numba import get_thread_id, njit, prange
 
 from kernels.cpu.emitter import ROWS, VECTORS, lanes
 from kernels.cpu.epilogue import plain
+from kernels.cpu.gather import gather_tiles
 from kernels.cpu.pixels import turn, turn_back
 from kernels.cpu.planes import grouped, split_phases
-from kernels.cpu.simd import gather_tiles, prefetch
+from kernels.cpu.simd import prefetch
 from kernels.cpu.tasks import MIN_TASKS, chunk_bounds, split
 from kernels.cpu.threads import num_threads
-from kernels.cpu.tiles import PANEL_BYTES, TURN, tile_count, tile_vectors, widest_strip
+from kernels.cpu.tiles import (
+    PANEL_BYTES,
+    TURN,
+    panel_step,
+    panel_steps,
+    tile_count,
+    tile_vectors,
+    widest_strip,
+)
 from kernels.cpu.workspace import empty, workspace
 
 # Padded planes of a block should stay in a second cache; the places of its pixels are a list.
@@ -218,21 +227,6 @@ def _fetch_pixels(dy, first, planes, step, run, outputs, f, depth):
         done += some
 
 
-@njit(inline="always")
-def _steps(pixels, most, s0, s1):
-    """How often a panel of `most` is filled for the pixels of a block and the strips s0 to s1."""
-    return -(-pixels // most) * (s1 - s0)
-
-
-@njit(inline="always")
-def _step(step, pixels, most, s0, s1, vectors):
-    """(strip, its first vector, how many, first pixel, how many) of a panel."""
-    chunks, chunk, s = -(-pixels // most), step // (s1 - s0), s0 + step % (s1 - s0)
-    first, count = tile_vectors(s, vectors)
-    f = chunk * pixels // chunks
-    return s, first, count, f, (chunk + 1) * pixels // chunks - f
-
-
 @njit(cache=True)
 def _store(sums, first, step, shares, tile, k0, k1, outputs, weight_grad, target, shape, epilogue,
            width):  # fmt: skip
@@ -305,15 +299,15 @@ def _weight_grad(dy, x, sums, weight_grad, scratch, rows, lists, bounds, places,
                 source, base = planes, 0
             first = ((image0 * groups + g) * outputs * oh + v0) * ow
             total = count * run
-            for step in range(_steps(total, most, s0, s1)):
-                s, v, wide, f, depth = _step(step, total, most, s0, s1, vectors)
+            for step in range(panel_steps(total, most, s0, s1)):
+                s, v, wide, f, depth = panel_step(step, total, most, s0, s1, vectors)
                 _turn_pixels(
                     flat_dy, first + v * width * area, area, dy_step, run,
                     min(wide * width, outputs - v * width), panel, tile, f, depth,
                     width,
                 )  # fmt: skip
                 # What is turned over next is on its way while this is computed.
-                _, v, more, f1, coming = _step(step + 1, total, most, s0, s1, vectors)
+                _, v, more, f1, coming = panel_step(step + 1, total, most, s0, s1, vectors)
                 more = min(more * width, outputs - v * width)
                 for b in range(b0, b1):
                     some = (b - b0) * more // (b1 - b0), (b + 1 - b0) * more // (b1 - b0)

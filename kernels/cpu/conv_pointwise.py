@@ -24,9 +24,10 @@ from numba import get_thread_id, njit, prange
 
 from kernels.cpu.emitter import ROWS, VECTORS, lanes
 from kernels.cpu.epilogue import in_vectors, plain
+from kernels.cpu.gather import gather_tiles
 from kernels.cpu.pixels import turn, turn_back
 from kernels.cpu.planes import grouped
-from kernels.cpu.simd import copy, gather_tiles
+from kernels.cpu.simd import copy, prefetch
 from kernels.cpu.tasks import MIN_TASKS, split
 from kernels.cpu.threads import num_threads
 from kernels.cpu.tiles import (
@@ -35,6 +36,8 @@ from kernels.cpu.tiles import (
     TURN,
     group_size,
     pack_filters,
+    panel_step,
+    panel_steps,
     store_tiles,
     sum_tiles,
     tile_count,
@@ -204,7 +207,7 @@ def _multiply_gathered(x, weight, strides, y, scratch, rows, places, plane, cut,
     blocks, pixels = rows.size // ROWS, images * size[0] * size[1]
     vectors, strips = -(-outputs // width), tile_count(outputs, width)
     flat = y.reshape(y.size)
-    chunks = -(-channels // depth)
+    lines = np.arange(tile) * strides[1]
     for task in prange(groups * parts * slices):
         rest, piece = split(task, slices)
         g, part = split(rest, parts)
@@ -213,19 +216,26 @@ def _multiply_gathered(x, weight, strides, y, scratch, rows, places, plane, cut,
         room, own = (depth + width) * tile, (b1 - b0) * ROWS * tile
         panel, sums = scratch[get_thread_id(), :room], scratch[get_thread_id(), room:]
         sums[: (s1 - s0) * own] = 0
-        for step in range(chunks * (s1 - s0)):
-            chunk, s = step // (s1 - s0), step % (s1 - s0)
-            k, stop = chunk * channels // chunks, (chunk + 1) * channels // chunks
-            v, wide = tile_vectors(s0 + s, vectors)
+        for step in range(panel_steps(channels, depth, s0, s1)):
+            s, v, wide, k, terms = panel_step(step, channels, depth, s0, s1, vectors)
             o = v * width
             _turn_filters(
                 weight, g * strides[0] + o * strides[1] + k * strides[2], strides[1:],
-                min(wide * width, outputs - o), stop - k, panel, tile, width,
+                min(wide * width, outputs - o), terms, panel, tile, width,
             )  # fmt: skip
+            # What is turned over next is on its way while this is computed.
+            _, v, more, k1, coming = panel_step(step + 1, channels, depth, s0, s1, vectors)
+            more = min(more * width, outputs - v * width) if k1 < channels else 0
+            ahead = g * strides[0] + v * width * strides[1] + k1 * strides[2]
             for b in range(b0, b1):
+                i, count = b - b0, b1 - b0
+                if strides[2] == 1:
+                    prefetch(
+                        weight, ahead, lines, i * more // count, (i + 1) * more // count, coming
+                    )
                 gather_tiles(
-                    x, g * channels * plane, rows, b * ROWS, places, k, stop - k, panel, -k * tile,
-                    sums, s * own + (b - b0) * ROWS * tile, tile, wide,
+                    x, g * channels * plane, rows, b * ROWS, places, k, terms, panel, -k * tile,
+                    sums, (s - s0) * own + i * ROWS * tile, tile, wide,
                 )  # fmt: skip
         for s in range(s0, s1):
             v, wide = tile_vectors(s, vectors)

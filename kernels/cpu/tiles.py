@@ -118,6 +118,21 @@ def tile_vectors(tile, vectors):
     return first, last - first
 
 
+@njit(inline="always")
+def panel_steps(terms, most, s0, s1):
+    """How often a panel of `most` terms is filled for all terms and the strips s0 to s1."""
+    return -(-terms // most) * (s1 - s0)
+
+
+@njit(inline="always")
+def panel_step(step, terms, most, s0, s1, vectors):
+    """(strip, its first vector, how many, first term, how many) of a panel."""
+    chunks, chunk, s = -(-terms // most), step // (s1 - s0), s0 + step % (s1 - s0)
+    first, count = tile_vectors(s, vectors)
+    k = chunk * terms // chunks
+    return s, first, count, k, (chunk + 1) * terms // chunks - k
+
+
 def widest_strip(columns: int, width: int) -> int:
     """Elements of the widest of the tiles that so many columns are cut into."""
     vectors = -(-columns // width)
