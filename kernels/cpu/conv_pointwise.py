@@ -2,37 +2,54 @@
 
     y[o, p] = sum_c w[o, c] x[c, p]
 
-is summed by tiles (kernels.cpu.tiles) that read the pixels where they are, without padding or
-columns. Images whose pixels do not fill vectors, or of which the stride leaves pixels out, are put
-side by side first: (C, N OH OW) is one image to the product. The gradient by the input is the same
-with the filters turned over.
+is summed by tiles without padding or columns, in one of two ways. Where the pixels of a plane fill
+vectors, these are read as they lie (kernels.cpu.tiles). Small images do not fill them, and a stride
+leaves pixels out; then vectors run along the outputs,
 
-How the work is cut depends on the shapes alone, never on the number of threads, and so do the
-results, to the last bit.
+    y[p, o] = sum_c x[row[p] + c H W] w[c, o],
+
+whatever pixels of whatever images make the rows of a tile. The filters of a **strip** of outputs,
+as wide as a tile, are turned over, some channels at a time, and stay in a first cache while the
+pixels pass by; the sums are turned back when they are stored.
+
+The gradient by the input is the same with the filters turned over. How the work is cut depends on
+the shapes alone, never on the number of threads, and so do the results, to the last bit.
 """
+
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numba import get_thread_id, njit, prange
 
 from kernels.cpu.emitter import ROWS, VECTORS, lanes
-from kernels.cpu.epilogue import plain
-from kernels.cpu.planes import grouped, split_phases
-from kernels.cpu.simd import copy
+from kernels.cpu.epilogue import in_vectors, plain
+from kernels.cpu.gather import gather_tiles
+from kernels.cpu.pixels import turn, turn_back
+from kernels.cpu.planes import grouped
+from kernels.cpu.simd import copy, prefetch
 from kernels.cpu.tasks import MIN_TASKS, split
 from kernels.cpu.threads import num_threads
 from kernels.cpu.tiles import (
+    PANEL_BYTES,
     PART_BYTES,
+    TURN,
     group_size,
     pack_filters,
+    panel_step,
+    panel_steps,
     store_tiles,
     sum_tiles,
     tile_count,
+    tile_vectors,
+    widest_strip,
 )
 from kernels.cpu.workspace import workspace
 
-# Blocks of outputs of a task: their filters for one part stay in a second cache.
+# Blocks of outputs, or of scattered pixels, of a task: the filters of the former for one part, and
+# the sums of the latter, stay in a second cache.
 _MAX_BLOCKS = 64
-# Vectors that are filled by less than this are worth putting images side by side.
+# Pixels that fill vectors by less than this are gathered.
 _FILLED = 0.9
 
 
@@ -42,29 +59,14 @@ def is_pointwise(weight_shape, padding) -> bool:
 
 
 @njit(parallel=True, cache=True)
-def _side_by_side(x, pixels, stride, size):
-    """pixels (G, C, N OH OW) of x (N, G, C, H, W), flat."""
-    n, groups, channels = x.shape[:3]
-    area, flat = size[0] * size[1], x.reshape(x.size)
-    for task in prange(groups * channels):
-        g, c = split(task, channels)
-        for image in range(n):
-            at = ((g * channels + c) * n + image) * area
-            if stride == (1, 1):
-                copy(pixels, at, flat, ((image * groups + g) * channels + c) * area, area)
-            else:
-                split_phases(x[image, g, c], pixels, at, 0, (*stride, *size, 1, 1), 0, 0, 0)
+def _multiply(x, filters, y, scratch, offsets, counts, cut, place, target, epilogue, width):
+    """y (N, G, O, H W) from flat images of `columns` columns each.
 
-
-@njit(parallel=True, cache=True)
-def _multiply(source, filters, y, scratch, offsets, counts, cut, place, target, epilogue, width):
-    """y (N, G, O, H W) from a flat source of images of `columns` columns each.
-
-    `counts`: (images in the source, columns of each, room behind its last tile, blocks, depth).
-    `cut`: into how many pieces the tiles, and the outputs, are cut.
+    `counts`: (columns, blocks, depth). `cut`: into how many pieces the tiles, and the outputs, are
+    cut.
     """
-    images, columns, room, blocks, depth = counts
-    groups, outputs, area = y.shape[1:]
+    columns, blocks, depth = counts
+    images, groups, outputs, area = y.shape
     channels = offsets.size
     tiles = tile_count(columns, width)
     flat = y.reshape(y.size)
@@ -78,28 +80,20 @@ def _multiply(source, filters, y, scratch, offsets, counts, cut, place, target, 
         out = scratch[get_thread_id()]
         base = (image * groups + g) * channels * columns
         sum_tiles(
-            filters[g], (blocks, b0, b1, depth), source, base, offsets, some, columns, room, out,
+            filters[g], (blocks, b0, b1, depth), x, base, offsets, some, columns, columns, out,
             width,
         )  # fmt: skip
         store_tiles(
-            out, (b1 - b0) * ROWS, some, columns, room, flat,
+            out, (b1 - b0) * ROWS, some, columns, columns, flat,
             ((image * groups + g) * outputs + o0) * area, (g * outputs + o0, o1 - o0,
             groups * outputs), place, area, target, epilogue, width,
         )  # fmt: skip
 
 
-def _product(x, weight, strides, y, stride, size, target, epilogue):
-    """y (N, G, O, H W) from every stride-th pixel, `size` of them, of x (N, G, C, H, W)."""
-    n, groups, channels = x.shape[:3]
-    outputs, width, pixels = y.shape[2], lanes(x.dtype), size[0] * size[1]
-    vectors = -(-pixels // width)
-    if stride == (1, 1) and pixels >= VECTORS * width and pixels >= _FILLED * vectors * width:
-        source, images, columns, room = x.reshape(-1), n, pixels, pixels
-    else:
-        images, columns = 1, n * pixels
-        room = columns + VECTORS * width
-        source = workspace("pixels", (groups * channels * columns + VECTORS * width,), x.dtype)
-        _side_by_side(x, source, stride, size)
+def _planes(x, weight, strides, y, size, target, epilogue):
+    """y (N, G, O, H W) from all pixels of x (N, G, C, H, W) as they lie."""
+    images, groups, channels = x.shape[:3]
+    outputs, width, columns = y.shape[2], lanes(x.dtype), size[0] * size[1]
     tiles, blocks = tile_count(columns, width), -(-outputs // ROWS)
     parts = -(-blocks // _MAX_BLOCKS)
     pieces = -(-tiles // group_size(-(-blocks // parts) * ROWS, x.dtype))
@@ -114,10 +108,174 @@ def _product(x, weight, strides, y, stride, size, target, epilogue):
     most = -(-tiles // pieces) * rows * VECTORS * width
     scratch = workspace("conv", (num_threads(), most), x.dtype)
     _multiply(
-        source, filters.packed, y, scratch, np.arange(channels) * columns,
-        (images, columns, room, filters.blocks, filters.depth), (pieces, parts),
+        x.reshape(-1), filters.packed, y, scratch, np.arange(channels) * columns,
+        (columns, filters.blocks, filters.depth), (pieces, parts),
         (size[1], size[0], size[0], size[1]), target, epilogue, width,
     )  # fmt: skip
+
+
+class _Plan(NamedTuple):
+    """How a product of gathered pixels is cut: the same for every call with these shapes."""
+
+    parts: int  # of the pixels
+    slices: int  # of the strips
+    tile: int  # outputs of the widest strip
+    rows: np.ndarray  # where each pixel lies, whole tiles of them
+    places: np.ndarray  # of each channel: how much farther, and in the turned filters
+
+
+@lru_cache(maxsize=256)
+def _plan(x_shape, outputs, size, stride, dtype):
+    n, groups, channels, h, w = x_shape
+    width = lanes(dtype)
+    vectors, strips = -(-outputs // width), tile_count.py_func(outputs, width)
+    image, v, u = np.indices((n, *size)).reshape(3, -1)
+    rows = image * (groups * channels * h * w) + v * stride[0] * w + u * stride[1]
+    rows = np.pad(rows, (0, -len(rows) % ROWS), "edge")
+    blocks = len(rows) // ROWS
+
+    def cost(cut):
+        """What all tasks take, if each takes as long as the longest."""
+        parts, slices = cut
+        most = min(-(-strips // slices) * VECTORS, vectors)
+        return parts * slices * most * (-(-blocks // parts) * ROWS + TURN * width)
+
+    cuts = [
+        (max(-(-blocks // _MAX_BLOCKS), -(-MIN_TASKS // (slices * groups))), slices)
+        for slices in (1, 2, 4, 8)
+        if slices <= strips
+    ]
+    parts, slices = min(cuts, key=cost)
+    tile = widest_strip(outputs, width)
+    places = np.stack([np.arange(channels) * h * w, np.arange(channels) * tile], axis=1)
+    plan = _Plan(min(parts, blocks), slices, tile, rows, places.reshape(-1))
+    for array in plan[3:]:
+        array.flags.writeable = False
+    return plan
+
+
+@njit(cache=True)
+def _turn_filters(weight, first, strides, outputs, terms, panel, tile, width):
+    """panel (terms, tile) from weight[first] on, with `strides` of outputs and terms."""
+    if strides[0] == 1:
+        for k in range(terms):
+            copy(panel, k * tile, weight, first + k * strides[1], outputs)
+    else:
+        turn(weight, first, strides[0], outputs, terms, panel, 0, tile, width)
+
+
+@njit(cache=True)
+def _store(sums, first, tile, pixels, outputs, y, planes, size, target, spare, epilogue, channel,
+           width):  # fmt: skip
+    """The sums (pixels, tile) from `first` on to the planes of y, which begin at `planes`.
+
+    `pixels`: the first, counted over all images, and the last. `planes`: (first, elements from one
+    image to the next, from one output to the next). `target`: see `store_tiles`; `spare`: memory.
+    """
+    row_step, column_step, _, _, y_pitch = target
+    area = size[0] * size[1]
+    p = pixels[0]
+    while p < pixels[1]:
+        image, q = split(p, area)
+        at = planes[0] + image * planes[1]
+        run = min(area - q, pixels[1] - p)
+        source = first + (p - pixels[0]) * tile
+        if row_step * column_step == 1:
+            turn_back(
+                sums, source, tile, run, outputs, y, at + q, planes[2], epilogue, channel, width
+            )
+        else:
+            run = min(run, spare.size // outputs)
+            turn_back(sums, source, tile, run, outputs, spare, 0, run, epilogue, channel, width)
+            for i in range(run):
+                v, u = split(q + i, size[1])
+                pixel = at + v * row_step * y_pitch + u * column_step
+                for o in range(outputs):
+                    y[pixel + o * planes[2]] = spare[o * run + i]
+        p += run
+
+
+@njit(parallel=True, cache=True)
+def _multiply_gathered(x, weight, strides, y, scratch, rows, places, plane, cut, tile, depth, size,
+                       target, epilogue, width):  # fmt: skip
+    """y (N, G, O, H W) from flat x, whose planes have `plane` elements, and flat weights.
+
+    `depth`: the channels of a panel. Scale and shift fill vectors, group by group.
+    """
+    images, groups, outputs, area = y.shape
+    channels, parts, slices = places.size // 2, cut[0], cut[1]
+    blocks, pixels = rows.size // ROWS, images * size[0] * size[1]
+    vectors, strips = -(-outputs // width), tile_count(outputs, width)
+    flat = y.reshape(y.size)
+    lines = np.arange(tile) * strides[1]
+    for task in prange(groups * parts * slices):
+        rest, piece = split(task, slices)
+        g, part = split(rest, parts)
+        b0, b1 = part * blocks // parts, (part + 1) * blocks // parts
+        s0, s1 = piece * strips // slices, (piece + 1) * strips // slices
+        room, own = (depth + width) * tile, (b1 - b0) * ROWS * tile
+        panel, sums = scratch[get_thread_id(), :room], scratch[get_thread_id(), room:]
+        sums[: (s1 - s0) * own] = 0
+        for step in range(panel_steps(channels, depth, s0, s1)):
+            s, v, wide, k, terms = panel_step(step, channels, depth, s0, s1, vectors)
+            o = v * width
+            _turn_filters(
+                weight, g * strides[0] + o * strides[1] + k * strides[2], strides[1:],
+                min(wide * width, outputs - o), terms, panel, tile, width,
+            )  # fmt: skip
+            # What is turned over next is on its way while this is computed.
+            _, v, more, k1, coming = panel_step(step + 1, channels, depth, s0, s1, vectors)
+            more = min(more * width, outputs - v * width) if k1 < channels else 0
+            ahead = g * strides[0] + v * width * strides[1] + k1 * strides[2]
+            for b in range(b0, b1):
+                i, count = b - b0, b1 - b0
+                if strides[2] == 1:
+                    prefetch(
+                        weight, ahead, lines, i * more // count, (i + 1) * more // count, coming
+                    )
+                gather_tiles(
+                    x, g * channels * plane, rows, b * ROWS, places, k, terms, panel, -k * tile,
+                    sums, (s - s0) * own + i * ROWS * tile, tile, wide,
+                )  # fmt: skip
+        for s in range(s0, s1):
+            v, wide = tile_vectors(s, vectors)
+            o = v * width
+            _store(
+                sums, (s - s0) * own, tile, (b0 * ROWS, min(b1 * ROWS, pixels)),
+                min(wide * width, outputs - o), flat,
+                ((g * outputs + o) * area, groups * outputs * area, area), size, target, panel,
+                epilogue, g * vectors * width + o, width,
+            )  # fmt: skip
+
+
+def _gathered(x, weight, strides, y, stride, size, target, epilogue):
+    """y (N, G, O, H W) from every stride-th pixel, `size` of them, of x (N, G, C, H, W)."""
+    groups, outputs = y.shape[1:3]
+    width = lanes(x.dtype)
+    plan = _plan(x.shape, outputs, size, stride, x.dtype)
+    tile, depth = plan.tile, PANEL_BYTES // (plan.tile * x.itemsize)
+    strips, blocks = tile_count(outputs, width), len(plan.rows) // ROWS
+    sums = -(-strips // plan.slices) * -(-blocks // plan.parts) * ROWS * tile
+    # With what a square of elements reaches beyond a panel, and beyond the sums.
+    scratch = workspace("conv", (num_threads(), (depth + 2 * width) * tile + sums), x.dtype)
+    _multiply_gathered(
+        x.reshape(-1), np.ascontiguousarray(weight).reshape(-1), strides, y, scratch, plan.rows,
+        plan.places, x.shape[3] * x.shape[4], (plan.parts, plan.slices), tile, depth, size, target,
+        in_vectors(epilogue, groups, -(-outputs // width) * width), width,
+    )  # fmt: skip
+
+
+def _product(x, weight, strides, y, stride, size, target, epilogue):
+    """y (N, G, O, H W) from every stride-th pixel, `size` of them, of x (N, G, C, H, W).
+
+    `strides`: elements of the weights from one group, output and channel to the next.
+    """
+    width, pixels = lanes(x.dtype), size[0] * size[1]
+    filled = pixels >= VECTORS * width and pixels >= _FILLED * -(-pixels // width) * width
+    if stride == (1, 1) and filled:
+        _planes(x, weight, strides, y, size, target, epilogue)
+    else:
+        _gathered(x, weight, strides, y, stride, size, target, epilogue)
 
 
 def conv2d_pointwise(x, weight, y, stride, groups, epilogue):

@@ -196,6 +196,11 @@ class Emitter:
         """max(value, floor); NaN stays NaN."""
         return self.builder.select(self.builder.fcmp_ordered("<", value, floor), floor, value)
 
+    def barrier(self):
+        """No load is moved across: where many come early, they take the registers of the sums."""
+        nothing = ir.FunctionType(ir.VoidType(), [])
+        self.builder.asm(nothing, "", "~{memory}", [], True)
+
     def loop(self, stop, step, values, body):
         """values = body(index, values) for index in range(0, stop, step); the final values."""
         builder = self.builder

@@ -10,7 +10,7 @@ Outputs P - OW to a row are surplus: they mix two rows, and are dropped.
 import numpy as np
 from numba import njit
 
-from kernels.cpu.simd import copy
+from kernels.cpu.simd import copy, copy_halved
 
 
 def grouped(x, groups):
@@ -86,8 +86,7 @@ def split_phases(plane, flat, start, distance, layout, top, left, fill):
                 if sw == 1:
                     copy(flat, line, source, pixel, c_stop - c_first)
                 elif sw == 2:
-                    for i in range(c_stop - c_first):
-                        flat[line + i] = source[pixel + 2 * i]
+                    copy_halved(flat, line, source, pixel, c_stop - c_first)
                 else:
                     for i in range(c_stop - c_first):
                         flat[line + i] = source[pixel + sw * i]

@@ -10,6 +10,7 @@ the index of the first element: no bounds are checked, the callers' arithmetic a
     dot_tile        y[r, c] += sum_k a[r, k] b[c, k]
     transpose_tile  a square of elements turned over, ROWS rows of it: interleave_tile
     transform_tile  a constant matrix on both axes of many small squares
+    copy_halved     every second element of a run
     store_run       a run of results, scaled, shifted, rectified; store_run_onto: added to others
 """
 
@@ -367,6 +368,30 @@ def copy(_, target, target0, source, source0, length):
         cgutils.raw_memcpy(
             builder, e.pointer(0, args[1]), e.pointer(2, args[3]), size, 1, align=1
         )
+        return context.get_dummy_value()
+
+    return types.void(target, types.int64, source, types.int64, types.int64), emit
+
+
+@intrinsic
+def copy_halved(_, target, target0, source, source0, length):
+    """target[target0 + i] = source[source0 + 2 i] for i < length; nothing else is touched."""
+
+    def emit(context, builder, signature, args):
+        e = Emitter(context, builder, signature, args)
+        result, values, length = e.pointer(0, args[1]), e.pointer(2, args[3]), args[4]
+        evens = list(range(0, 2 * e.lanes, 2))
+
+        def body(i, _):
+            rest = builder.sub(length, i)
+            reach = builder.sub(builder.mul(rest, INT(2)), INT(1))
+            start = builder.mul(i, INT(2))
+            low = e.load_some(values, start, e.below(reach))
+            high = e.load_some(values, builder.add(start, INT(e.lanes)), e.below(reach, e.lanes))
+            e.store_some(e.shuffled(low, high, evens), result, i, e.below(rest))
+            return []
+
+        e.loop(length, INT(e.lanes), [], body)
         return context.get_dummy_value()
 
     return types.void(target, types.int64, source, types.int64, types.int64), emit

@@ -24,6 +24,11 @@ from kernels.cpu.workspace import workspace
 # What a tile reads of the source for one part should stay in a first cache, a part of the filters
 # and the sums of a group in a second one.
 PART_BYTES, _FILTER_BYTES, _SUM_BYTES = 24 << 10, 256 << 10, 384 << 10
+# And in a first one, where filters or gradients are turned over to be read as rows of a tile, those
+# of as many terms as a tile sums up.
+PANEL_BYTES = 26 << 10
+# What it costs to turn over an element, in products of a vector, as measured.
+TURN = 0.7
 _MAX_GROUP = 8
 _PACK_BLOCKS = 8
 
@@ -111,6 +116,28 @@ def tile_vectors(tile, vectors):
     if vectors > 1 and last == vectors - 1:
         last -= 1
     return first, last - first
+
+
+@njit(inline="always")
+def panel_steps(terms, most, s0, s1):
+    """How often a panel of `most` terms is filled for all terms and the strips s0 to s1."""
+    return -(-terms // most) * (s1 - s0)
+
+
+@njit(inline="always")
+def panel_step(step, terms, most, s0, s1, vectors):
+    """(strip, its first vector, how many, first term, how many) of a panel."""
+    chunks, chunk, s = -(-terms // most), step // (s1 - s0), s0 + step % (s1 - s0)
+    first, count = tile_vectors(s, vectors)
+    k = chunk * terms // chunks
+    return s, first, count, k, (chunk + 1) * terms // chunks - k
+
+
+def widest_strip(columns: int, width: int) -> int:
+    """Elements of the widest of the tiles that so many columns are cut into."""
+    vectors = -(-columns // width)
+    tiles = range(tile_count.py_func(columns, width))
+    return width * max(tile_vectors.py_func(t, vectors)[1] for t in tiles)
 
 
 @njit(cache=True)

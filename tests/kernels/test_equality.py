@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels import cpu, reference
-from kernels.cpu import streams
+from kernels.cpu import conv_pixels, streams
 from minidl.testing import conv2d_parameters, pool2d_parameters
 from tests.kernels.agreement import (
     TOLERANCE,
@@ -147,6 +147,37 @@ def test_convolution_in_many_blocks(n, channels, size, outputs, groups):
     y = agree("conv2d", x, weight, None, *settings_)
     agree("conv2d_input_grad", y, weight, x.shape, *settings_)
     agree("conv2d_weight_grad", y, x, (3, 3), *settings_)
+
+
+@pytest.mark.parametrize("cut", [(1, 2, 2), (2, 2, 1), (2, 1, 2), (4, 1, 1), (1, 1, 1)])
+@pytest.mark.parametrize(
+    "n, channels, size, outputs, kernel, stride, padding",
+    [
+        (16, 130, 4, 100, 1, 1, 0),  # pixels of several images in a panel
+        (5, 40, 13, 200, 1, 2, 0),
+        (9, 24, 7, 110, 5, 1, 2),  # taps that do not meet all pixels
+        (2, 8, 73, 99, 3, 2, 1),  # bands of an image
+        (2, 3, 75, 101, 7, 2, 3),  # planes
+        (5, 21, 20, 97, 4, 3, 2),
+    ],
+)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_weight_gradient_however_it_is_cut(
+    cut, n, channels, size, outputs, kernel, stride, padding, dtype
+):
+    """Shares of the pixels, parts of the rows, slices of the strips; and fetching ahead."""
+    draw = np.random.default_rng(0)
+    extent = (size + 2 * padding - kernel) // stride + 1
+    dy = draw.standard_normal((n, outputs, extent, extent)).astype(dtype)
+    x = draw.standard_normal((n, size, size, channels)).astype(dtype).transpose(0, 3, 1, 2)
+    settings_ = ((kernel, kernel), (stride, stride), (padding,) * 4, (1, 1), 1)
+    conv_pixels._plan.cache_clear()
+    with (
+        mock.patch.object(conv_pixels, "_CUTS", [conv_pixels._Cut(*cut)]),
+        mock.patch.object(conv_pixels, "_FETCHED_BYTES", 0),
+    ):
+        agree("conv2d_weight_grad", dy, x, *settings_)
+    conv_pixels._plan.cache_clear()
 
 
 @given(st.data(), conv2d_parameters(min_batch=0), dtypes)
