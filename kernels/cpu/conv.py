@@ -8,6 +8,7 @@ is taken, as measured:
   gradient by the weight kernels.cpu.winograd_weight;
 * results of one to three channels, depthwise among them: kernels.cpu.conv_direct;
 * 1x1 kernels: kernels.cpu.conv_pointwise;
+* outputs that fill vectors, and rows that tiles of pixels fill: kernels.cpu.conv_channels;
 * all else: kernels.cpu.conv_tiles, and for the gradient by the weight kernels.cpu.conv_pixels.
 
 None of them makes the column matrix; `im2col` and `col2im` are here for those who want to see it.
@@ -20,6 +21,7 @@ import math
 import numpy as np
 from numba import njit, prange
 
+from kernels.cpu.conv_channels import conv2d_channels, input_grad_channels, is_channels
 from kernels.cpu.conv_direct import (
     conv2d_direct,
     input_grad_direct,
@@ -159,7 +161,9 @@ def _rows(x):
 def choose(
     result, y_shape, x_shape, weight_shape, stride, padding, dilation, groups, dtype
 ) -> str:
-    """The way to the result "y", "dx" or "dw": "product", "winograd", "direct" or "tiles"."""
+    """The way to the result "y", "dx" or "dw": "product", "winograd", "direct", "pointwise",
+    "channels" or "tiles".
+    """
     # Each output sees its whole image: the convolution is x W^T, one row an image.
     if x_shape[1:] == weight_shape[1:] and padding == (0, 0, 0, 0):
         return "product"
@@ -168,7 +172,13 @@ def choose(
         return "winograd"
     if is_direct(result, weight_shape, stride, groups):
         return "direct"
-    return "pointwise" if result != "dw" and is_pointwise(weight_shape, padding) else "tiles"
+    if result == "dw":
+        return "tiles"
+    if is_pointwise(weight_shape, padding):
+        return "pointwise"
+    shapes = x_shape, y_shape, weight_shape
+    settings = stride, padding, dilation, groups
+    return "channels" if is_channels(result, *shapes, *settings, dtype) else "tiles"
 
 
 def conv2d(x, weight, bias=None, stride=(1, 1), padding=(0, 0, 0, 0), dilation=(1, 1), groups=1):
@@ -213,6 +223,8 @@ def _convolve(x, weight, y_shape, stride, padding, dilation, groups, epilogue):
         conv2d_direct(x, weight, y, padding, dilation, groups, epilogue)
     elif way == "pointwise":
         conv2d_pointwise(x, weight, y, stride, groups, epilogue)
+    elif way == "channels":
+        conv2d_channels(x, weight, y, stride, padding, dilation, groups, epilogue)
     else:
         conv2d_tiles(x, weight, y, stride, padding, dilation, groups, epilogue)
     return y
@@ -236,6 +248,8 @@ def conv2d_input_grad(
         input_grad_direct(dy, weight, dx, padding, dilation, groups)
     elif way == "pointwise":
         input_grad_pointwise(dy, weight, dx, stride, groups)
+    elif way == "channels":
+        input_grad_channels(dy, weight, dx, stride, padding, dilation, groups)
     else:
         input_grad_tiles(dy, weight, dx, stride, padding, dilation, groups)
     return dx

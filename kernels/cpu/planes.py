@@ -47,6 +47,16 @@ def tap_offsets(phases, kernel_size, dilation):
     return phase_taps(kernel_size, (sh, sw), dilation) @ np.array([rows * pitch, pitch, 1])
 
 
+def reaching_taps(phase, before, taps, stride, dilation):
+    """Which taps reach the pixels phase + stride r along one axis, and from where: (numbers, moves).
+
+    Tap number t, of `taps`, reaches such a pixel from output r + its move. `before`: the padding.
+    """
+    places = phase + before - np.arange(taps) * dilation
+    numbers = np.flatnonzero(places % stride == 0)
+    return numbers, places[numbers] // stride
+
+
 @njit(cache=True)
 def _real(phase, stride, before, extent, size):
     """The (first, stop) elements of a phase that are pixels of the image, along one axis."""
