@@ -27,7 +27,7 @@ from numba import get_thread_id, njit, prange
 from kernels.cpu.emitter import CACHE_LINE, lanes
 from kernels.cpu.epilogue import in_vectors, plain
 from kernels.cpu.pixels import turn, turn_back
-from kernels.cpu.planes import grouped, reaching_taps, split_phases
+from kernels.cpu.planes import grouped, place_plane, reaching_taps
 from kernels.cpu.small_tiles import OUTPUT_VECTORS, PIXELS, pixel_shape, pixel_tile
 from kernels.cpu.tasks import MIN_TASKS, split
 from kernels.cpu.threads import num_threads
@@ -185,11 +185,10 @@ def _correlate(x, filters, y, scratch, plan, cut, epilogue):
     padded, before, plane, size, steps, passes, offsets = plan
     images, parts, most, width = cut
     n, groups, outputs, area = y.shape
-    channels = x.shape[2]
+    channels, h, w = x.shape[2:]
     vectors = -(-outputs // width)
     pairs = -(-vectors // OUTPUT_VECTORS)
-    layout = 1, 1, *padded, 1, 1
-    flat_y = y.reshape(y.size)
+    flat_x, flat_y = x.reshape(x.size), y.reshape(y.size)
     for task in prange(-(-n // images) * groups * parts):
         rest, part = split(task, parts)
         chunk, g = split(rest, groups)
@@ -200,12 +199,12 @@ def _correlate(x, filters, y, scratch, plan, cut, epilogue):
         place = (v1 - v0) * width
         out = scratch[get_thread_id(), :most]
         planes = scratch[get_thread_id(), most:]
+        planes[: count * channels * plane] = 0
         for image in range(count):
             for c in range(channels):
-                split_phases(
-                    x[first_image + image, g, c], planes, (image * channels + c) * plane, 0, layout,
-                    before[0], before[1], 0,
-                )  # fmt: skip
+                at = ((first_image + image) * groups + g) * channels + c
+                begin = (image * channels + c) * plane
+                place_plane(flat_x, at * h * w, (h, w), planes, begin, padded, before)
         if passes.shape[0] < steps[2] * steps[3]:
             out[:] = 0
         for v in range(v0, v1, OUTPUT_VECTORS):

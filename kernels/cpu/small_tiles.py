@@ -14,6 +14,8 @@ from kernels.cpu.emitter import INT, ROWS, Emitter
 # Shapes of `pixel_tile`: how many pixels, in which steps, and up to how many vectors of outputs, as
 # registers allow.
 PIXELS, STEPS, OUTPUT_VECTORS = (1, 4, 6, 7, 8, 10, 12, 14), (1, 2), ROWS // 4
+# Outputs of a `strip_tile` at most, as registers allow with two vectors of pixels.
+STRIP = 8 if ROWS == 8 else 6
 _PIXEL_SHAPES = tuple(product(PIXELS, STEPS, range(1, OUTPUT_VECTORS + 1)))
 
 
@@ -65,3 +67,64 @@ def pixel_tile(_, shape, w, w0, x, x0, offsets, first, depth, y, y0, y_step):
     return types.void(
         integer, w, integer, x, integer, offsets, integer, integer, y, integer, integer
     ), emit
+
+
+def _strip_tile(onto):
+    """The intrinsic of a tile of few outputs, alone or added `onto` what `others` hold."""
+
+    @intrinsic
+    def tile(_, w, w0, w_pitch, outputs, x, x0, x1, offsets, first, depth, y, y0, y1, y_pitch,
+             inside0, inside1, scale, shift, channel, others, floor):  # fmt: skip
+        """y[y0 + o y_pitch + p] = max(sum scale[channel + o] + shift[channel + o], floor), where
+
+        sum = sum_k w[w0 + k w_pitch + o] x[x0 + offsets[first + k] + p]: for k < depth, o <
+        `outputs`, at most STRIP, and p < inside0, at most the lanes; and likewise from x1 to y1.
+        The image is read up to whole vectors; NaN stays NaN. `others` lie as y does.
+        """
+
+        def emit(context, builder, signature, args):
+            e = Emitter(context, builder, signature, args)
+            weights, moves = e.pointer(0, args[1]), e.pointer(7, args[8])
+            images = [e.pointer(4, start) for start in args[5:7]]
+            factors, terms = (e.pointer(i, args[18]) for i in (16, 17))
+            flags = [e.below(count) for count in args[14:16]]
+
+            def sums(outputs):
+                def body(k, sums):
+                    move = e.load(moves, k)
+                    pixels = [e.load_vector(image, move) for image in images]
+                    column = builder.gep(weights, [builder.mul(k, args[2])])
+                    results = []
+                    for o in range(outputs):
+                        weight = e.splat(e.load(column, INT(o)))
+                        for v, vector in enumerate(pixels):
+                            results.append(e.fma(weight, vector, sums[2 * o + v]))
+                    return results
+
+                totals = e.loop(args[9], INT(1), [e.constant(0.0)] * (2 * outputs), body)
+                least = e.splat(args[20])
+                for o in range(outputs):
+                    factor, term = (e.splat(e.load(values, INT(o))) for values in (factors, terms))
+                    place = builder.mul(args[13], INT(o))
+                    for v, start in enumerate(args[11:13]):
+                        value = e.fma(totals[2 * o + v], factor, term)
+                        if onto:
+                            other = e.load_some(e.pointer(19, start), place, flags[v])
+                            value = builder.fadd(value, other)
+                        value = e.at_least(value, least)
+                        e.store_some(value, e.pointer(10, start), place, flags[v])
+
+            number = builder.sub(args[3], INT(1))
+            e.switch(number, [lambda count=count: sums(count) for count in range(1, STRIP + 1)])
+            return context.get_dummy_value()
+
+        integer = types.int64
+        return types.void(
+            w, integer, integer, integer, x, integer, integer, offsets, integer, integer, y,
+            integer, integer, integer, integer, integer, scale, shift, integer, others, w.dtype,
+        ), emit  # fmt: skip
+
+    return tile
+
+
+strip_tile, strip_tile_onto = _strip_tile(False), _strip_tile(True)
