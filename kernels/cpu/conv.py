@@ -6,9 +6,10 @@ is taken, as measured:
 * a kernel as large as the image is a plain product: kernels.cpu.matmul;
 * 3x3 kernels at stride 1 with many channels, in float32: kernels.cpu.winograd, and for the
   gradient by the weight kernels.cpu.winograd_weight;
-* results of one to three channels, depthwise among them: kernels.cpu.conv_direct;
+* results of one or two channels a group, depthwise among them: kernels.cpu.conv_direct;
 * 1x1 kernels: kernels.cpu.conv_pointwise;
-* outputs that fill vectors, and rows that tiles of pixels fill: kernels.cpu.conv_channels;
+* outputs that fill vectors: kernels.cpu.conv_channels;
+* few outputs at stride 1, and rows that fill vectors: kernels.cpu.conv_rows;
 * all else: kernels.cpu.conv_tiles, and for the gradient by the weight kernels.cpu.conv_pixels.
 
 None of them makes the column matrix; `im2col` and `col2im` are here for those who want to see it.
@@ -30,6 +31,7 @@ from kernels.cpu.conv_direct import (
 )
 from kernels.cpu.conv_pixels import weight_grad_pixels
 from kernels.cpu.conv_pointwise import conv2d_pointwise, input_grad_pointwise, is_pointwise
+from kernels.cpu.conv_rows import conv2d_rows, input_grad_rows, is_rows
 from kernels.cpu.conv_tiles import conv2d_tiles, input_grad_tiles
 from kernels.cpu.epilogue import affine, finish, plain
 from kernels.cpu.matmul import matmul
@@ -162,7 +164,7 @@ def choose(
     result, y_shape, x_shape, weight_shape, stride, padding, dilation, groups, dtype
 ) -> str:
     """The way to the result "y", "dx" or "dw": "product", "winograd", "direct", "pointwise",
-    "channels" or "tiles".
+    "channels", "rows" or "tiles".
     """
     # Each output sees its whole image: the convolution is x W^T, one row an image.
     if x_shape[1:] == weight_shape[1:] and padding == (0, 0, 0, 0):
@@ -178,7 +180,9 @@ def choose(
         return "pointwise"
     shapes = x_shape, y_shape, weight_shape
     settings = stride, padding, dilation, groups
-    return "channels" if is_channels(result, *shapes, *settings, dtype) else "tiles"
+    if is_channels(result, *shapes, *settings, dtype):
+        return "channels"
+    return "rows" if is_rows(result, *shapes, stride, groups, dtype) else "tiles"
 
 
 def conv2d(x, weight, bias=None, stride=(1, 1), padding=(0, 0, 0, 0), dilation=(1, 1), groups=1):
@@ -225,6 +229,8 @@ def _convolve(x, weight, y_shape, stride, padding, dilation, groups, epilogue):
         conv2d_pointwise(x, weight, y, stride, groups, epilogue)
     elif way == "channels":
         conv2d_channels(x, weight, y, stride, padding, dilation, groups, epilogue)
+    elif way == "rows":
+        conv2d_rows(x, weight, y, padding, dilation, groups, epilogue)
     else:
         conv2d_tiles(x, weight, y, stride, padding, dilation, groups, epilogue)
     return y
@@ -250,6 +256,8 @@ def conv2d_input_grad(
         input_grad_pointwise(dy, weight, dx, stride, groups)
     elif way == "channels":
         input_grad_channels(dy, weight, dx, stride, padding, dilation, groups)
+    elif way == "rows":
+        input_grad_rows(dy, weight, dx, padding, dilation, groups)
     else:
         input_grad_tiles(dy, weight, dx, stride, padding, dilation, groups)
     return dx

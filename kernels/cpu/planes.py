@@ -48,9 +48,9 @@ def tap_offsets(phases, kernel_size, dilation):
 
 
 def reaching_taps(phase, before, taps, stride, dilation):
-    """Which taps reach the pixels phase + stride r along one axis, and from where: (numbers, moves).
+    """(numbers, moves) of the taps that reach the pixels phase + stride r along one axis.
 
-    Tap number t, of `taps`, reaches such a pixel from output r + its move. `before`: the padding.
+    They reach them from the outputs r + move. `taps`: how many there are; `before`: the padding.
     """
     places = phase + before - np.arange(taps) * dilation
     numbers = np.flatnonzero(places % stride == 0)
