@@ -104,12 +104,10 @@ def _forward_plan(channels, size, kernel_size, stride, padding, dilation):
 @lru_cache(maxsize=256)
 def _input_grad_plan(channels, size, weight_channels, kernel_size, stride, padding, dilation):
     """The plan, or None where no tap reaches a pixel."""
+    axes = zip((padding[0], padding[2]), kernel_size, stride, dilation, size, strict=True)
     reaching = [
-        [
-            reaching_taps(phase, padding[2 * axis], kernel_size[axis], stride[axis], dilation[axis])
-            for phase in range(min(stride[axis], size[axis]))
-        ]
-        for axis in (0, 1)
+        [reaching_taps(phase, *axis) for phase in range(min(axis[2], extent))]
+        for *axis, extent in axes
     ]
     before = tuple(
         -min((int(moves.min()) for _, moves in axis if len(moves)), default=0) for axis in reaching

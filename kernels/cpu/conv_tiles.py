@@ -124,13 +124,8 @@ def _input_grad_plan(
     size = tuple(
         (e - a + s - 1) // s for e, a, s in zip(extent, phase, stride, strict=True)
     )
-    numbers, moves = zip(
-        *(
-            reaching_taps(phase[axis], before[axis], kernel_size[axis], stride[axis], dilation[axis])
-            for axis in (0, 1)
-        ),
-        strict=True,
-    )
+    axes = zip(phase, before, kernel_size, stride, dilation, strict=True)
+    numbers, moves = zip(*(reaching_taps(*axis) for axis in axes), strict=True)
     if min(size) < 1 or not (len(numbers[0]) and len(numbers[1])):
         return None, None
     top, left = (int(-move.min()) for move in moves)
