@@ -133,7 +133,9 @@ def test_ladder_has_the_rungs_that_apply():
         ((2, 3, 4, 4), (5, 3, 4, 4), (1, 1), "one matrix product", "matmul"),
         ((4, 32, 28, 28), (32, 32, 3, 3), (1, 1), "Winograd F(4x4, 3x3)", "conv2d_winograd"),
         ((2, 3, 64, 64), (2, 3, 3, 3), (1, 1), "direct sweeps", "conv2d_direct"),
-        ((2, 3, 64, 64), (8, 3, 3, 3), (2, 2), "tiles from padded planes", "conv2d_tiles"),
+        ((2, 3, 64, 64), (5, 3, 3, 3), (2, 2), "tiles from padded planes", "conv2d_tiles"),
+        ((2, 3, 64, 64), (32, 3, 3, 3), (2, 2), "vectors of output maps", "conv2d_channels"),
+        ((2, 3, 64, 64), (5, 3, 3, 3), (1, 1), "vectors within rows", "conv2d_rows"),
         ((2, 8, 64, 64), (8, 8, 1, 1), (2, 2), "tiles from the images", "conv2d_pointwise"),
     ],
 )
