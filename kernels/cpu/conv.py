@@ -6,8 +6,10 @@ is taken, as measured:
 * a kernel as large as the image is a plain product: kernels.cpu.matmul;
 * small kernels, larger ones at larger strides, with many channels, in float32:
   kernels.cpu.winograd, winograd_weight and winograd_strided (kernels.cpu.winograd_choice);
-* results of one to three channels, depthwise among them: kernels.cpu.conv_direct;
+* results of one or two channels a group, depthwise among them: kernels.cpu.conv_direct;
 * 1x1 kernels: kernels.cpu.conv_pointwise;
+* outputs that fill vectors: kernels.cpu.conv_channels;
+* few outputs at stride 1, and rows that fill vectors: kernels.cpu.conv_rows;
 * all else: kernels.cpu.conv_tiles, and for the gradient by the weight kernels.cpu.conv_pixels.
 
 None of them makes the column matrix; `im2col` and `col2im` are here for those who want to see it.
@@ -20,6 +22,7 @@ import math
 import numpy as np
 from numba import njit, prange
 
+from kernels.cpu.conv_channels import conv2d_channels, input_grad_channels, is_channels
 from kernels.cpu.conv_direct import (
     conv2d_direct,
     input_grad_direct,
@@ -28,6 +31,7 @@ from kernels.cpu.conv_direct import (
 )
 from kernels.cpu.conv_pixels import weight_grad_pixels
 from kernels.cpu.conv_pointwise import conv2d_pointwise, input_grad_pointwise, is_pointwise
+from kernels.cpu.conv_rows import conv2d_rows, input_grad_rows, is_rows
 from kernels.cpu.conv_tiles import conv2d_tiles, input_grad_tiles
 from kernels.cpu.epilogue import affine, finish, plain
 from kernels.cpu.matmul import matmul
@@ -162,8 +166,8 @@ def _rows(x):
 def choose(
     result, y_shape, x_shape, weight_shape, stride, padding, dilation, groups, dtype
 ) -> str:
-    """The way to the result "y", "dx" or "dw": "product", "winograd", "direct", "pointwise"
-    or "tiles".
+    """The way to the result "y", "dx" or "dw": "product", "winograd", "direct", "pointwise",
+    "channels", "rows" or "tiles".
     """
     # Each output sees its whole image: the convolution is x W^T, one row an image.
     if x_shape[1:] == weight_shape[1:] and padding == (0, 0, 0, 0):
@@ -172,7 +176,15 @@ def choose(
         return "winograd"
     if is_direct(result, weight_shape, stride, groups):
         return "direct"
-    return "pointwise" if result != "dw" and is_pointwise(weight_shape, padding) else "tiles"
+    if result == "dw":
+        return "tiles"
+    if is_pointwise(weight_shape, padding):
+        return "pointwise"
+    shapes = x_shape, y_shape, weight_shape
+    settings = stride, padding, dilation, groups
+    if is_channels(result, *shapes, *settings, dtype):
+        return "channels"
+    return "rows" if is_rows(result, *shapes, stride, groups, dtype) else "tiles"
 
 
 def conv2d(x, weight, bias=None, stride=(1, 1), padding=(0, 0, 0, 0), dilation=(1, 1), groups=1):
@@ -218,6 +230,10 @@ def _convolve(x, weight, y_shape, stride, padding, dilation, groups, epilogue):
         conv2d_direct(x, weight, y, padding, dilation, groups, epilogue)
     elif way == "pointwise":
         conv2d_pointwise(x, weight, y, stride, groups, epilogue)
+    elif way == "channels":
+        conv2d_channels(x, weight, y, stride, padding, dilation, groups, epilogue)
+    elif way == "rows":
+        conv2d_rows(x, weight, y, padding, dilation, groups, epilogue)
     else:
         conv2d_tiles(x, weight, y, stride, padding, dilation, groups, epilogue)
     return y
@@ -242,6 +258,10 @@ def conv2d_input_grad(
         input_grad_direct(dy, weight, dx, padding, dilation, groups)
     elif way == "pointwise":
         input_grad_pointwise(dy, weight, dx, stride, groups)
+    elif way == "channels":
+        input_grad_channels(dy, weight, dx, stride, padding, dilation, groups)
+    elif way == "rows":
+        input_grad_rows(dy, weight, dx, padding, dilation, groups)
     else:
         input_grad_tiles(dy, weight, dx, stride, padding, dilation, groups)
     return dx

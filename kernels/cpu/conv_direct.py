@@ -27,8 +27,8 @@ from kernels.cpu.workspace import workspace
 _SUM_FLAGS = {"reassoc", "nsz", "contract"}
 _TAPS = 5  # the sweeps below are written out for this many
 _STRETCH = 2048  # values of a plane swept at a time: result and operands stay in the L1 cache
-# More channels than these fill the tiles of kernels.cpu.conv_tiles well enough.
-_MAX_PAIRS, _MAX_RESULTS = 96, 4
+# More channels than these fill tiles well enough.
+_MAX_PAIRS, _MAX_RESULTS = 96, {"y": 2, "dx": 2, "dw": 3}
 _SLICES = 16
 
 
@@ -36,7 +36,7 @@ def is_direct(result, weight_shape, stride, groups: int) -> bool:
     """True where these kernels are the faster ones for "y", "dx" or "dw", as measured."""
     outputs, channels = weight_shape[0] // groups, weight_shape[1]
     results = {"y": outputs, "dx": channels, "dw": min(outputs, channels)}[result]
-    return stride == (1, 1) and outputs * channels <= _MAX_PAIRS and results < _MAX_RESULTS
+    return stride == (1, 1) and outputs * channels <= _MAX_PAIRS and results <= _MAX_RESULTS[result]
 
 
 @njit(inline="always")

@@ -28,7 +28,7 @@ from numba import get_thread_id, njit, prange
 
 from kernels.cpu.emitter import ROWS, VECTORS, lanes
 from kernels.cpu.epilogue import plain
-from kernels.cpu.planes import grouped, phase_shape, phase_taps, split_phases
+from kernels.cpu.planes import grouped, phase_shape, phase_taps, reaching_taps, split_phases
 from kernels.cpu.tasks import MIN_TASKS, split
 from kernels.cpu.threads import num_threads
 from kernels.cpu.tiles import (
@@ -124,12 +124,8 @@ def _input_grad_plan(
     size = tuple(
         (e - a + s - 1) // s for e, a, s in zip(extent, phase, stride, strict=True)
     )
-    numbers, moves = [], []
-    for axis in (0, 1):
-        place = phase[axis] + before[axis] - np.arange(kernel_size[axis]) * dilation[axis]
-        number = np.flatnonzero(place % stride[axis] == 0)
-        numbers.append(number)
-        moves.append(place[number] // stride[axis])
+    axes = zip(phase, before, kernel_size, stride, dilation, strict=True)
+    numbers, moves = zip(*(reaching_taps(*axis) for axis in axes), strict=True)
     if min(size) < 1 or not (len(numbers[0]) and len(numbers[1])):
         return None, None
     top, left = (int(-move.min()) for move in moves)

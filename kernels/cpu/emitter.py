@@ -30,7 +30,8 @@ class Emitter:
         self._context = context
         self._types = signature.args
         self._args = args
-        self.real = context.get_value_type(signature.args[0].dtype)
+        array = next(argument for argument in signature.args if hasattr(argument, "dtype"))
+        self.real = context.get_value_type(array.dtype)
         self.lanes = VECTOR_BYTES // self.size(self.real)
         self.vector = ir.VectorType(self.real, self.lanes)
 
@@ -225,6 +226,19 @@ class Emitter:
             phi.add_incoming(result, last)
         builder.position_at_end(after)
         return running
+
+    def switch(self, number, bodies):
+        """Run bodies[number], which write instructions when called."""
+        builder = self.builder
+        after = builder.append_basic_block("after")
+        choice = builder.switch(number, after)
+        for i, body in enumerate(bodies):
+            case = builder.append_basic_block("case")
+            choice.add_case(INT(i), case)
+            builder.position_at_end(case)
+            body()
+            builder.branch(after)
+        builder.position_at_end(after)
 
     @staticmethod
     def size(element):

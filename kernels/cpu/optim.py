@@ -13,22 +13,30 @@ from kernels import reference
 from kernels.cpu.tasks import chunk_bounds
 from kernels.reference.optim import adam_corrections, check_step
 
+# Elements a task. A step of SGD that is one task alone does not wake other threads.
 _CHUNK = 1 << 14
+
+
+@njit(cache=True)
+def _sgd_chunk(values, gradient, velocity, lr, momentum, has_velocity, nesterov, weight_decay):
+    for i in range(values.size):
+        slope = gradient[i]
+        if weight_decay:
+            slope += weight_decay * values[i]
+        if has_velocity:
+            velocity[i] = momentum * velocity[i] + slope
+            slope = slope + momentum * velocity[i] if nesterov else velocity[i]
+        values[i] -= lr * slope
 
 
 @njit(parallel=True, cache=True)
 def _sgd(values, gradient, velocity, lr, momentum, has_velocity, nesterov, weight_decay):
     for chunk in prange((values.size + _CHUNK - 1) // _CHUNK):
         start, stop = chunk_bounds(chunk, _CHUNK, values.size)
-        value, grad, speed = values[start:stop], gradient[start:stop], velocity[start:stop]
-        for i in range(value.size):
-            slope = grad[i]
-            if weight_decay:
-                slope += weight_decay * value[i]
-            if has_velocity:
-                speed[i] = momentum * speed[i] + slope
-                slope = slope + momentum * speed[i] if nesterov else speed[i]
-            value[i] -= lr * slope
+        _sgd_chunk(
+            values[start:stop], gradient[start:stop], velocity[start:stop], lr, momentum,
+            has_velocity, nesterov, weight_decay,
+        )  # fmt: skip
 
 
 @njit(parallel=True, cache=True)
@@ -59,7 +67,8 @@ def sgd_step(values, gradient, velocity, lr, momentum=0.0, nesterov=False, weigh
         return
     number = values.dtype.type
     flat = values.reshape(-1)
-    _sgd(
+    step = _sgd if flat.size > _CHUNK else _sgd_chunk
+    step(
         flat, np.ascontiguousarray(gradient).reshape(-1),
         velocity.reshape(-1) if has_velocity else flat,
         number(lr), number(momentum), has_velocity, nesterov, number(weight_decay),

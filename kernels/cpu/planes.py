@@ -10,7 +10,7 @@ Outputs P - OW to a row are surplus: they mix two rows, and are dropped.
 import numpy as np
 from numba import njit
 
-from kernels.cpu.simd import copy, copy_halved
+from kernels.cpu.simd import copy, copy_halved, copy_rows
 
 
 def grouped(x, groups):
@@ -45,6 +45,16 @@ def tap_offsets(phases, kernel_size, dilation):
     """int64 (kh kw,): where each tap of output (0, 0) lies in phases that follow each other."""
     sh, sw, rows, pitch = phases[:4]
     return phase_taps(kernel_size, (sh, sw), dilation) @ np.array([rows * pitch, pitch, 1])
+
+
+def reaching_taps(phase, before, taps, stride, dilation):
+    """(numbers, moves) of the taps that reach the pixels phase + stride r along one axis.
+
+    They reach them from the outputs r + move. `taps`: how many there are; `before`: the padding.
+    """
+    places = phase + before - np.arange(taps) * dilation
+    numbers = np.flatnonzero(places % stride == 0)
+    return numbers, places[numbers] // stride
 
 
 @njit(cache=True)
@@ -90,3 +100,21 @@ def split_phases(plane, flat, start, distance, layout, top, left, fill):
                 else:
                     for i in range(c_stop - c_first):
                         flat[line + i] = source[pixel + sw * i]
+
+
+@njit(cache=True)
+def place_plane(source, start, shape, target, begin, padded, before):
+    """Write a plane of `shape`, from source[start] on, into a padded one, from target[begin] on.
+
+    `before`: the padding at the top and on the left, or, where negative, the rows and columns left
+    out. What is padding is not written: zeros stay there from one image to the next.
+    """
+    first, skip = max(0, -before[0]), max(0, -before[1])
+    rows = min(shape[0], padded[0] - before[0]) - first
+    columns = min(shape[1], padded[1] - before[1]) - skip
+    corner = begin + (first + before[0]) * padded[1] + skip + before[1]
+    pixel = start + first * shape[1] + skip
+    if rows > 0 and columns == shape[1] == padded[1]:
+        copy(target, corner, source, pixel, rows * columns)
+    elif rows > 0 and columns > 0:
+        copy_rows(target, corner, padded[1], source, pixel, shape[1], rows, columns)

@@ -395,3 +395,38 @@ def copy_halved(_, target, target0, source, source0, length):
         return context.get_dummy_value()
 
     return types.void(target, types.int64, source, types.int64, types.int64), emit
+
+
+@intrinsic
+def copy_rows(_, target, target0, target_pitch, source, source0, source_pitch, rows, length):
+    """target[target0 + r target_pitch + p] = source[source0 + r source_pitch + p].
+
+    For r < rows and p < length; nothing else is read or written. Short rows, for which a call of
+    `copy` takes longer than the copy, go by vectors.
+    """
+
+    def emit(context, builder, signature, args):
+        e = Emitter(context, builder, signature, args)
+        target, source = e.pointer(0, args[1]), e.pointer(3, args[4])
+        whole = builder.and_(args[7], INT(-e.lanes))
+        inside = e.below(builder.sub(args[7], whole))
+
+        def row(r, _):
+            to = builder.gep(target, [builder.mul(r, args[2])])
+            of = builder.gep(source, [builder.mul(r, args[5])])
+
+            def vector(p, _):
+                e.store_vector(e.load_vector(of, p), to, p)
+                return []
+
+            e.loop(whole, INT(e.lanes), [], vector)
+            e.store_some(e.load_some(of, whole, inside), to, whole, inside)
+            return []
+
+        e.loop(args[6], INT(1), [], row)
+        return context.get_dummy_value()
+
+    integer = types.int64
+    return types.void(
+        target, integer, integer, source, integer, integer, integer, integer
+    ), emit

@@ -60,6 +60,12 @@ class Conv2d(_Conv):
             x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
         )
 
+    def rectified(self, x):
+        """ReLU of the result, see `minidl.ops.conv2d_relu`; of a layer with a bias."""
+        return ops.conv2d_relu(
+            x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
+        )
+
     def affine(self, x, scale=None, shift=None, others=None, rectify=False):
         """(conv(x) + bias) scale + shift + others, and ReLU: see `minidl.ops.conv2d_affine`.
 

@@ -4,7 +4,8 @@ In inference a batch normalisation multiplies each channel by one constant and a
 shortcut and ReLU are as simple: the kernel of the convolution does all of it to its sums before it
 stores them (`minidl.ops.conv2d_affine`), which saves reading and writing the whole result up to
 three times. In training the batch normalisation, which has to wait for the sums, takes shortcut and
-ReLU along (`minidl.ops.batch_norm`). The results are the same up to rounding.
+ReLU along (`minidl.ops.batch_norm`), and ReLU alone goes with the convolution (`minidl.ops.
+conv2d_relu`). The results are the same up to rounding.
 """
 
 from minidl import ops
@@ -24,6 +25,8 @@ def conv_block(x, conv, norm=None, shortcut=None, rectify=False):
     if _is_constant(conv, norm):
         scale, shift = norm.affine() if norm is not None else (None, None)
         return conv.affine(x, scale, shift, shortcut, rectify)
+    if norm is None and shortcut is None and rectify and _is_rectifiable(conv):
+        return conv.rectified(x)
     y = conv(x)
     return _rest(y, shortcut, rectify) if norm is None else norm_block(y, norm, shortcut, rectify)
 
@@ -50,6 +53,8 @@ def _step(modules, x):
     if _is(first, Conv2d):
         norm = after.pop(0) if after and _is(after[0], BatchNorm2d) else None
         rectify = bool(after) and _is(after[0], ReLU)
+        if norm is None and rectify and _is_rectifiable(first):
+            return first.rectified(x), 2
         if (norm is not None or rectify) and _is_constant(first, norm):
             count = 1 + (norm is not None) + rectify
             return conv_block(x, first, norm, None, rectify), count
@@ -68,6 +73,11 @@ def _rest(y, shortcut, rectify):
 def _is(module, kind) -> bool:
     """Whether it is just that, and nobody wants to see it being called."""
     return type(module) is kind and not module.has_hooks
+
+
+def _is_rectifiable(conv) -> bool:
+    """Whether ReLU may go with the convolution, of which nobody needs the plain result."""
+    return _is(conv, Conv2d) and conv.bias is not None and not is_traced()
 
 
 def _is_constant(conv, norm) -> bool:

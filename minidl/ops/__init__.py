@@ -37,7 +37,7 @@ from minidl.tensor import Tensor
 
 # isort: split
 # These use Tensor's operators, which stand below on the classes above.
-from minidl.ops.conv import bias_relu, conv2d, conv2d_affine, conv_transpose2d
+from minidl.ops.conv import bias_relu, conv2d, conv2d_affine, conv2d_relu, conv_transpose2d
 from minidl.ops.dropout import dropout
 from minidl.ops.loss import cross_entropy, log_softmax, mse_loss, softmax
 from minidl.ops.norm import batch_norm, local_response_norm
@@ -82,8 +82,8 @@ Tensor.abs = absolute
 
 __all__ = [
     "abs", "adaptive_avg_pool2d", "add", "avg_pool2d", "batch_norm", "bias_relu", "broadcast_to",
-    "cast", "clip",
-    "concatenate", "conv2d", "conv2d_affine", "conv_transpose2d", "cross_entropy", "div",
+    "cast", "clip", "concatenate", "conv2d", "conv2d_affine", "conv2d_relu", "conv_transpose2d",
+    "cross_entropy", "div",
     "dropout", "exp", "flatten", "getitem", "global_avg_pool2d", "linear", "local_response_norm",
     "log",
     "log_softmax", "logsumexp", "matmul", "max", "max_pool2d", "max_unpool2d", "maximum", "mean",

@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 from kernels.dispatch import kernels_for
 from kernels.geometry import padding4, pair
+from minidl.array_module import get_array_module
 from minidl.function import Function
 from minidl.ops.elementwise import behind_rectifier, relu
 from minidl.ops.rounding import is_rounded, product_operands, product_result
-from minidl.tensor import Tensor, is_grad_enabled
+from minidl.tensor import Tensor, is_grad_enabled, is_traced
 
 
 class ConvSettings(NamedTuple):
@@ -34,11 +35,30 @@ class Conv2d(Function):
         return kernels_for(x).conv2d(x, weight, bias, *self.settings)
 
     def backward(self, grad):
+        return (*self.by_operands(grad), *_bias_grad(self.needs_input_grad, grad))
+
+    def by_operands(self, grad):
+        """The gradients by x and by the weight, None for one that is not needed."""
         x, weight = self.inputs[:2]
         needs = self.needs_input_grad
         dx = Conv2dInputGrad(self.settings, x.shape)(grad, weight) if needs[0] else None
         dw = Conv2dWeightGrad(self.settings, weight.shape[2:])(grad, x) if needs[1] else None
-        return (dx, dw, *_bias_grad(needs, grad))
+        return dx, dw
+
+
+class Conv2dReLU(Conv2d):
+    """Rectified by the kernel that convolves; backward takes the bias along with the mask."""
+
+    keep_outputs = True
+
+    def forward(self, x, weight, bias):
+        scale = get_array_module(bias).ones_like(bias)
+        return kernels_for(x).conv2d_affine(x, weight, scale, bias, None, True, *self.settings)
+
+    def backward(self, grad):
+        (y,), needs = self.outputs, self.needs_input_grad
+        dx, dbias = _behind_bias_and_rectifier(grad, y)
+        return (*self.by_operands(dx), dbias if needs[2] else None)
 
 
 class Conv2dAffine(Function):
@@ -121,12 +141,16 @@ class BiasReLU(Function):
         return kernels_for(x).bias_relu(x, bias)
 
     def backward(self, grad):
-        (y,) = self.outputs
-        if is_grad_enabled():
-            dx = behind_rectifier(grad, y)
-            return dx, dx.sum(axis=(0, *range(2, dx.ndim)))
-        dx, dbias = kernels_for(grad._array).bias_relu_backward(grad._array, y._array)
-        return Tensor._wrap(dx), Tensor._wrap(dbias)
+        return _behind_bias_and_rectifier(grad, *self.outputs)
+
+
+def _behind_bias_and_rectifier(grad, y):
+    """The gradients by x and by the bias, of y = max(x + bias, 0)."""
+    if is_grad_enabled():
+        dx = behind_rectifier(grad, y)
+        return dx, dx.sum(axis=(0, *range(2, dx.ndim)))
+    dx, dbias = kernels_for(grad._array).bias_relu_backward(grad._array, y._array)
+    return Tensor._wrap(dx), Tensor._wrap(dbias)
 
 
 def _bias_grad(needs, grad):
@@ -169,6 +193,17 @@ def conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> T
     settings = _settings(stride, padding, dilation, groups)
     x, weight = product_operands(x, weight)
     return product_result(Conv2d(settings)(*_operands(x, weight, bias)))
+
+
+def conv2d_relu(x, weight, bias, stride=1, padding=0, dilation=1, groups=1) -> Tensor:
+    """max(conv2d(x, weight, bias), 0) in one pass. Arguments and errors as for `conv2d`.
+
+    Those are two operations to whom listens to them.
+    """
+    if is_rounded() or is_traced():
+        return relu(conv2d(x, weight, bias, stride, padding, dilation, groups), inplace=True)
+    settings = _settings(stride, padding, dilation, groups)
+    return Conv2dReLU(settings)(*_operands(x, weight, bias))
 
 
 def conv2d_affine(

@@ -29,7 +29,7 @@ import numpy as np
 from minidl import ops
 from minidl.array_module import device_of, to_device
 from minidl.graph import grad
-from minidl.ops.conv import BiasReLU
+from minidl.ops.conv import BiasReLU, Conv2d, Conv2dReLU
 from minidl.ops.elementwise import ReLU
 from minidl.ops.norm import LocalResponseNorm
 from minidl.tensor import Tensor, enable_grad
@@ -44,11 +44,18 @@ def _rectify_without_bias(node, down):
     return ops.relu(down), None
 
 
+def _rectify_behind_convolution(node, down):
+    return Conv2d.backward(node, ops.relu(down))
+
+
 def _pass_over(node, down):
     return down
 
 
-RULES = {ReLU: _rectify, BiasReLU: _rectify_without_bias, LocalResponseNorm: _pass_over}
+RULES = {
+    ReLU: _rectify, BiasReLU: _rectify_without_bias, Conv2dReLU: _rectify_behind_convolution,
+    LocalResponseNorm: _pass_over,
+}  # fmt: skip
 
 
 def project(model, image, layer: str, channel, position=None) -> np.ndarray:

@@ -66,6 +66,9 @@ def test_conv2d_affine(data, p, dtype, rectify):
         (1, 1, 28, 300, 24),
         (3, 2, 12, 30, 20),
         (3, 2, 9, 6, 2),
+        (3, 9, 14, 6, 48),  # outputs that fill vectors, rows that fill tiles
+        (5, 17, 19, 4, 96),
+        (5, 35, 36, 4, 18),  # several strips of outputs, rows of several vectors
         (2, 3, 2, 6, 4),  # a kernel as large as the image
     ],
 )
@@ -119,11 +122,11 @@ def test_errors_of_add():
             kernels.add(np.ones(3), np.ones(3, np.float32))
 
 
-@pytest.mark.parametrize("way", ["direct", "tiles"])
+@pytest.mark.parametrize("way", ["direct", "rows", "tiles"])
 @given(st.data(), conv2d_parameters(max_batch=3, min_batch=0, max_extra=8), dtypes)
 @some
 def test_every_way_of_convolving_at_stride_1(way, data, p, dtype):
-    """The shapes choose between the two; here each is held to the definition on every shape."""
+    """The shapes choose between them; here each is held to the definition on every shape."""
     p = dataclasses.replace(p, stride=(1, 1))
     x, weight = data.draw(arrays(p.x_shape, dtype)), data.draw(arrays(p.weight_shape, dtype))
     bias, dy = data.draw(arrays(p.weight_shape[:1], dtype)), data.draw(arrays(p.y_shape, dtype))
@@ -131,6 +134,32 @@ def test_every_way_of_convolving_at_stride_1(way, data, p, dtype):
         agree("conv2d", x, weight, bias, *p.settings)
         agree("conv2d_input_grad", dy, weight, p.x_shape, *p.settings)
         agree("conv2d_weight_grad", dy, x, p.weight_shape[2:], *p.settings)
+
+
+@given(st.data(), conv2d_parameters(max_batch=3, min_batch=0, max_extra=16), dtypes)
+@some
+def test_convolution_by_channels(data, p, dtype):
+    """With results of all sizes, whichever way the shapes would choose."""
+    x, weight = data.draw(arrays(p.x_shape, dtype)), data.draw(arrays(p.weight_shape, dtype))
+    bias, dy = data.draw(arrays(p.weight_shape[:1], dtype)), data.draw(arrays(p.y_shape, dtype))
+    with mock.patch("kernels.cpu.conv.choose", lambda *_: "channels"):
+        agree("conv2d", x, weight, bias, *p.settings)
+        agree("conv2d_input_grad", dy, weight, p.x_shape, *p.settings)
+
+
+@pytest.mark.parametrize("size", [4, 13, 27])
+@pytest.mark.parametrize(
+    "stride, padding, dilation", [((1, 2), 0, 1), ((2, 1), 3, 2), ((3, 3), 1, 1)]
+)
+def test_large_convolution_by_channels(size, stride, padding, dilation):
+    """Several vectors of outputs, tiles of a row, images of a task; pixels that no tap reaches."""
+    draw = np.random.default_rng(0)
+    x = draw.standard_normal((35, 6, size, size + 1), np.float32)
+    weight = draw.standard_normal((78, 3, 2, 2), np.float32)
+    settings_ = (stride, (padding,) * 4, (dilation,) * 2, 2)
+    with mock.patch("kernels.cpu.conv.choose", lambda *_: "channels"):
+        y = agree("conv2d", x, weight, None, *settings_)
+        agree("conv2d_input_grad", y, weight, x.shape, *settings_)
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,30 @@ def test_what_takes_one_pass():
     assert not {"Add", "ReLU"} & set(operations(run))
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda conv, x: nn.Sequential(conv, nn.ReLU())(x),
+        lambda conv, x: nn.conv_block(x, conv, rectify=True),
+    ],
+)
+def test_rectifier_goes_with_the_convolution(call):
+    """In training too, with the same gradients and second derivatives."""
+    conv, _ = block(bias=True)
+    x, up = draw(2, 4, 5, 5, dtype=np.float64), draw(2, 6, 5, 5, dtype=np.float64)
+    assert operations(lambda: call(conv, x)) == ["Conv2dReLU"]
+    operands = x.requires_grad_(), conv.weight, conv.bias
+    slopes = [
+        minidl.grad(y, operands, up, create_graph=True)
+        for y in (call(conv, x), by_steps(x, conv, None, None, True))
+    ]
+    curvatures = [minidl.grad((dw * dw).sum(), x)[0] for _, dw, _ in slopes]
+    pairs = zip((*slopes[0], curvatures[0]), (*slopes[1], curvatures[1]), strict=True)
+    for ours, expected in pairs:
+        assert abs(expected.detach().numpy()).max() > 0
+        np.testing.assert_allclose(ours.detach().numpy(), expected.detach().numpy(), atol=1e-10)
+
+
 def test_steps_where_somebody_watches():
     conv, norm = block(np.float32)
     x, seen = draw(2, 4, 5, 5), []

@@ -89,6 +89,23 @@ def test_bias_relu(backend, data, n, c):
 
 @given(conv2d_parameters(), st.data())
 @few
+def test_conv2d_relu(backend, p, data):
+    x, weight = data.draw(tensors(p.x_shape)), data.draw(tensors(p.weight_shape))
+    sums = ops.conv2d(x, weight, None, *p.settings).detach().numpy()
+    # A bias away from the kinks of the rectifier, where the slopes would not be defined.
+    bias = Tensor(np.where(np.arange(p.weight_shape[0]) % 2, 1, -1) * (abs(sums).max() + 1.0))
+    bias.requires_grad = True
+
+    def op(*operands):
+        return ops.conv2d_relu(*operands, *p.settings)
+
+    expected = np.maximum(sums + bias.detach().numpy()[:, None, None], 0)
+    np.testing.assert_allclose(op(x, weight, bias).detach().numpy(), expected, 1e-12, 1e-12)
+    assert_gradients_match(op, x, weight, bias)
+
+
+@given(conv2d_parameters(), st.data())
+@few
 def test_against_torch(backend, p, data):
     torch = pytest.importorskip("torch")
     x, weight = data.draw(tensors(p.x_shape)), data.draw(tensors(p.weight_shape))

@@ -8,8 +8,10 @@ from numba import get_thread_id, njit, prange
 from kernels import cpu, reference
 from kernels.cpu.blas import gemm
 from kernels.cpu.conv import choose
+from kernels.cpu.conv_channels import conv2d_channels
 from kernels.cpu.conv_direct import conv2d_direct
 from kernels.cpu.conv_pointwise import conv2d_pointwise, is_pointwise
+from kernels.cpu.conv_rows import conv2d_rows
 from kernels.cpu.conv_tiles import conv2d_tiles
 from kernels.cpu.epilogue import plain
 from kernels.cpu.tasks import chunk_bounds, split
@@ -117,6 +119,22 @@ def plane_tiles(p, y, epilogue):
 
 
 @_house_way
+def channel_tiles(p, y, epilogue):
+    """The same product turned over: vectors run along the output maps, whose weights are packed
+    side by side, and each pixel of a row is broadcast (kernels/cpu/conv_channels.py). With AVX-512,
+    32 maps times up to 14 pixels. Nothing between the rows is computed, and no result is stored
+    through a mask. That is best where maps fill vectors and pixels of a row fill tiles."""
+    conv2d_channels(p.x, p.weight, y, p.stride, p.padding, UNIT, 1, epilogue)
+
+
+@_house_way
+def row_tiles(p, y, epilogue):
+    """Tiles of two vectors of pixels, each within a row, times up to eight maps, for few of them
+    (kernels/cpu/conv_rows.py): no place of the tile is empty however many maps there are."""
+    conv2d_rows(p.x, p.weight, y, p.padding, UNIT, 1, epilogue)
+
+
+@_house_way
 def image_tiles(p, y, epilogue):
     """Nothing is copied any more: a 1x1 kernel needs neither padding nor rows beyond the result's,
     so the right matrix is the image itself, and the same tiles read it where it lies
@@ -128,7 +146,7 @@ def image_tiles(p, y, epilogue):
 @_house_way
 def direct_sweeps(p, y, epilogue):
     """No tile either: five taps of one output map sweep over stretches of the padded planes
-    (kernels/cpu/conv_direct.py). Where a group has one to three output maps, as in depthwise
+    (kernels/cpu/conv_direct.py). Where a group has one or two output maps, as in depthwise
     convolutions, a tile of eight would be mostly empty. With more maps, it loses to tiles: sums are
     loaded and stored once in five multiply-adds."""
     conv2d_direct(p.x, p.weight, y, p.padding, UNIT, 1, epilogue)
@@ -176,9 +194,13 @@ _ANY = (
     Rung("im2col and one product", whole_columns),
     Rung("im2col by blocks", column_blocks),
     Rung("tiles from padded planes", plane_tiles),
+    Rung("vectors of output maps", channel_tiles, aside=True),
 )
 _1X1 = (Rung("tiles from the images", image_tiles),)
-_STRIDE_1 = (Rung("direct sweeps", direct_sweeps, aside=True),)
+_STRIDE_1 = (
+    Rung("vectors within rows", row_tiles, aside=True),
+    Rung("direct sweeps", direct_sweeps, aside=True),
+)
 _3X3 = (
     Rung("Winograd F(2x2, 3x3)", winograd_2),
     Rung("Winograd F(4x4, 3x3)", winograd_4, tolerance=1e-4),
@@ -197,8 +219,8 @@ def chosen_way(p: Convolution) -> str:
         return f"Winograd F({size}x{size}, {taps}x{taps}){phases}"
     return {
         "product": "one matrix product", "direct": "direct sweeps",
-        "tiles": "tiles from padded planes",
-        "pointwise": "tiles from the images",
+        "tiles": "tiles from padded planes", "pointwise": "tiles from the images",
+        "channels": "vectors of output maps", "rows": "vectors within rows",
     }[way]  # fmt: skip
 
 

@@ -1,0 +1,130 @@
+"""Tiles of products for convolutions whose rows are short or whose outputs are few.
+
+As those of kernels.cpu.simd they take flat arrays with the index of the first element, and check no
+bounds. Each comes in several shapes, chosen by number when it runs.
+"""
+
+from itertools import product
+
+from numba import types
+from numba.extending import intrinsic
+
+from kernels.cpu.emitter import INT, ROWS, Emitter
+
+# Shapes of `pixel_tile`: how many pixels, in which steps, and up to how many vectors of outputs, as
+# registers allow.
+PIXELS, STEPS, OUTPUT_VECTORS = (1, 4, 6, 7, 8, 10, 12, 14), (1, 2), ROWS // 4
+# Outputs of a `strip_tile` at most, as registers allow with two vectors of pixels.
+STRIP = 8 if ROWS == 8 else 6
+_PIXEL_SHAPES = tuple(product(PIXELS, STEPS, range(1, OUTPUT_VECTORS + 1)))
+
+
+def pixel_shape(row: int, step: int) -> tuple[int, int]:
+    """(shape, pixels): how a row of results, `step` pixels apart, is cut into tiles.
+
+    Into the largest of those with the least surplus. The shape has one vector, the next has two.
+    """
+    fitting = [pixels for pixels in PIXELS[1:] if pixels <= row and step in STEPS]
+    pixels = min(fitting, key=lambda pixels: (-(-row // pixels) * pixels, -pixels), default=1)
+    return _PIXEL_SHAPES.index((pixels, step if pixels > 1 else 1, 1)), pixels
+
+
+@intrinsic
+def pixel_tile(_, shape, w, w0, x, x0, offsets, first, depth, y, y0, y_step):
+    """y[y0 + p y_step + o] = sum_k w[w0 + k outputs + o] x[x0 + offsets[first + k] + p step].
+
+    For k < depth, the pixels p of the shape, and o < outputs: the lanes of its vectors.
+    """
+
+    def emit(context, builder, signature, args):
+        e = Emitter(context, builder, signature, args)
+        weights, image, moves, result = (
+            e.pointer(array, args[start]) for array, start in ((1, 2), (3, 4), (5, 6), (8, 9))
+        )
+
+        def sums(pixels, step, vectors):
+            def body(k, sums):
+                column = builder.gep(weights, [builder.mul(k, INT(vectors * e.lanes))])
+                loaded = [e.load_vector(column, INT(v * e.lanes)) for v in range(vectors)]
+                source = builder.gep(image, [e.load(moves, k)])
+                results = []
+                for p in range(pixels):
+                    pixel = e.splat(e.load(source, INT(p * step)))
+                    for v in range(vectors):
+                        results.append(e.fma(loaded[v], pixel, sums[p * vectors + v]))
+                return results
+
+            totals = e.loop(args[7], INT(1), [e.constant(0.0)] * (pixels * vectors), body)
+            for p in range(pixels):
+                place = builder.gep(result, [builder.mul(args[10], INT(p))])
+                for v in range(vectors):
+                    e.store_vector(totals[p * vectors + v], place, INT(v * e.lanes))
+
+        e.switch(args[0], [lambda shape=shape: sums(*shape) for shape in _PIXEL_SHAPES])
+        return context.get_dummy_value()
+
+    integer = types.int64
+    return types.void(
+        integer, w, integer, x, integer, offsets, integer, integer, y, integer, integer
+    ), emit
+
+
+def _strip_tile(onto):
+    """The intrinsic of a tile of few outputs, alone or added `onto` what `others` hold."""
+
+    @intrinsic
+    def tile(_, w, w0, w_pitch, outputs, x, x0, x1, offsets, first, depth, y, y0, y1, y_pitch,
+             inside0, inside1, scale, shift, channel, others, floor):  # fmt: skip
+        """y[y0 + o y_pitch + p] = max(sum scale[channel + o] + shift[channel + o], floor), where
+
+        sum = sum_k w[w0 + k w_pitch + o] x[x0 + offsets[first + k] + p]: for k < depth, o <
+        `outputs`, at most STRIP, and p < inside0, at most the lanes; and likewise from x1 to y1.
+        The image is read up to whole vectors; NaN stays NaN. `others` lie as y does.
+        """
+
+        def emit(context, builder, signature, args):
+            e = Emitter(context, builder, signature, args)
+            weights, moves = e.pointer(0, args[1]), e.pointer(7, args[8])
+            images = [e.pointer(4, start) for start in args[5:7]]
+            factors, terms = (e.pointer(i, args[18]) for i in (16, 17))
+            flags = [e.below(count) for count in args[14:16]]
+
+            def sums(outputs):
+                def body(k, sums):
+                    move = e.load(moves, k)
+                    pixels = [e.load_vector(image, move) for image in images]
+                    column = builder.gep(weights, [builder.mul(k, args[2])])
+                    results = []
+                    for o in range(outputs):
+                        weight = e.splat(e.load(column, INT(o)))
+                        for v, vector in enumerate(pixels):
+                            results.append(e.fma(weight, vector, sums[2 * o + v]))
+                    return results
+
+                totals = e.loop(args[9], INT(1), [e.constant(0.0)] * (2 * outputs), body)
+                least = e.splat(args[20])
+                for o in range(outputs):
+                    factor, term = (e.splat(e.load(values, INT(o))) for values in (factors, terms))
+                    place = builder.mul(args[13], INT(o))
+                    for v, start in enumerate(args[11:13]):
+                        value = e.fma(totals[2 * o + v], factor, term)
+                        if onto:
+                            other = e.load_some(e.pointer(19, start), place, flags[v])
+                            value = builder.fadd(value, other)
+                        value = e.at_least(value, least)
+                        e.store_some(value, e.pointer(10, start), place, flags[v])
+
+            number = builder.sub(args[3], INT(1))
+            e.switch(number, [lambda count=count: sums(count) for count in range(1, STRIP + 1)])
+            return context.get_dummy_value()
+
+        integer = types.int64
+        return types.void(
+            w, integer, integer, integer, x, integer, integer, offsets, integer, integer, y,
+            integer, integer, integer, integer, integer, scale, shift, integer, others, w.dtype,
+        ), emit  # fmt: skip
+
+    return tile
+
+
+strip_tile, strip_tile_onto = _strip_tile(False), _strip_tile(True)
