@@ -9,8 +9,9 @@ leaves pixels out; then vectors run along the outputs,
     y[p, o] = sum_c x[row[p] + c H W] w[c, o],
 
 whatever pixels of whatever images make the rows of a tile. The filters of a **strip** of outputs,
-as wide as a tile, are turned over, some channels at a time, and stay in a first cache while the
-pixels pass by; the sums are turned back when they are stored.
+as wide as a tile, are turned over, by whom alone needs them or for all beforehand; those of some
+channels stay in a first cache while the pixels pass by. The sums are turned back when they are
+stored.
 
 The gradient by the input is the same with the filters turned over. How the work is cut depends on
 the shapes alone, never on the number of threads, and so do the results, to the last bit.
@@ -28,12 +29,11 @@ from kernels.cpu.gather import gather_tiles
 from kernels.cpu.pixels import turn, turn_back
 from kernels.cpu.planes import grouped
 from kernels.cpu.simd import copy, prefetch
-from kernels.cpu.tasks import MIN_TASKS, split
+from kernels.cpu.tasks import MIN_TASKS, chunk_bounds, split
 from kernels.cpu.threads import num_threads
 from kernels.cpu.tiles import (
     PANEL_BYTES,
     PART_BYTES,
-    TURN,
     group_size,
     pack_filters,
     panel_step,
@@ -51,6 +51,8 @@ from kernels.cpu.workspace import workspace
 _MAX_BLOCKS = 64
 # Pixels that fill vectors by less than this are gathered.
 _FILLED = 0.9
+# Channels whose filters are turned over by one task, a multiple of a vector.
+_TURNED = 64
 
 
 def is_pointwise(weight_shape, padding) -> bool:
@@ -138,7 +140,7 @@ def _plan(x_shape, outputs, size, stride, dtype):
         """What all tasks take, if each takes as long as the longest."""
         parts, slices = cut
         most = min(-(-strips // slices) * VECTORS, vectors)
-        return parts * slices * most * (-(-blocks // parts) * ROWS + TURN * width)
+        return parts * slices * most * -(-blocks // parts)
 
     cuts = [
         (max(-(-blocks // _MAX_BLOCKS), -(-MIN_TASKS // (slices * groups))), slices)
@@ -155,13 +157,29 @@ def _plan(x_shape, outputs, size, stride, dtype):
 
 
 @njit(cache=True)
-def _turn_filters(weight, first, strides, outputs, terms, panel, tile, width):
-    """panel (terms, tile) from weight[first] on, with `strides` of outputs and terms."""
+def _turn(weight, first, strides, outputs, terms, turned, start, tile, width):
+    """turned (terms, tile) from weight[first] on, with `strides` of outputs and terms."""
     if strides[0] == 1:
         for k in range(terms):
-            copy(panel, k * tile, weight, first + k * strides[1], outputs)
+            copy(turned, start + k * tile, weight, first + k * strides[1], outputs)
     else:
-        turn(weight, first, strides[0], outputs, terms, panel, 0, tile, width)
+        turn(weight, first, strides[0], outputs, terms, turned, start, tile, width)
+
+
+@njit(parallel=True, cache=True)
+def _turn_filters(weight, strides, turned, outputs, channels, width):
+    """turned (G, strips, C, tile), and room for a square of elements, from flat weights."""
+    groups, strips, room, tile = turned.shape
+    pieces, vectors, flat = -(-channels // _TURNED), -(-outputs // width), turned.reshape(-1)
+    for task in prange(groups * strips * pieces):
+        rest, piece = split(task, pieces)
+        g, s = split(rest, strips)
+        k0, k1 = chunk_bounds(piece, _TURNED, channels)
+        v, wide = tile_vectors(s, vectors)
+        o = v * width
+        first = g * strides[0] + o * strides[1] + k0 * strides[2]
+        own, start = min(wide * width, outputs - o), (rest * room + k0) * tile
+        _turn(weight, first, strides[1:], own, k1 - k0, flat, start, tile, width)
 
 
 @njit(cache=True)
@@ -196,45 +214,48 @@ def _store(sums, first, tile, pixels, outputs, y, planes, size, target, spare, e
 
 
 @njit(parallel=True, cache=True)
-def _multiply_gathered(x, weight, strides, y, scratch, rows, places, plane, cut, tile, depth, size,
-                       target, epilogue, width):  # fmt: skip
-    """y (N, G, O, H W) from flat x, whose planes have `plane` elements, and flat weights.
+def _multiply_gathered(x, weight, strides, filters, y, scratch, rows, places, plane, cut, depth,
+                       size, target, epilogue, width):  # fmt: skip
+    """y (N, G, O, H W) from flat x, whose planes have `plane` elements, and turned filters.
 
-    `depth`: the channels of a panel. Scale and shift fill vectors, group by group.
+    If there is one part only, they are turned here, from flat weights. `depth`: the channels of a
+    panel. Scale and shift fill vectors, group by group.
     """
     images, groups, outputs, area = y.shape
+    strips, room, tile = filters.shape[1:]
     channels, parts, slices = places.size // 2, cut[0], cut[1]
     blocks, pixels = rows.size // ROWS, images * size[0] * size[1]
-    vectors, strips = -(-outputs // width), tile_count(outputs, width)
-    flat = y.reshape(y.size)
-    lines = np.arange(tile) * strides[1]
+    vectors, lines = -(-outputs // width), np.arange(tile) * strides[1]
+    flat, turned = y.reshape(y.size), filters.reshape(filters.size)
     for task in prange(groups * parts * slices):
         rest, piece = split(task, slices)
         g, part = split(rest, parts)
         b0, b1 = part * blocks // parts, (part + 1) * blocks // parts
         s0, s1 = piece * strips // slices, (piece + 1) * strips // slices
-        room, own = (depth + width) * tile, (b1 - b0) * ROWS * tile
-        panel, sums = scratch[get_thread_id(), :room], scratch[get_thread_id(), room:]
+        own = (b1 - b0) * ROWS * tile
+        panel = scratch[get_thread_id(), : (depth + width) * tile]
+        sums = scratch[get_thread_id(), (depth + width) * tile :]
         sums[: (s1 - s0) * own] = 0
         for step in range(panel_steps(channels, depth, s0, s1)):
             s, v, wide, k, terms = panel_step(step, channels, depth, s0, s1, vectors)
-            o = v * width
-            _turn_filters(
-                weight, g * strides[0] + o * strides[1] + k * strides[2], strides[1:],
-                min(wide * width, outputs - o), terms, panel, tile, width,
-            )  # fmt: skip
-            # What is turned over next is on its way while this is computed.
-            _, v, more, k1, coming = panel_step(step + 1, channels, depth, s0, s1, vectors)
-            more = min(more * width, outputs - v * width) if k1 < channels else 0
-            ahead = g * strides[0] + v * width * strides[1] + k1 * strides[2]
+            source, start = turned, (g * strips + s) * room * tile
+            _, v1, more, k1, coming = panel_step(step + 1, channels, depth, s0, s1, vectors)
+            more = min(more * width, outputs - v1 * width) if k1 < channels else 0
+            if parts == 1:
+                first = g * strides[0] + v * width * strides[1] + k * strides[2]
+                own_outputs = min(wide * width, outputs - v * width)
+                _turn(weight, first, strides[1:], own_outputs, terms, panel, 0, tile, width)
+                source, start = panel, -k * tile
             for b in range(b0, b1):
                 i, count = b - b0, b1 - b0
-                if strides[2] == 1:
+                if parts == 1 and strides[2] == 1:
+                    # What is turned over next is on its way while this is computed.
                     prefetch(
-                        weight, ahead, lines, i * more // count, (i + 1) * more // count, coming
-                    )
+                        weight, g * strides[0] + v1 * width * strides[1] + k1, lines,
+                        i * more // count, (i + 1) * more // count, coming,
+                    )  # fmt: skip
                 gather_tiles(
-                    x, g * channels * plane, rows, b * ROWS, places, k, terms, panel, -k * tile,
+                    x, g * channels * plane, rows, b * ROWS, places, k, terms, source, start,
                     sums, (s - s0) * own + i * ROWS * tile, tile, wide,
                 )  # fmt: skip
         for s in range(s0, s1):
@@ -250,17 +271,21 @@ def _multiply_gathered(x, weight, strides, y, scratch, rows, places, plane, cut,
 
 def _gathered(x, weight, strides, y, stride, size, target, epilogue):
     """y (N, G, O, H W) from every stride-th pixel, `size` of them, of x (N, G, C, H, W)."""
-    groups, outputs = y.shape[1:3]
+    groups, channels, outputs = *x.shape[1:3], y.shape[2]
     width = lanes(x.dtype)
     plan = _plan(x.shape, outputs, size, stride, x.dtype)
-    tile, depth = plan.tile, PANEL_BYTES // (plan.tile * x.itemsize)
     strips, blocks = tile_count(outputs, width), len(plan.rows) // ROWS
-    sums = -(-strips // plan.slices) * -(-blocks // plan.parts) * ROWS * tile
+    weight = np.ascontiguousarray(weight).reshape(-1)
+    filters = workspace("filters", (groups, strips, channels + width, plan.tile), x.dtype)
+    if plan.parts > 1:
+        _turn_filters(weight, strides, filters, outputs, channels, width)
+    depth = PANEL_BYTES // (plan.tile * x.itemsize)
     # With what a square of elements reaches beyond a panel, and beyond the sums.
-    scratch = workspace("conv", (num_threads(), (depth + 2 * width) * tile + sums), x.dtype)
+    rows = -(-strips // plan.slices) * -(-blocks // plan.parts) * ROWS + width
+    scratch = workspace("conv", (num_threads(), (depth + width + rows) * plan.tile), x.dtype)
     _multiply_gathered(
-        x.reshape(-1), np.ascontiguousarray(weight).reshape(-1), strides, y, scratch, plan.rows,
-        plan.places, x.shape[3] * x.shape[4], (plan.parts, plan.slices), tile, depth, size, target,
+        x.reshape(-1), weight, strides, filters, y, scratch, plan.rows, plan.places,
+        x.shape[3] * x.shape[4], (plan.parts, plan.slices), depth, size, target,
         in_vectors(epilogue, groups, -(-outputs // width) * width), width,
     )  # fmt: skip
 

@@ -151,9 +151,10 @@ def running_sum(p: Normalisation):
 
 
 def stretches(p: Normalisation):
-    """kernels.cpu.lrn on one thread. It goes through all channels for 256 positions, then for the
-    next 256. The stretches of the window's five channels and of the sums then lie in the L1 cache,
-    and memory is read once and written twice, which is the least there can be."""
+    """kernels.cpu.lrn on one thread. It goes through all channels for 512 positions, then for the
+    next 512. The squares of the window's five channels wait in a ring of five lines, which lies in
+    the L1 cache as the sums do, so that memory is read once and written twice, which is the least
+    there can be."""
     with one_thread():
         return cpu.lrn(p.x, *_SETTINGS)
 
