@@ -144,7 +144,8 @@ def _step_sums(
 def _run_pieces(dy, x, weight_grad, geometry, places, width):
     size, taps, down, across = geometry[:4]
     rows, positions = len(x) * down, (size + taps - 1) ** 2
-    pieces = min(MIN_TASKS, rows)
+    # Shares of few tiles would take longer to add up than to make.
+    pieces = min(MIN_TASKS, rows, max(2, rows * across // _PIECE_TILES))
     block = max(1, min(-(-rows // pieces), _PIECE_TILES // across))
     outputs = -(-dy.shape[2] // ROWS) * ROWS
     sums = workspace("filters", (pieces, positions, outputs, places[1]), x.dtype)
