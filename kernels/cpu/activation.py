@@ -69,7 +69,7 @@ def relu(x, out=None):
     y = empty(x.shape, x.dtype) if out is None else out
     if not y.flags.c_contiguous:
         return np.maximum(x, x.dtype.type(0), out=y)
-    _relu(np.ascontiguousarray(x).reshape(-1), y.reshape(-1), landings(y))
+    _relu(np.ascontiguousarray(x).reshape(-1), y.reshape(-1), landings(y, x))
     return y
 
 
@@ -78,7 +78,7 @@ def relu_backward(dy, y):
     check_shape("dy", dy.shape, y.shape)
     dx = empty(dy.shape, dy.dtype)
     dy, y = np.ascontiguousarray(dy), np.ascontiguousarray(y)
-    _relu_backward(dy.reshape(-1), y.reshape(-1), dx.reshape(-1), landings(dx))
+    _relu_backward(dy.reshape(-1), y.reshape(-1), dx.reshape(-1), landings(dx, dy, y))
     return dx
 
 

@@ -31,5 +31,5 @@ def add(a, b):
     if y.size < _SMALLEST:
         return np.add(a, b, out=y)
     left, right = (np.ascontiguousarray(array).reshape(-1) for array in (a, b))
-    _add(left, right, y.reshape(-1), landings(y))
+    _add(left, right, y.reshape(-1), landings(y, a, b))
     return y

@@ -89,5 +89,5 @@ def dropout(x, p, seed, step):
     y = empty(x.shape, x.dtype)
     scale = x.dtype.type(1 / (1 - p))
     flat, seed, step = np.ascontiguousarray(x).reshape(-1), np.uint64(seed), np.uint64(step)
-    _dropout(flat, scale, drop_below(p), seed, step, y.reshape(-1), landings(y))
+    _dropout(flat, scale, drop_below(p), seed, step, y.reshape(-1), landings(y, x))
     return y

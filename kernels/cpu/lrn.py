@@ -183,7 +183,7 @@ def lrn(x, size, alpha, beta, k, size_normalized=False):
     scratch = workspace("lrn", (num_threads(), sum(window) + 3, _STRETCH), x.dtype)
     _lrn(
         _flat(x), y.reshape(-1), scale.reshape(-1), _shape(x), window, *settings, scratch,
-        past_caches(y),
+        past_caches(x, y, scale),
     )  # fmt: skip
     return y, scale
 
@@ -199,6 +199,6 @@ def lrn_backward(dy, x, scale, size, alpha, beta, k, size_normalized=False):
     scratch = workspace("lrn", (num_threads(), lines, _STRETCH), x.dtype)
     _lrn_backward(
         _flat(dy), _flat(x), _flat(scale), dx.reshape(-1), _shape(x), window, *settings, scratch,
-        past_caches(dx),
+        past_caches(dy, x, scale, dx),
     )  # fmt: skip
     return dx

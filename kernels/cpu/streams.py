@@ -4,8 +4,8 @@ A store into memory that no cache holds reads its line first, since it may be bu
 a kernel that only waits for memory that read is one third of all it does, or one half. A
 **non-temporal** store gathers a whole line beside the caches and sends it off without the read. But
 then the line is not in the cache either, which is a loss where the next kernel would have found it:
-so only results larger than the last cache are written like that, of which most is gone from it in
-any case when the next kernel begins with their first elements.
+so only results of kernels whose arrays together exceed the last cache are written like that. Much
+of them is gone from it in any case when the next kernel begins with their first elements.
 
 Kernels compute a piece of a result in its `landing`: in the result itself or, where that is
 streamed, in scratch memory that stays in a first cache. Then they `settle` it.
@@ -24,19 +24,19 @@ from kernels.cpu.workspace import workspace
 # Elements of a piece that is streamed: reading, computing and writing take turns often enough to
 # overlap. And of one that is not: enough to hide its start, few enough to share out a small layer.
 PIECE, _LONG_PIECE = 1 << 10, 1 << 14
-# Bytes of a result that still fits a usual last cache, or one's share of a larger one, beside the
-# operand that it is made of.
-_CACHED = 16 << 20
+# Bytes of all arrays of a kernel: twice a usual last cache, or one's share of a larger one. Up to
+# there the cache still holds a part of them from one kernel to the next.
+_CACHED = 64 << 20
 
 
-def past_caches(result) -> bool:
-    """Whether a result should be streamed."""
-    return result.nbytes > _CACHED
+def past_caches(*arrays) -> bool:
+    """Whether the results of a kernel should be streamed; `arrays`: its operands and results."""
+    return sum(array.nbytes for array in arrays) > _CACHED
 
 
-def landings(result):
+def landings(result, *operands):
     """Scratch memory (threads, elements of a piece) for a result; no rows if it is not streamed."""
-    shape = (num_threads(), PIECE) if past_caches(result) else (0, _LONG_PIECE)
+    shape = (num_threads(), PIECE) if past_caches(result, *operands) else (0, _LONG_PIECE)
     return workspace("landings", shape, result.dtype)
 
 
