@@ -195,8 +195,8 @@ def avg_pool2d_backward(
     sizes = h, w, oh, ow, kh, kw, sh, sw, *padding[::2], pitch, strip
     windows = _row_windows(h, oh, kh, sh, padding[0])
     _avg_pool_backward(
-        _flat(dy), _flat(dx), shares, sums, landing, *counts, *windows, sizes, past_caches(dx),
-        n * c, group_size(n * c, h * w),
+        _flat(dy), _flat(dx), shares, sums, landing, *counts, *windows, sizes,
+        past_caches(dy, dx), n * c, group_size(n * c, h * w),
     )  # fmt: skip
     return dx
 
