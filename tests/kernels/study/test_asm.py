@@ -144,9 +144,9 @@ def test_the_direct_convolution_multiplies_and_adds_in_vectors():
 @pytest.mark.parametrize(
     "way, size, outputs, products",
     [
-        ("tiles", 13, 40, lambda: ROWS * VECTORS),
-        ("channels", 18, 64, lambda: 14 * OUTPUT_VECTORS),
-        ("rows", 20, 6, lambda: 2 * 6),
+        ("tiles", 11, 40, lambda: ROWS * VECTORS),
+        ("channels", 16, 64, lambda: 14 * OUTPUT_VECTORS),
+        ("rows", 30, 6, lambda: 2 * 6),
     ],
 )
 def test_a_tile_of_the_convolution_stays_in_registers(way, size, outputs, products):
