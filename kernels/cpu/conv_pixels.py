@@ -183,12 +183,14 @@ def _lists(block, size, extent, kernel_size, stride, before, dilation, everywher
     column = u * stride[1] + j[:, None]
     inside = (line >= 0) & (line < extent[0]) & (column >= 0) & (column < extent[1])
     inside |= everywhere
-    kinds, lists = np.unique(inside.reshape(-1, len(image)), axis=0, return_inverse=True)
+    numbers = {}
+    lists = [numbers.setdefault(f.tobytes(), len(numbers)) for f in inside.reshape(-1, len(image))]
+    kinds = np.frombuffer(b"".join(numbers), bool)
     bounds = np.concatenate([[0], np.cumsum(kinds)])
-    pixel = np.nonzero(kinds)[1]
+    pixel = np.flatnonzero(kinds) % len(image)
     places = image * block.step + v * stride[0] * block.pitch + u * stride[1]
     places = np.stack([places[pixel], pixel * tile], axis=1)
-    return lists.reshape(len(bands), -1), bounds, places.reshape(-1)
+    return np.reshape(lists, (len(bands), -1)), bounds, places.reshape(-1)
 
 
 @njit(cache=True)
