@@ -34,9 +34,9 @@ from numba import get_thread_id, njit, prange
 from kernels.cpu.emitter import ROWS, VECTORS, lanes
 from kernels.cpu.epilogue import plain
 from kernels.cpu.gather import gather_tiles
+from kernels.cpu.moves import prefetch
 from kernels.cpu.pixels import turn, turn_back
 from kernels.cpu.planes import grouped, split_phases
-from kernels.cpu.simd import prefetch
 from kernels.cpu.tasks import MIN_TASKS, chunk_bounds, split
 from kernels.cpu.threads import num_threads
 from kernels.cpu.tiles import (

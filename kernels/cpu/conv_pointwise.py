@@ -26,9 +26,9 @@ from numba import get_thread_id, njit, prange
 from kernels.cpu.emitter import ROWS, VECTORS, lanes
 from kernels.cpu.epilogue import in_vectors, plain
 from kernels.cpu.gather import gather_tiles
+from kernels.cpu.moves import copy, prefetch
 from kernels.cpu.pixels import turn, turn_back
 from kernels.cpu.planes import grouped
-from kernels.cpu.simd import copy, prefetch
 from kernels.cpu.tasks import MIN_TASKS, chunk_bounds, split
 from kernels.cpu.threads import num_threads
 from kernels.cpu.tiles import (

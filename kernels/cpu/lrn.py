@@ -13,7 +13,7 @@ from numba import get_thread_id, njit, prange, types
 from numba.extending import intrinsic
 
 from kernels.cpu.emitter import INT, Emitter
-from kernels.cpu.simd import copy
+from kernels.cpu.moves import copy
 from kernels.cpu.streams import fetch, past_caches, stream
 from kernels.cpu.tasks import chunk_bounds, split
 from kernels.cpu.threads import num_threads

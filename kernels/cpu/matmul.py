@@ -14,8 +14,9 @@ import numpy as np
 from numba import get_thread_id, njit, prange
 
 from kernels.cpu.emitter import ROWS, VECTORS, lanes
+from kernels.cpu.moves import copy
 from kernels.cpu.pixels import turn
-from kernels.cpu.simd import DOTS, copy, dot_tile, product_tiles, row_tiles
+from kernels.cpu.simd import DOTS, dot_tile, product_tiles, row_tiles
 from kernels.cpu.tasks import MIN_TASKS, chunk_bounds, split
 from kernels.cpu.threads import num_threads
 from kernels.cpu.workspace import empty, workspace

@@ -10,7 +10,7 @@ Outputs P - OW to a row are surplus: they mix two rows, and are dropped.
 import numpy as np
 from numba import njit
 
-from kernels.cpu.simd import copy, copy_halved, copy_rows
+from kernels.cpu.moves import copy, copy_halved, copy_rows
 
 
 def grouped(x, groups):

@@ -16,6 +16,8 @@ from kernels.cpu.emitter import INT, ROWS, Emitter
 PIXELS, STEPS, OUTPUT_VECTORS = (1, 4, 6, 7, 8, 10, 12, 14), (1, 2), ROWS // 4
 # Outputs of a `strip_tile` at most, as registers allow with two vectors of pixels.
 STRIP = 8 if ROWS == 8 else 6
+# Terms that are added in one go.
+_PART = 128
 _PIXEL_SHAPES = tuple(product(PIXELS, STEPS, range(1, OUTPUT_VECTORS + 1)))
 
 
@@ -27,6 +29,23 @@ def pixel_shape(row: int, step: int) -> tuple[int, int]:
     fitting = [pixels for pixels in PIXELS[1:] if pixels <= row and step in STEPS]
     pixels = min(fitting, key=lambda pixels: (-(-row // pixels) * pixels, -pixels), default=1)
     return _PIXEL_SHAPES.index((pixels, step if pixels > 1 else 1, 1)), pixels
+
+
+def _in_parts(e, depth, count, term):
+    """`count` vectors of sums: sums = term(k, sums) for k < depth.
+
+    Parts that start from zero round less than one long sum.
+    """
+    zeros = [e.constant(0.0)] * count
+
+    def part(first, totals):
+        terms = e.smaller(e.builder.sub(depth, first), INT(_PART))
+        sums = e.loop(
+            terms, INT(1), zeros, lambda k, sums: term(e.builder.add(first, k), sums)
+        )
+        return [e.builder.fadd(total, some) for total, some in zip(totals, sums, strict=True)]
+
+    return e.loop(depth, INT(_PART), zeros, part)
 
 
 @intrinsic
@@ -43,7 +62,7 @@ def pixel_tile(_, shape, w, w0, x, x0, offsets, first, depth, y, y0, y_step):
         )
 
         def sums(pixels, step, vectors):
-            def body(k, sums):
+            def term(k, sums):
                 column = builder.gep(weights, [builder.mul(k, INT(vectors * e.lanes))])
                 loaded = [e.load_vector(column, INT(v * e.lanes)) for v in range(vectors)]
                 source = builder.gep(image, [e.load(moves, k)])
@@ -54,7 +73,7 @@ def pixel_tile(_, shape, w, w0, x, x0, offsets, first, depth, y, y0, y_step):
                         results.append(e.fma(loaded[v], pixel, sums[p * vectors + v]))
                 return results
 
-            totals = e.loop(args[7], INT(1), [e.constant(0.0)] * (pixels * vectors), body)
+            totals = _in_parts(e, args[7], pixels * vectors, term)
             for p in range(pixels):
                 place = builder.gep(result, [builder.mul(args[10], INT(p))])
                 for v in range(vectors):
@@ -90,7 +109,7 @@ def _strip_tile(onto):
             flags = [e.below(count) for count in args[14:16]]
 
             def sums(outputs):
-                def body(k, sums):
+                def term(k, sums):
                     move = e.load(moves, k)
                     pixels = [e.load_vector(image, move) for image in images]
                     column = builder.gep(weights, [builder.mul(k, args[2])])
@@ -101,7 +120,7 @@ def _strip_tile(onto):
                             results.append(e.fma(weight, vector, sums[2 * o + v]))
                     return results
 
-                totals = e.loop(args[9], INT(1), [e.constant(0.0)] * (2 * outputs), body)
+                totals = _in_parts(e, args[9], 2 * outputs, term)
                 least = e.splat(args[20])
                 for o in range(outputs):
                     factor, term = (e.splat(e.load(values, INT(o))) for values in (factors, terms))

@@ -16,8 +16,9 @@ import numpy as np
 from numba import njit, prange
 
 from kernels.cpu.emitter import ROWS, VECTORS, lanes
+from kernels.cpu.moves import copy, prefetch
 from kernels.cpu.pixels import interleave
-from kernels.cpu.simd import copy, prefetch, product_tiles, store_run, store_run_onto
+from kernels.cpu.simd import product_tiles, store_run, store_run_onto
 from kernels.cpu.tasks import chunk_bounds, split
 from kernels.cpu.workspace import workspace
 

@@ -55,14 +55,10 @@ class Conv2d(_Conv):
         shape = (out_channels, in_channels // groups, *self.kernel_size)
         self.weight, self.bias = new_weights(shape, out_channels, math.prod(shape[1:]), bias)
 
-    def forward(self, x):
-        return ops.conv2d(
-            x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
-        )
-
-    def rectified(self, x):
-        """ReLU of the result, see `minidl.ops.conv2d_relu`; of a layer with a bias."""
-        return ops.conv2d_relu(
+    def forward(self, x, rectify=False):
+        """`rectify`: ReLU of the result, of a layer with a bias; see `minidl.ops.conv2d_relu`."""
+        convolve = ops.conv2d_relu if rectify else ops.conv2d
+        return convolve(
             x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
         )
 

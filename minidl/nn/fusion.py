@@ -26,7 +26,7 @@ def conv_block(x, conv, norm=None, shortcut=None, rectify=False):
         scale, shift = norm.affine() if norm is not None else (None, None)
         return conv.affine(x, scale, shift, shortcut, rectify)
     if norm is None and shortcut is None and rectify and _is_rectifiable(conv):
-        return conv.rectified(x)
+        return conv(x, True)
     y = conv(x)
     return _rest(y, shortcut, rectify) if norm is None else norm_block(y, norm, shortcut, rectify)
 
@@ -54,7 +54,7 @@ def _step(modules, x):
         norm = after.pop(0) if after and _is(after[0], BatchNorm2d) else None
         rectify = bool(after) and _is(after[0], ReLU)
         if norm is None and rectify and _is_rectifiable(first):
-            return first.rectified(x), 2
+            return first(x, True), 2
         if (norm is not None or rectify) and _is_constant(first, norm):
             count = 1 + (norm is not None) + rectify
             return conv_block(x, first, norm, None, rectify), count

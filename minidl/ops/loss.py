@@ -179,7 +179,8 @@ def _one_hot(labels, logits, ignore_index):
         )
     # Where the ones lie: writing them is less work than comparing every class with the label.
     positions = max(1, math.prod(labels.shape[1:]))
-    images, places = divmod(get_array_module(labels).arange(labels.size), positions)
+    sample = get_array_module(labels).arange(labels.size)
+    images, places = sample // positions, sample % positions
     ones = ((images * classes + labels.ravel()) * positions + places)[counts.ravel()]
     weights = get_array_module(logits._array).zeros(logits.shape, logits.dtype)
     weights.reshape(-1)[to_device(ones, logits.device)] = 1

@@ -326,7 +326,7 @@ def test_larger_kernels_take_the_same_tile():
 def test_the_choice_for_larger_kernels(kernel, stride, channels):
     """They go so by default, within the bound, and by plain sums on request."""
     x = normal(0, (2, channels, 40, 44), np.float32)
-    weight = normal(1, (64, channels, kernel, kernel), np.float32)
+    weight = normal(1, (96, channels, kernel, kernel), np.float32)
     steps = (stride, stride), (1, 2, 2, 1)
     exact = reference.conv2d(x.astype(float), weight.astype(float), None, *steps)
     dy = normal(2, exact.shape, np.float32)
