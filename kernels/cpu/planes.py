@@ -60,8 +60,8 @@ def reaching_taps(phase, before, taps, stride, dilation):
 @njit(cache=True)
 def _real(phase, stride, before, extent, size):
     """The (first, stop) elements of a phase that are pixels of the image, along one axis."""
-    first = max(0, -((phase - before) // stride))
-    return min(first, size), max(first, min(size, (extent - 1 + before - phase) // stride + 1))
+    first = min(size, max(0, -((phase - before) // stride)))
+    return first, max(first, min(size, (extent - 1 + before - phase) // stride + 1))
 
 
 @njit(cache=True)
