@@ -131,26 +131,6 @@ def line_max(_, x, offsets, numbers, taps, first, size, best, winners, target):
 
 
 @intrinsic
-def move_down(_, x, source, target, count):
-    """x[target : target + count] = x[source : source + count] with target <= source.
-
-    Of what follows, up to a vector may be overwritten.
-    """
-
-    def emit(context, builder, signature, args):
-        e = LineEmitter(context, builder, signature, args)
-
-        def vector(i, _):
-            e.store_vector(e.load_vector(e.pointer(0, args[1]), i), e.pointer(0, args[2]), i)
-            return []
-
-        e.loop(args[3], INT(e.lanes), [], vector)
-        return context.get_dummy_value()
-
-    return types.void(x, types.int64, types.int64, types.int64), emit
-
-
-@intrinsic
 def window_max(_, best, winners, start, pitch, rows, number, step, corners, y, switches, y0, count):
     """y[y0 + u] = max over i < rows of best[start + i pitch + u] for u < count.
 

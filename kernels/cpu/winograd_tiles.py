@@ -3,7 +3,8 @@
 F(m x m, r x r) takes tiles of (m + r - 1) x (m + r - 1) pixels. B^T depends on the tile alone, the
 other matrices on m and r: F(4x4, 3x3), F(3x3, 4x4) and F(2x2, 5x5) share the tile of 6x6 pixels,
 F(2x2, 3x3) has one of 4x4. Each function takes squares of vectors as `simd.transform_tile` does,
-with m ("size") and r ("taps") before.
+with m ("size") and r ("taps") before. They are written out one by one, since Numba keeps no
+compiled closures from one run to the next.
 """
 
 from numba import njit
