@@ -1,8 +1,8 @@
 """Average pooling on all cores; the definitions stand in kernels.reference.pool.
 
-A task is one plane (image, channel). Its windows are sums of rows first, which are contiguous, and
-then of columns; backward hands the shares out to columns first and then to rows. Sums are in the
-arrays' own dtype, in parts, so that large windows keep their digits.
+A task is whole planes (image, channel). Their windows are sums of rows first, which are contiguous,
+and then of columns; backward hands the shares out to columns first and then to rows. Sums are in
+the arrays' own dtype, in parts, so that large windows keep their digits.
 """
 
 from functools import lru_cache

@@ -227,6 +227,22 @@ class Emitter:
         builder.position_at_end(after)
         return running
 
+    def in_parts(self, depth, length, count, term):
+        """`count` vectors of sums: sums = term(k, sums) for k < depth, `length` terms in one go.
+
+        Parts that start from zero round less than one long sum.
+        """
+        zeros = [self.constant(0.0)] * count
+
+        def part(first, totals):
+            terms = self.smaller(self.builder.sub(depth, first), INT(length))
+            sums = self.loop(
+                terms, INT(1), zeros, lambda k, sums: term(self.builder.add(first, k), sums)
+            )
+            return [self.builder.fadd(*pair) for pair in zip(totals, sums, strict=True)]
+
+        return self.loop(depth, INT(length), zeros, part)
+
     def switch(self, number, bodies):
         """Run bodies[number], which write instructions when called."""
         builder = self.builder

@@ -114,24 +114,13 @@ class LineEmitter(Emitter):
         """(value + add) // divisor of ints that are not negative."""
         return self.builder.sdiv(self.builder.add(value, INT(add)), INT(divisor))
 
-
     def sum(self, count, term):
         """The sum of term(i) for i < count, in parts."""
         add, zero = self.builder.fadd, self.constant(0.0)
         if isinstance(count, int):
             return reduce(add, [term(INT(i)) for i in range(count)]) if count else zero
 
-        def part(first, total):
-            left = self.builder.sub(count, first)
-            short = self.builder.icmp_signed("<", left, INT(PART))
-            stop = self.builder.select(short, left, INT(PART))
-            terms = self.loop(
-                stop, INT(1), [zero],
-                lambda i, sums: [add(sums[0], term(self.builder.add(first, i)))],
-            )  # fmt: skip
-            return [add(total[0], terms[0])]
-
-        return self.loop(count, INT(PART), [zero], part)[0]
+        return self.in_parts(count, PART, 1, lambda i, sums: [add(sums[0], term(i))])[0]
 
 
 @intrinsic

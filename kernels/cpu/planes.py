@@ -41,12 +41,6 @@ def phase_taps(kernel_size, stride, dilation):
     return np.stack([i % sh * used + j % sw, i // sh, j // sw], axis=1)
 
 
-def tap_offsets(phases, kernel_size, dilation):
-    """int64 (kh kw,): where each tap of output (0, 0) lies in phases that follow each other."""
-    sh, sw, rows, pitch = phases[:4]
-    return phase_taps(kernel_size, (sh, sw), dilation) @ np.array([rows * pitch, pitch, 1])
-
-
 def reaching_taps(phase, before, taps, stride, dilation):
     """(numbers, moves) of the taps that reach the pixels phase + stride r along one axis.
 

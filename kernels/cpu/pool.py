@@ -1,9 +1,9 @@
 """Max-pooling on all cores; the definitions stand in kernels.reference.pool.
 
-A task is one plane (image, channel), so that the scatters of backward never collide. It is pooled
-in strips that stay in the first cache: their rows are copied with margins of -inf to the left and
-right, the winners among the columns are found in each row, then those among the rows. Both go in
-the order of the definition, so that the first of equals wins.
+A task is whole planes (image, channel), so that the scatters of backward never collide. A plane is
+pooled in strips that stay in the first cache: their rows are copied with margins of -inf to the
+left and right, the winners among the columns are found in each row, then those among the rows. Both
+go in the order of the definition, so that the first of equals wins.
 """
 
 from functools import lru_cache
@@ -87,7 +87,7 @@ def _max_pool(
 
 @lru_cache
 def _max_pool_plan(plane_shape, output_shape, kernel_size, stride, padding, dilation, itemsize):
-    """(bytes of a slot, first_tap, starts, offsets, steps, corners, sizes)."""
+    """(bytes of a slot, first taps) and then what `_max_pool` takes from `starts` to `sizes`."""
     (h, w), (oh, ow), (kh, kw), (sh, sw) = plane_shape, output_shape, kernel_size, stride
     lanes = VECTOR_BYTES // itemsize
     reach = [(k - 1) * d for k, d in zip(kernel_size, dilation, strict=True)]

@@ -31,23 +31,6 @@ def pixel_shape(row: int, step: int) -> tuple[int, int]:
     return _PIXEL_SHAPES.index((pixels, step if pixels > 1 else 1, 1)), pixels
 
 
-def _in_parts(e, depth, count, term):
-    """`count` vectors of sums: sums = term(k, sums) for k < depth.
-
-    Parts that start from zero round less than one long sum.
-    """
-    zeros = [e.constant(0.0)] * count
-
-    def part(first, totals):
-        terms = e.smaller(e.builder.sub(depth, first), INT(_PART))
-        sums = e.loop(
-            terms, INT(1), zeros, lambda k, sums: term(e.builder.add(first, k), sums)
-        )
-        return [e.builder.fadd(total, some) for total, some in zip(totals, sums, strict=True)]
-
-    return e.loop(depth, INT(_PART), zeros, part)
-
-
 @intrinsic
 def pixel_tile(_, shape, w, w0, x, x0, offsets, first, depth, y, y0, y_step):
     """y[y0 + p y_step + o] = sum_k w[w0 + k outputs + o] x[x0 + offsets[first + k] + p step].
@@ -73,7 +56,7 @@ def pixel_tile(_, shape, w, w0, x, x0, offsets, first, depth, y, y0, y_step):
                         results.append(e.fma(loaded[v], pixel, sums[p * vectors + v]))
                 return results
 
-            totals = _in_parts(e, args[7], pixels * vectors, term)
+            totals = e.in_parts(args[7], _PART, pixels * vectors, term)
             for p in range(pixels):
                 place = builder.gep(result, [builder.mul(args[10], INT(p))])
                 for v in range(vectors):
@@ -120,7 +103,7 @@ def _strip_tile(onto):
                             results.append(e.fma(weight, vector, sums[2 * o + v]))
                     return results
 
-                totals = _in_parts(e, args[9], 2 * outputs, term)
+                totals = e.in_parts(args[9], _PART, 2 * outputs, term)
                 least = e.splat(args[20])
                 for o in range(outputs):
                     factor, term = (e.splat(e.load(values, INT(o))) for values in (factors, terms))

@@ -47,6 +47,18 @@ def _fold(sums, at, k_step, memory, weight_grad, o, c0, count, size, taps, width
                 weight_grad[o, c0 + c + lane, tap] = memory[tap * width + lane]
 
 
+@njit(cache=True)
+def _add_up(grads, grads0, grads_place, v, v0, offsets, tiles, vectors, outputs, sums, at, pitch,
+            fresh):  # fmt: skip
+    """sums[at + o pitch : ] += the products over the tiles of some `outputs` and channels; or =."""
+    for t in range(0, tiles, _DEPTH):
+        for o in range(0, outputs, ROWS):
+            product_tiles(
+                grads, grads0 + t * grads_place + o, grads_place, v, v0, offsets, t,
+                min(_DEPTH, tiles - t), sums, at + o * pitch, pitch, vectors, fresh and t == 0,
+            )  # fmt: skip
+
+
 @njit(parallel=True, cache=True)
 def _by_pieces(dy, x, g, sums, scratch, geometry, places, offsets, block, width):
     """sums (pieces, positions, outputs, channels), each over its share of the rows of tiles."""
@@ -73,16 +85,12 @@ def _by_pieces(dy, x, g, sums, scratch, geometry, places, offsets, block, width)
             )  # fmt: skip
             tiles = (row1 - row0) * across
             for k in range(positions):
-                for t in range(0, tiles, _DEPTH):
-                    for c in range(0, place, strip):
-                        vectors = min(VECTORS, (place - c) // width)
-                        for o in range(0, outputs, ROWS):
-                            product_tiles(
-                                grads, k * grads_step + t * grads_place + o, grads_place,
-                                v, k * v_step + c, offsets, t, min(_DEPTH, tiles - t), flat,
-                                ((piece * positions + k) * outputs + o) * place + c, place,
-                                vectors, row0 == first and t == 0,
-                            )  # fmt: skip
+                for c in range(0, place, strip):
+                    _add_up(
+                        grads, k * grads_step, grads_place, v, k * v_step + c, offsets, tiles,
+                        min(VECTORS, (place - c) // width), outputs, flat,
+                        (piece * positions + k) * outputs * place + c, place, row0 == first,
+                    )  # fmt: skip
 
 
 @njit(parallel=True, cache=True)
@@ -126,13 +134,10 @@ def _step_sums(
         own = (get_thread_id() if is_first and is_last else np.int64(task)) * positions * k_step
         vectors = min(VECTORS, (place - c0) // width)
         for k in range(positions):
-            for t in range(0, tiles, _DEPTH):
-                for r in range(0, min(tall, outputs - o0), ROWS):
-                    product_tiles(
-                        grads, k * grads_step + t * grads_place + o0 + r, grads_place,
-                        v, k * v_step + c0, offsets, t, min(_DEPTH, tiles - t),
-                        flat, own + k * k_step + r * strip, strip, vectors, is_first and t == 0,
-                    )  # fmt: skip
+            _add_up(
+                grads, k * grads_step + o0, grads_place, v, k * v_step + c0, offsets, tiles,
+                vectors, min(tall, outputs - o0), flat, own + k * k_step, strip, is_first,
+            )  # fmt: skip
         if is_last:
             for r in range(min(tall, outputs - o0)):
                 _fold(
