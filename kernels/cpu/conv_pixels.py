@@ -46,7 +46,7 @@ from kernels.cpu.tiles import (
     panel_steps,
     tile_count,
     tile_vectors,
-    widest_strip,
+    widest_tile,
 )
 from kernels.cpu.workspace import empty, workspace
 
@@ -127,7 +127,7 @@ def _plan(x_shape, dy_shape, kernel_size, stride, padding, dilation, dtype):
         if cut.shares <= block.number and cut.parts <= row_blocks and cut.slices <= strips:
             options.append((cost(cut, block), cut, block))
     _, cut, block = min(options)
-    tile = widest_strip(outputs, width)
+    tile = widest_tile(tile_count.py_func(outputs, width), outputs, width)
     panel = PANEL_BYTES // (tile * dtype.itemsize), tile
     before = (0, 0) if planes else (padding[0], padding[2])
     everywhere = planes or padding == (0, 0, 0, 0)
@@ -302,14 +302,14 @@ def _weight_grad(dy, x, sums, weight_grad, scratch, rows, lists, bounds, places,
             first = ((image0 * groups + g) * outputs * oh + v0) * ow
             total = count * run
             for step in range(panel_steps(total, most, s0, s1)):
-                s, v, wide, f, depth = panel_step(step, total, most, s0, s1, vectors)
+                s, v, wide, f, depth = panel_step(step, total, most, s0, s1, strips, vectors)
                 _turn_pixels(
                     flat_dy, first + v * width * area, area, dy_step, run,
                     min(wide * width, outputs - v * width), panel, tile, f, depth,
                     width,
                 )  # fmt: skip
                 # What is turned over next is on its way while this is computed.
-                _, v, more, f1, coming = panel_step(step + 1, total, most, s0, s1, vectors)
+                _, v, more, f1, coming = panel_step(step + 1, total, most, s0, s1, strips, vectors)
                 more = min(more * width, outputs - v * width)
                 for b in range(b0, b1):
                     some = (b - b0) * more // (b1 - b0), (b + 1 - b0) * more // (b1 - b0)
@@ -327,7 +327,7 @@ def _weight_grad(dy, x, sums, weight_grad, scratch, rows, lists, bounds, places,
                     )  # fmt: skip
         if cut.shares == 1:
             for s in range(s0, s1):
-                v, wide = tile_vectors(s, vectors)
+                v, wide = tile_vectors(s, strips, vectors)
                 o = v * width
                 _store(
                     flat_sums, (g * strips + s) * rows.size * tile, 0, 1, tile, b0 * ROWS,
@@ -346,7 +346,7 @@ def _collect(sums, weight_grad, epilogue, width):
     for task in prange(groups * strips * pieces):
         rest, piece = split(task, pieces)
         g, s = split(rest, strips)
-        v, wide = tile_vectors(s, vectors)
+        v, wide = tile_vectors(s, strips, vectors)
         k0, k1 = chunk_bounds(piece, _COLLECTED, rows)
         o = v * width
         _store(

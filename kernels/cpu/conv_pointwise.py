@@ -42,7 +42,7 @@ from kernels.cpu.tiles import (
     sum_tiles,
     tile_count,
     tile_vectors,
-    widest_strip,
+    widest_tile,
 )
 from kernels.cpu.workspace import workspace
 
@@ -50,7 +50,9 @@ from kernels.cpu.workspace import workspace
 # the sums of the latter, stay in a second cache.
 _MAX_BLOCKS = 64
 # Pixels that fill vectors by less than this are gathered.
-_FILLED = 0.9
+_FILLED = 0.95
+# What it costs to turn over filters for all tasks, which then have to fetch them, in blocks.
+_SHARED = 2.5
 # Channels whose filters are turned over by one task, a multiple of a vector.
 _TURNED = 64
 
@@ -121,6 +123,7 @@ class _Plan(NamedTuple):
 
     parts: int  # of the pixels
     slices: int  # of the strips
+    strips: int  # of the outputs
     tile: int  # outputs of the widest strip
     rows: np.ndarray  # where each pixel lies, whole tiles of them
     places: np.ndarray  # of each channel: how much farther, and in the turned filters
@@ -130,28 +133,32 @@ class _Plan(NamedTuple):
 def _plan(x_shape, outputs, size, stride, dtype):
     n, groups, channels, h, w = x_shape
     width = lanes(dtype)
-    vectors, strips = -(-outputs // width), tile_count.py_func(outputs, width)
+    vectors = -(-outputs // width)
     image, v, u = np.indices((n, *size)).reshape(3, -1)
     rows = image * (groups * channels * h * w) + v * stride[0] * w + u * stride[1]
     rows = np.pad(rows, (0, -len(rows) % ROWS), "edge")
     blocks = len(rows) // ROWS
 
     def cost(cut):
-        """What all tasks take, if each takes as long as the longest."""
-        parts, slices = cut
-        most = min(-(-strips // slices) * VECTORS, vectors)
-        return parts * slices * most * -(-blocks // parts)
+        """Blocks times vectors of the busiest of 2, 4 and 8 threads, which share out the tasks."""
+        parts, slices = (np.diff(np.arange(n + 1) * size // n) for n, size in cut)
+        tasks = np.outer(parts, slices).reshape(-1)
+        shared = _SHARED * vectors if len(parts) > 1 else 0
+        longest = (max(map(np.sum, np.array_split(tasks, t))) * t for t in (2, 4, 8))
+        return sum(longest) + 3 * shared
 
+    least = -(-blocks // _MAX_BLOCKS)
     cuts = [
-        (max(-(-blocks // _MAX_BLOCKS), -(-MIN_TASKS // (slices * groups))), slices)
+        (min(blocks, max(least, -(-MIN_TASKS // (slices * groups)))), slices)
         for slices in (1, 2, 4, 8)
-        if slices <= strips
+        if slices == 1 or 2 * slices <= vectors
     ]
-    parts, slices = min(cuts, key=cost)
-    tile = widest_strip(outputs, width)
+    parts, slices = min(cuts, key=lambda cut: cost(((cut[0], blocks), (cut[1], vectors))))
+    strips = slices * -(-vectors // (slices * VECTORS))
+    tile = widest_tile(strips, outputs, width)
     places = np.stack([np.arange(channels) * h * w, np.arange(channels) * tile], axis=1)
-    plan = _Plan(min(parts, blocks), slices, tile, rows, places.reshape(-1))
-    for array in plan[3:]:
+    plan = _Plan(parts, slices, strips, tile, rows, places.reshape(-1))
+    for array in plan[4:]:
         array.flags.writeable = False
     return plan
 
@@ -175,7 +182,7 @@ def _turn_filters(weight, strides, turned, outputs, channels, width):
         rest, piece = split(task, pieces)
         g, s = split(rest, strips)
         k0, k1 = chunk_bounds(piece, _TURNED, channels)
-        v, wide = tile_vectors(s, vectors)
+        v, wide = tile_vectors(s, strips, vectors)
         o = v * width
         first = g * strides[0] + o * strides[1] + k0 * strides[2]
         own, start = min(wide * width, outputs - o), (rest * room + k0) * tile
@@ -237,9 +244,9 @@ def _multiply_gathered(x, weight, strides, filters, y, scratch, rows, places, pl
         sums = scratch[get_thread_id(), (depth + width) * tile :]
         sums[: (s1 - s0) * own] = 0
         for step in range(panel_steps(channels, depth, s0, s1)):
-            s, v, wide, k, terms = panel_step(step, channels, depth, s0, s1, vectors)
+            s, v, wide, k, terms = panel_step(step, channels, depth, s0, s1, strips, vectors)
             source, start = turned, (g * strips + s) * room * tile
-            _, v1, more, k1, coming = panel_step(step + 1, channels, depth, s0, s1, vectors)
+            _, v1, more, k1, coming = panel_step(step + 1, channels, depth, s0, s1, strips, vectors)
             more = min(more * width, outputs - v1 * width) if k1 < channels else 0
             if parts == 1:
                 first = g * strides[0] + v * width * strides[1] + k * strides[2]
@@ -259,7 +266,7 @@ def _multiply_gathered(x, weight, strides, filters, y, scratch, rows, places, pl
                     sums, (s - s0) * own + i * ROWS * tile, tile, wide,
                 )  # fmt: skip
         for s in range(s0, s1):
-            v, wide = tile_vectors(s, vectors)
+            v, wide = tile_vectors(s, strips, vectors)
             o = v * width
             _store(
                 sums, (s - s0) * own, tile, (b0 * ROWS, min(b1 * ROWS, pixels)),
@@ -274,14 +281,14 @@ def _gathered(x, weight, strides, y, stride, size, target, epilogue):
     groups, channels, outputs = *x.shape[1:3], y.shape[2]
     width = lanes(x.dtype)
     plan = _plan(x.shape, outputs, size, stride, x.dtype)
-    strips, blocks = tile_count(outputs, width), len(plan.rows) // ROWS
+    strips, blocks = plan.strips, len(plan.rows) // ROWS
     weight = np.ascontiguousarray(weight).reshape(-1)
     filters = workspace("filters", (groups, strips, channels + width, plan.tile), x.dtype)
     if plan.parts > 1:
         _turn_filters(weight, strides, filters, outputs, channels, width)
     depth = PANEL_BYTES // (plan.tile * x.itemsize)
     # With what a square of elements reaches beyond a panel, and beyond the sums.
-    rows = -(-strips // plan.slices) * -(-blocks // plan.parts) * ROWS + width
+    rows = strips // plan.slices * -(-blocks // plan.parts) * ROWS + width
     scratch = workspace("conv", (num_threads(), (depth + width + rows) * plan.tile), x.dtype)
     _multiply_gathered(
         x.reshape(-1), weight, strides, filters, y, scratch, plan.rows, plan.places,

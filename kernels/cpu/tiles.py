@@ -105,18 +105,14 @@ def tile_count(columns, width):
 
 
 @njit(inline="always")
-def tile_vectors(tile, vectors):
-    """The first of the vectors of a tile, and how many.
+def tile_vectors(tile, tiles, vectors):
+    """The first of the vectors of a tile, and how many: as good as equally many in all tiles.
 
-    Rather than a tile of VECTORS and one of a single vector, whose loads would take longer than
-    its products, the last two share their vectors.
+    Tiles of VECTORS and one of a single vector, whose loads take longer than its products, would be
+    slower.
     """
-    first, last = tile * VECTORS, min(tile * VECTORS + VECTORS, vectors)
-    if vectors > 1 and first == vectors - 1:
-        first -= 1
-    if vectors > 1 and last == vectors - 1:
-        last -= 1
-    return first, last - first
+    first = tile * vectors // tiles
+    return first, (tile + 1) * vectors // tiles - first
 
 
 @njit(inline="always")
@@ -126,19 +122,17 @@ def panel_steps(terms, most, s0, s1):
 
 
 @njit(inline="always")
-def panel_step(step, terms, most, s0, s1, vectors):
+def panel_step(step, terms, most, s0, s1, strips, vectors):
     """(strip, its first vector, how many, first term, how many) of a panel."""
     chunks, chunk, s = -(-terms // most), step // (s1 - s0), s0 + step % (s1 - s0)
-    first, count = tile_vectors(s, vectors)
+    first, count = tile_vectors(s, strips, vectors)
     k = chunk * terms // chunks
     return s, first, count, k, (chunk + 1) * terms // chunks - k
 
 
-def widest_strip(columns: int, width: int) -> int:
+def widest_tile(tiles: int, columns: int, width: int) -> int:
     """Elements of the widest of the tiles that so many columns are cut into."""
-    vectors = -(-columns // width)
-    tiles = range(tile_count.py_func(columns, width))
-    return width * max(tile_vectors.py_func(t, vectors)[1] for t in tiles)
+    return -(-columns // width // tiles) * width
 
 
 @njit(cache=True)
@@ -148,7 +142,8 @@ def _span(tile, columns, room, width):
     A tile ends within `room` columns: the last may begin within the one before it, and computes the
     same sums as that.
     """
-    first, vectors = tile_vectors(tile, -(-columns // width))
+    tiles = tile_count(columns, width)
+    first, vectors = tile_vectors(tile, tiles, -(-columns // width))
     return min(first * width, room - vectors * width), vectors
 
 
