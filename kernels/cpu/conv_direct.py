@@ -9,7 +9,9 @@ that flat memory the tap (c, i, j) of output (v, u) lies at v P + u plus an offs
 so that a tap is one multiply-add over a whole stretch of the plane (rows are P apart in the result
 too; the P - OW values between them are dropped). Five taps a sweep keep the loads of the result
 from dominating. The gradient by the input is the same convolution with the kernel turned round and
-its channels exchanged; the gradient by the weight is the dot product of the padded planes with dy.
+its channels exchanged. The gradient by the weight is made of dot products of the shifted planes
+with those of dy, laid out alike; for some outputs and taps at a time they stay in registers while
+the planes go by (kernels.cpu.small_tiles).
 """
 
 from functools import lru_cache
@@ -17,8 +19,10 @@ from functools import lru_cache
 import numpy as np
 from numba import get_thread_id, njit, prange
 
+from kernels.cpu.emitter import lanes
 from kernels.cpu.epilogue import plain
-from kernels.cpu.planes import grouped
+from kernels.cpu.planes import grouped, place_plane
+from kernels.cpu.small_tiles import DOT_ROWS, DOT_SHIFTS, shift_dots
 from kernels.cpu.tasks import MIN_TASKS, split
 from kernels.cpu.threads import num_threads
 from kernels.cpu.workspace import workspace
@@ -131,80 +135,50 @@ def _conv(x, weight, y, scratch, offsets, padding, parts, epilogue):
 
 
 @njit(parallel=True, cache=True, fastmath=_SUM_FLAGS)
-def _weight_grad(dy, x, slices, scratch, offsets, padding):
-    """slices (S, G, O/G, C/G, kh, kw), each summed over its share of the images."""
-    n, groups, outputs, oh, ow = dy.shape
-    count = slices.shape[0]
+def _weight_grad(dy, x, slices, scratch, offsets, planes, before, width):
+    """slices (S, G, O/G, taps), each summed over its share of the images.
+
+    `planes`: (height, pitch, elements of a padded plane and what a vector reads beyond it, and of a
+    plane of gradients).
+    """
+    count, groups, outputs, taps = slices.shape
+    n, _, _, oh, ow = dy.shape
     channels, h, w = x.shape[2:]
-    top, bottom, left, right = padding
-    height, pitch = h + top + bottom, w + left + right
-    plane = height * pitch
+    height, pitch, plane, grad_plane = planes
     length = (oh - 1) * pitch + ow
-    taps = offsets.size
+    parts, chunks = -(-outputs // DOT_ROWS), -(-taps // DOT_SHIFTS)
+    flat_x, flat_dy = x.reshape(x.size), dy.reshape(dy.size)
     for task in prange(count * groups):
         piece, g = split(task, groups)
         memory = scratch[get_thread_id()]
-        flat = memory[: channels * plane]
-        spaced = memory[channels * plane : channels * plane + oh * pitch]
-        spaced[:] = 0
+        memory[:] = 0
+        padded, rest = memory[: channels * plane], memory[channels * plane :]
+        grads, sums = rest[: DOT_ROWS * grad_plane], rest[DOT_ROWS * grad_plane :]
         for image in range(piece * n // count, (piece + 1) * n // count):
-            pad_planes(x[image, g], flat.reshape(channels, height, pitch), top, left)
-            for o in range(outputs):
-                total = slices[piece, g, o].reshape(taps)
-                for v in range(oh):
-                    line = spaced[v * pitch : v * pitch + ow]
-                    source = dy[image, g, o, v]
-                    for u in range(ow):
-                        line[u] = source[u]
+            for c in range(channels):
+                at = ((image * groups + g) * channels + c) * h * w
+                place_plane(flat_x, at, (h, w), padded, c * plane, (height, pitch), before)
+            for part in range(parts):
+                o, stop = part * outputs // parts, (part + 1) * outputs // parts
+                for r in range(stop - o):
+                    at = ((image * groups + g) * outputs + o + r) * oh * ow
+                    start = r * grad_plane
+                    place_plane(flat_dy, at, (oh, ow), grads, start, (oh, pitch), (0, 0))
                 for start in range(0, length, _STRETCH):
                     size = min(_STRETCH, length - start)
-                    grad = spaced[start : start + size]
-                    tap = 0
-                    while tap + _TAPS <= taps:
-                        k = tap
-                        o0 = start + offsets[k]
-                        o1 = start + offsets[k + 1]
-                        o2 = start + offsets[k + 2]
-                        o3 = start + offsets[k + 3]
-                        o4 = start + offsets[k + 4]
-                        x0, x1 = flat[o0 : o0 + size], flat[o1 : o1 + size]
-                        x2, x3 = flat[o2 : o2 + size], flat[o3 : o3 + size]
-                        x4 = flat[o4 : o4 + size]
-                        s0 = s1 = s2 = s3 = s4 = dy.dtype.type(0)
-                        for p in range(size):
-                            s0 += grad[p] * x0[p]
-                            s1 += grad[p] * x1[p]
-                            s2 += grad[p] * x2[p]
-                            s3 += grad[p] * x3[p]
-                            s4 += grad[p] * x4[p]
-                        total[k] += s0
-                        total[k + 1] += s1
-                        total[k + 2] += s2
-                        total[k + 3] += s3
-                        total[k + 4] += s4
-                        tap += _TAPS
-                    while tap < taps:
-                        o0 = start + offsets[tap]
-                        x0 = flat[o0 : o0 + size]
-                        s0 = dy.dtype.type(0)
-                        for p in range(size):
-                            s0 += grad[p] * x0[p]
-                        total[tap] += s0
-                        tap += 1
-
-
-def _plan(x, weight_shape, y_height, padding, dilation):
-    """(scratch, offsets): each thread's padded planes of a group, and where the taps lie in them.
-
-    Behind the planes there is room for one plane of the result's height.
-    """
-    _, group_channels, kh, kw = weight_shape
-    top, bottom, left, right = padding
-    pitch = x.shape[3] + left + right
-    plane = (x.shape[2] + top + bottom) * pitch
-    size = group_channels * plane + y_height * pitch
-    scratch = workspace("conv", (num_threads(), size), x.dtype)
-    return scratch, flat_offsets(group_channels, (kh, kw), dilation, plane, pitch)
+                    for chunk in range(chunks):
+                        t, end = chunk * taps // chunks, (chunk + 1) * taps // chunks
+                        shift_dots(
+                            stop - o, end - t, grads, start, grad_plane, padded, start, offsets, t,
+                            size, sums, (o * taps + t) * width, taps * width,
+                        )  # fmt: skip
+        for o in range(outputs):
+            for t in range(taps):
+                lanes_of = sums[(o * taps + t) * width : (o * taps + t + 1) * width]
+                total = dy.dtype.type(0)
+                for lane in range(width):
+                    total += lanes_of[lane]
+                slices[piece, g, o, t] = total
 
 
 def conv2d_direct(x, weight, y, padding, dilation, groups, epilogue):
@@ -214,9 +188,15 @@ def conv2d_direct(x, weight, y, padding, dilation, groups, epilogue):
     filters = np.ascontiguousarray(weight).reshape(groups, group_outputs, group_channels, kh, kw)
     tasks = len(x) * groups
     parts = min(group_outputs, -(-MIN_TASKS // max(tasks, 1)))
+    top, bottom, left, right = padding
+    pitch = x.shape[3] + left + right
+    plane = (x.shape[2] + top + bottom) * pitch
+    # With room for one plane of the result.
+    size = group_channels * plane + y.shape[2] * pitch
+    scratch = workspace("conv", (num_threads(), size), x.dtype)
     _conv(
-        grouped(x, groups), filters, grouped(y, groups),
-        *_plan(x, weight.shape, y.shape[2], padding, dilation), padding, parts, epilogue,
+        grouped(x, groups), filters, grouped(y, groups), scratch,
+        flat_offsets(group_channels, (kh, kw), dilation, plane, pitch), padding, parts, epilogue,
     )  # fmt: skip
 
 
@@ -242,9 +222,16 @@ def input_grad_direct(dy, weight, dx, padding, dilation, groups):
 def weight_grad_direct(dy, x, weight_shape, padding, dilation, groups):
     """The gradient by the weight, of `weight_shape`."""
     outputs, group_channels, kh, kw = weight_shape
-    count = min(_SLICES, max(1, len(x)))
-    shape = (count, groups, outputs // groups, group_channels, kh, kw)
-    slices = np.zeros(shape, dy.dtype)
-    plan = _plan(x, weight_shape, dy.shape[2], padding, dilation)
-    _weight_grad(grouped(dy, groups), grouped(x, groups), slices, *plan, padding)
+    top, bottom, left, right = padding
+    group_outputs, taps, width = outputs // groups, group_channels * kh * kw, lanes(x.dtype)
+    height, pitch = x.shape[2] + top + bottom, x.shape[3] + left + right
+    plane, grad_plane = height * pitch + width, dy.shape[2] * pitch + width
+    size = group_channels * plane + DOT_ROWS * grad_plane + group_outputs * taps * width
+    scratch = workspace("conv", (num_threads(), size), x.dtype)
+    slices = np.empty((min(_SLICES, max(1, len(x))), groups, group_outputs, taps), dy.dtype)
+    _weight_grad(
+        grouped(dy, groups), grouped(x, groups), slices, scratch,
+        flat_offsets(group_channels, (kh, kw), dilation, plane, pitch),
+        (height, pitch, plane, grad_plane), (top, left), width,
+    )  # fmt: skip
     return slices.sum(axis=0).reshape(weight_shape)

@@ -16,8 +16,11 @@ from kernels.cpu.emitter import INT, ROWS, Emitter
 PIXELS, STEPS, OUTPUT_VECTORS = (1, 4, 6, 7, 8, 10, 12, 14), (1, 2), ROWS // 4
 # Outputs of a `strip_tile` at most, as registers allow with two vectors of pixels.
 STRIP = 8 if ROWS == 8 else 6
+# Rows and shifts of a `shift_dots` at most.
+DOT_ROWS, DOT_SHIFTS = (3 if ROWS == 8 else 2), 5
 # Terms that are added in one go.
 _PART = 128
+_DOT_SHAPES = tuple(product(range(1, DOT_ROWS + 1), range(1, DOT_SHIFTS + 1)))
 _PIXEL_SHAPES = tuple(product(PIXELS, STEPS, range(1, OUTPUT_VECTORS + 1)))
 
 
@@ -130,3 +133,51 @@ def _strip_tile(onto):
 
 
 strip_tile, strip_tile_onto = _strip_tile(False), _strip_tile(True)
+
+
+@intrinsic
+def shift_dots(_, rows, shifts, a, a0, a_pitch, x, x0, offsets, first, depth, y, y0, y_pitch):
+    """y[y0 + r y_pitch + t lanes + l] += sum_k a[a0 + r a_pitch + k] x[x0 + offsets[first + t] + k]
+
+    for r < rows, t < shifts, and those k < depth that are l modulo the lanes: the sums of a dot
+    product stay apart, lane by lane. `a` and x are read up to whole vectors.
+    """
+
+    def emit(context, builder, signature, args):
+        e = Emitter(context, builder, signature, args)
+        left, image, moves, result = (
+            e.pointer(array, args[start]) for array, start in ((2, 3), (5, 6), (7, 8), (10, 11))
+        )
+
+        def dots(rows, shifts):
+            lines = [builder.gep(left, [builder.mul(args[4], INT(r))]) for r in range(rows)]
+            shifted = [builder.gep(image, [e.load(moves, INT(t))]) for t in range(shifts)]
+
+            def body(k, sums):
+                vectors = [e.load_vector(source, k) for source in shifted]
+                results = []
+                for r, line in enumerate(lines):
+                    factor = e.load_vector(line, k)
+                    for t, vector in enumerate(vectors):
+                        results.append(e.fma(factor, vector, sums[r * shifts + t]))
+                return results
+
+            zeros = [e.constant(0.0)] * (rows * shifts)
+            sums = e.loop(args[9], INT(e.lanes), zeros, body)
+            for r in range(rows):
+                place = builder.gep(result, [builder.mul(args[12], INT(r))])
+                for t in range(shifts):
+                    start = INT(t * e.lanes)
+                    total = builder.fadd(e.load_vector(place, start), sums[r * shifts + t])
+                    e.store_vector(total, place, start)
+
+        row, shift = (builder.sub(number, INT(1)) for number in args[:2])
+        number = builder.add(builder.mul(row, INT(DOT_SHIFTS)), shift)
+        e.switch(number, [lambda shape=shape: dots(*shape) for shape in _DOT_SHAPES])
+        return context.get_dummy_value()
+
+    integer = types.int64
+    return types.void(
+        integer, integer, a, integer, integer, x, integer, offsets, integer, integer, y, integer,
+        integer,
+    ), emit  # fmt: skip
