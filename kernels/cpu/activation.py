@@ -1,36 +1,49 @@
-"""Rectification on all cores; the definitions stand in kernels.reference.activation."""
+"""Rectification on all cores; the definitions stand in kernels.reference.activation.
+
+What is one piece alone does not wake other threads, which takes longer than such a piece.
+"""
 
 import numpy as np
 from numba import njit, prange
 
-from kernels.cpu.streams import landing, landings, settle
+from kernels.cpu.streams import LONG_PIECE, landing, landings, settle
 from kernels.cpu.tasks import chunk_bounds, split
 from kernels.cpu.workspace import empty
 from kernels.geometry import check_dtypes, check_shape
 
 
+@njit(cache=True)
+def _relu_piece(x, y):
+    zero = x.dtype.type(0)  # an int beside a float32 would make Numba compute in float64
+    for i in range(y.size):
+        value = x[i]
+        y[i] = zero if value < zero else value  # a NaN is not below 0: it stays
+
+
 @njit(parallel=True, cache=True)
 def _relu(x, y, scratch):
-    zero = x.dtype.type(0)  # an int beside a float32 would make Numba compute in float64
     length = scratch.shape[1]
     for chunk in prange((x.size + length - 1) // length):
         start, stop = chunk_bounds(chunk, length, x.size)
-        source, target = x[start:stop], landing(y, start, stop, scratch)
-        for i in range(source.size):
-            value = source[i]
-            target[i] = zero if value < zero else value  # a NaN is not below 0: it stays
+        target = landing(y, start, stop, scratch)
+        _relu_piece(x[start:stop], target)
         settle(y, start, target, scratch)
+
+
+@njit(cache=True)
+def _relu_backward_piece(dy, y, dx):
+    zero = dy.dtype.type(0)
+    for i in range(dx.size):
+        dx[i] = dy[i] if y[i] > zero else zero
 
 
 @njit(parallel=True, cache=True)
 def _relu_backward(dy, y, dx, scratch):
-    zero = dy.dtype.type(0)
     length = scratch.shape[1]
     for chunk in prange((y.size + length - 1) // length):
         start, stop = chunk_bounds(chunk, length, y.size)
-        grad, output, target = dy[start:stop], y[start:stop], landing(dx, start, stop, scratch)
-        for i in range(target.size):
-            target[i] = grad[i] if output[i] > zero else zero
+        target = landing(dx, start, stop, scratch)
+        _relu_backward_piece(dy[start:stop], y[start:stop], target)
         settle(dx, start, target, scratch)
 
 
@@ -69,7 +82,11 @@ def relu(x, out=None):
     y = empty(x.shape, x.dtype) if out is None else out
     if not y.flags.c_contiguous:
         return np.maximum(x, x.dtype.type(0), out=y)
-    _relu(np.ascontiguousarray(x).reshape(-1), y.reshape(-1), landings(y, x))
+    flat, result = np.ascontiguousarray(x).reshape(-1), y.reshape(-1)
+    if y.size <= LONG_PIECE:
+        _relu_piece(flat, result)
+    else:
+        _relu(flat, result, landings(y, x))
     return y
 
 
@@ -77,8 +94,11 @@ def relu_backward(dy, y):
     """See kernels.reference.relu_backward."""
     check_shape("dy", dy.shape, y.shape)
     dx = empty(dy.shape, dy.dtype)
-    dy, y = np.ascontiguousarray(dy), np.ascontiguousarray(y)
-    _relu_backward(dy.reshape(-1), y.reshape(-1), dx.reshape(-1), landings(dx, dy, y))
+    grad, output = (np.ascontiguousarray(array).reshape(-1) for array in (dy, y))
+    if dx.size <= LONG_PIECE:
+        _relu_backward_piece(grad, output, dx.reshape(-1))
+    else:
+        _relu_backward(grad, output, dx.reshape(-1), landings(dx, dy, y))
     return dx
 
 
@@ -95,6 +115,9 @@ def bias_relu(x, bias):
 def bias_relu_backward(dy, y):
     """See kernels.reference.bias_relu_backward."""
     check_shape("dy", dy.shape, y.shape)
+    if dy.size == dy.shape[0] * dy.shape[1]:
+        dx = relu_backward(dy, y)
+        return dx, dx.reshape(dy.shape[:2]).sum(axis=0)
     grads, planes = _planes(dy), _planes(y)
     dx = empty(grads.shape, grads.dtype)
     sums = empty(dy.shape[:2], dy.dtype)

@@ -23,7 +23,7 @@ from kernels.cpu.workspace import workspace
 
 # Elements of a piece that is streamed: reading, computing and writing take turns often enough to
 # overlap. And of one that is not: enough to hide its start, few enough to share out a small layer.
-PIECE, _LONG_PIECE = 1 << 10, 1 << 14
+PIECE, LONG_PIECE = 1 << 10, 1 << 14
 # Bytes of all arrays of a kernel: twice a usual last cache, or one's share of a larger one. Up to
 # there the cache still holds a part of them from one kernel to the next.
 _CACHED = 64 << 20
@@ -36,7 +36,7 @@ def past_caches(*arrays) -> bool:
 
 def landings(result, *operands):
     """Scratch memory (threads, elements of a piece) for a result; no rows if it is not streamed."""
-    shape = (num_threads(), PIECE) if past_caches(result, *operands) else (0, _LONG_PIECE)
+    shape = (num_threads(), PIECE) if past_caches(result, *operands) else (0, LONG_PIECE)
     return workspace("landings", shape, result.dtype)
 
 
