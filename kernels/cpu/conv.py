@@ -4,6 +4,8 @@ The definition and the algebra stand in kernels.reference.conv; the ways, each t
 is taken, as measured:
 
 * a kernel as large as the image is a plain product: kernels.cpu.matmul;
+* many small images, of whose pixels the padding leaves many taps of the gradient by the input
+  nothing to do: kernels.cpu.conv_images;
 * small kernels, larger ones at larger strides, with many channels, in float32:
   kernels.cpu.winograd, winograd_weight and winograd_strided (kernels.cpu.winograd_choice);
 * results of one or two channels a group, depthwise among them: kernels.cpu.conv_direct;
@@ -29,6 +31,7 @@ from kernels.cpu.conv_direct import (
     is_direct,
     weight_grad_direct,
 )
+from kernels.cpu.conv_images import input_grad_images, is_images
 from kernels.cpu.conv_pixels import weight_grad_pixels
 from kernels.cpu.conv_pointwise import conv2d_pointwise, input_grad_pointwise, is_pointwise
 from kernels.cpu.conv_rows import conv2d_rows, input_grad_rows, is_rows
@@ -166,12 +169,16 @@ def _rows(x):
 def choose(
     result, y_shape, x_shape, weight_shape, stride, padding, dilation, groups, dtype
 ) -> str:
-    """The way to the result "y", "dx" or "dw": "product", "winograd", "direct", "pointwise",
-    "channels", "rows" or "tiles".
+    """The way to the result "y", "dx" or "dw": "product", "images", "winograd", "direct",
+    "pointwise", "channels", "rows" or "tiles".
     """
     # Each output sees its whole image: the convolution is x W^T, one row an image.
     if x_shape[1:] == weight_shape[1:] and padding == (0, 0, 0, 0):
         return "product"
+    shapes = x_shape, y_shape, weight_shape
+    settings = stride, padding, dilation, groups
+    if result == "dx" and is_images(*shapes, *settings, dtype):
+        return "images"
     if is_winograd(result, y_shape, x_shape, weight_shape, stride, dilation, groups, dtype):
         return "winograd"
     if is_direct(result, weight_shape, stride, groups):
@@ -180,8 +187,6 @@ def choose(
         return "tiles"
     if is_pointwise(weight_shape, padding):
         return "pointwise"
-    shapes = x_shape, y_shape, weight_shape
-    settings = stride, padding, dilation, groups
     if is_channels(result, *shapes, *settings, dtype):
         return "channels"
     return "rows" if is_rows(result, *shapes, stride, groups, dtype) else "tiles"
@@ -251,7 +256,9 @@ def conv2d_input_grad(
     dx = empty(x_shape, dy.dtype)
     if not dx.size:
         return dx
-    if way == "winograd":
+    if way == "images":
+        input_grad_images(dy, weight, dx, padding, dilation, groups)
+    elif way == "winograd":
         size = winograd_outputs(weight.shape[2], stride[0])
         input_grad_winograd_strided(dy, weight, dx, stride[0], padding, size, groups)
     elif way == "direct":

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from kernels import cpu, reference
 from kernels.cpu import conv_pixels, streams
+from kernels.cpu.conv import choose
 from minidl.testing import conv2d_parameters, pool2d_parameters
 from tests.kernels.agreement import (
     TOLERANCE,
@@ -122,7 +123,7 @@ def test_errors_of_add():
             kernels.add(np.ones(3), np.ones(3, np.float32))
 
 
-@pytest.mark.parametrize("way", ["direct", "rows", "tiles"])
+@pytest.mark.parametrize("way", ["direct", "rows", "images", "tiles"])
 @given(st.data(), conv2d_parameters(max_batch=3, min_batch=0, max_extra=8), dtypes)
 @some
 def test_every_way_of_convolving_at_stride_1(way, data, p, dtype):
@@ -160,6 +161,32 @@ def test_large_convolution_by_channels(size, stride, padding, dilation):
     with mock.patch("kernels.cpu.conv.choose", lambda *_: "channels"):
         y = agree("conv2d", x, weight, None, *settings_)
         agree("conv2d_input_grad", y, weight, x.shape, *settings_)
+
+
+@pytest.mark.parametrize("n, groups", [(1, 1), (35, 2), (80, 1)])
+@pytest.mark.parametrize(
+    "kernel, padding, dilation", [(5, (0, 0, 0, 0), 1), (3, (4, 0, 1, 7), 2), (4, (9, 1, 0, 0), 1)]
+)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_input_gradient_by_images(n, groups, kernel, padding, dilation, dtype):
+    """Blocks of images that are not full; pixels that no tap reaches, some but in one axis."""
+    draw = np.random.default_rng(0)
+    weight = draw.standard_normal((6 * groups, 9, kernel, kernel)).astype(dtype)
+    x = draw.standard_normal((n, 9 * groups, 9, 12)).astype(dtype)
+    settings_ = ((1, 1), padding, (dilation,) * 2, groups)
+    dy = reference.conv2d(x, weight, None, *settings_)
+    with mock.patch("kernels.cpu.conv.choose", lambda *_: "images"):
+        agree("conv2d_input_grad", dy, weight, x.shape, *settings_)
+
+
+def test_input_gradients_of_many_small_images_go_by_images():
+    """As in LeNet-5; neither where the images are few, nor where padding keeps all taps busy."""
+    chosen = [
+        choose("dx", (n, 16, size, size), (n, 6, 14, 14), (16, 6, 5, 5), (1, 1), (padding,) * 4,
+               (1, 1), 1, np.dtype(np.float32))
+        for n, size, padding in ((128, 10, 0), (1, 10, 0), (128, 14, 2))
+    ]  # fmt: skip
+    assert [way == "images" for way in chosen] == [True, False, False]
 
 
 @pytest.mark.parametrize(
