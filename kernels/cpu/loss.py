@@ -55,41 +55,34 @@ def _exp(e, x):
 
 @intrinsic
 def _exponentials(_, line, length):
-    """(largest, total): line = exp(line - its largest) in place, and its sum in float64.
+    """(largest, total): line = exp(line - its largest) in place, and its sum.
 
-    Reads and writes `line` up to the next whole vector. NaN reaches the total.
+    Reads and writes `line` up to the next whole vector, where it must be -inf. NaN reaches the
+    total.
     """
 
     def emit(context, builder, signature, args):
         e = Emitter(context, builder, signature, args)
         line, length, step = e.pointer(0), args[1], INT(e.lanes)
-        wide = ir.VectorType(ir.DoubleType(), e.lanes)
-        lowest = e.constant(float("-inf"))
-
-        def inside(place, values, otherwise):
-            return builder.select(e.below(builder.sub(length, place)), values, otherwise)
 
         def larger(place, best):
-            values = inside(place, e.load_vector(line, place), lowest)
+            values = e.load_vector(line, place)
             return [builder.select(builder.fcmp_ordered(">", values, best[0]), values, best[0])]
 
-        (best,) = e.loop(length, step, [lowest], larger)
+        (best,) = e.loop(length, step, [e.constant(float("-inf"))], larger)
         largest = e.largest(best)
         every = e.splat(largest)
 
         def exponentiate(place, totals):
             values = _exp(e, builder.fsub(e.load_vector(line, place), every))
-            values = inside(place, values, e.constant(0.0))
             e.store_vector(values, line, place)
-            values = values if e.vector == wide else builder.fpext(values, wide)
             return [builder.fadd(totals[0], values)]
 
-        zero = ir.Constant(wide, [0.0] * e.lanes)
-        (totals,) = e.loop(length, step, [zero], exponentiate)
+        (totals,) = e.loop(length, step, [e.constant(0.0)], exponentiate)
         results = largest, e.total(totals)
         return context.make_tuple(builder, signature.return_type, results)
 
-    return types.Tuple((line.dtype, types.float64))(line, types.int64), emit
+    return types.UniTuple(line.dtype, 2)(line, types.int64), emit
 
 
 @njit(inline="always")
@@ -97,6 +90,7 @@ def _exponentiate(logits, line):
     """(largest, total) of one sample, and in `line` the exponentials of its logits."""
     for c in range(logits.size):
         line[c] = logits[c]
+    line[logits.size : logits.size + _LANES] = -np.inf
     return _exponentials(line, logits.size)
 
 
