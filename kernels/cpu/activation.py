@@ -1,5 +1,7 @@
 """Rectification on all cores; the definitions stand in kernels.reference.activation."""
 
+import math
+
 import numpy as np
 from numba import njit, prange
 
@@ -61,7 +63,7 @@ def _bias_relu_backward(dy, y, dx, sums):
 
 def _planes(array):
     """(N, C, ...) as a contiguous (N, C, P)."""
-    return np.ascontiguousarray(array).reshape(*array.shape[:2], int(np.prod(array.shape[2:])))
+    return np.ascontiguousarray(array).reshape(*array.shape[:2], math.prod(array.shape[2:]))
 
 
 def relu(x, out=None):
