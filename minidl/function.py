@@ -80,13 +80,15 @@ class Function:
         self.input_meta = tuple([(t._array.shape, t._array.dtype) for t in inputs])
         self.output_meta = tuple([(t._array.shape, t._array.dtype) for t in outputs])
         locked = []
-        if self.keep_inputs:
-            keep = range(len(inputs)) if self.keep_inputs is True else self.keep_inputs
-            self._inputs = tuple([t if i in keep else None for i, t in enumerate(inputs)])
+        if keep := self.keep_inputs:
+            kept = inputs
+            if keep is not True:
+                kept = tuple([t if i in keep else None for i, t in enumerate(inputs)])
+            self._inputs = kept
             self._input_versions = tuple([(t._storage, t._storage.version) for t in inputs])
-            locked += [t._storage for t in self._inputs if t is not None]
-        if self.keep_outputs:
-            keep = range(len(outputs)) if self.keep_outputs is True else self.keep_outputs
+            locked = [t._storage for t in kept if t is not None]
+        if keep := self.keep_outputs:
+            keep = range(len(outputs)) if keep is True else keep
             # Array and storage, not the Tensor: it refers to this node, which would be a cycle.
             self._outputs = tuple(
                 [(t._array, t._storage) if i in keep else None for i, t in enumerate(outputs)]
@@ -190,13 +192,17 @@ def _as_tensors(inputs):
 def check_one_device(name: str, arrays) -> None:
     """ValueError naming the operation and the devices unless all arrays are on one device."""
     first = type(arrays[0])
-    if any([type(a) is not first for a in arrays]):
-        devices = [device_of(a) for a in arrays]
-        if len(set(devices)) > 1:
-            raise ValueError(
-                f"{name}: all tensors must be on one device, got "
-                f"{', '.join(devices)}: move them with to(device)"
-            )
+    for array in arrays:
+        if type(array) is not first:
+            break
+    else:
+        return
+    devices = [device_of(a) for a in arrays]
+    if len(set(devices)) > 1:
+        raise ValueError(
+            f"{name}: all tensors must be on one device, got "
+            f"{', '.join(devices)}: move them with to(device)"
+        )
 
 
 def _wrap_output(result, inputs) -> Tensor:

@@ -84,29 +84,30 @@ class _LeafGrads:
 
     def __init__(self, seed):
         self._taken = {id(owner): owner for owner in (_owner(seed._array),)}
-        self._open = {}  # leaf with hooks -> how many uses of it have not been visited yet
+        self.open = {}  # leaf with hooks -> how many uses of it have not been visited yet
         self._reached = set()
 
-    def wants(self, edge_target) -> bool:
-        return isinstance(edge_target, Tensor)
+    def useful(self, order) -> set:
+        """The nodes worth visiting: all, for what is recorded leads to a leaf."""
+        for node in order:
+            self.expect(_targets(node))
+        return set(order)
 
     def expect(self, targets):
         for target in targets:
             if getattr(target, "_gradient_hooks", None):
-                self._open[target] = self._open.get(target, 0) + 1
+                self.open[target] = self.open.get(target, 0) + 1
 
     def passed(self, targets):
-        if not self._open:
-            return
         for target in targets:
-            if target in self._open:
-                self._open[target] -= 1
-                if not self._open[target] and target in self._reached:
+            if target in self.open:
+                self.open[target] -= 1
+                if not self.open[target] and target in self._reached:
                     for hook in tuple(target._gradient_hooks.values()):
                         hook(target)
 
     def leaf(self, leaf: Tensor, grad: Tensor):
-        if self._open:
+        if self.open:
             self._reached.add(leaf)
         if leaf.grad is not None:
             leaf.grad = leaf.grad + grad
@@ -145,6 +146,8 @@ def _owner(array):
 class _Capture:
     """Where `grad` puts gradients: a table for the asked inputs alone."""
 
+    open = ()  # hooks belong to `.grad`, which stays as it is here
+
     def __init__(self, inputs):
         self.grads = {}
         self._leaves = {t for t in inputs if t._node is None}
@@ -153,11 +156,17 @@ class _Capture:
             if t._node is not None:
                 self._outputs.setdefault(t._node, set()).add(t._index)
 
-    def wants(self, edge_target) -> bool:
-        return edge_target in self._leaves or edge_target in self._outputs
+    def useful(self, order) -> set:
+        """The nodes worth visiting: those that lead to an asked input."""
+        wanted = self._leaves | self._outputs.keys()
+        useful = set()
+        for node in order:
+            if node in wanted or any(t in wanted or t in useful for t in _targets(node)):
+                useful.add(node)
+        return useful
 
     def expect(self, targets):
-        """Hooks belong to `.grad`, which stays as it is here."""
+        """Nothing waits for them."""
 
     passed = expect
 
@@ -173,13 +182,7 @@ class _Capture:
 
 def _walk(outputs, seeds, retain_graph, create_graph, sink, rules):
     order = _topological_order([o._node for o in outputs if o._node is not None])
-    # Only nodes from which a wanted tensor can be reached are worth visiting.
-    useful = set()
-    for node in order:
-        targets = _targets(node)
-        sink.expect(targets)
-        if sink.wants(node) or any(sink.wants(t) or t in useful for t in targets):
-            useful.add(node)
+    useful = sink.useful(order)
     pending = {}
     with enable_grad() if create_graph else no_grad(), _profiled():
         for output, seed in zip(outputs, seeds, strict=True):
@@ -195,7 +198,8 @@ def _walk(outputs, seeds, retain_graph, create_graph, sink, rules):
             if grads is not None and node in useful:
                 sink.node(node, grads)
                 _visit(node, grads, pending, useful, sink, rules)
-            sink.passed(_targets(node))
+            if sink.open:
+                sink.passed(_targets(node))
             if not retain_graph:
                 node.release()
 
@@ -257,20 +261,20 @@ def _visit(node, grads, pending, useful, sink, rules):
 
 
 def _checked(node, i, grad) -> Tensor:
-    shape, dtype = node.input_meta[i]
     if not isinstance(grad, Tensor):
         raise TypeError(
             f"{type(node).__name__}.backward must return Tensors, got {type(grad).__name__}"
         )
-    if grad.shape != shape:
+    array, (shape, dtype) = grad._array, node.input_meta[i]
+    if array.shape != shape:
         raise RuntimeError(
             f"{type(node).__name__}.backward: the gradient of input {i} must have shape {shape}, "
-            f"got {grad.shape}"
+            f"got {array.shape}"
         )
-    if grad.dtype != dtype:
+    if array.dtype != dtype:
         grad = grad.astype(dtype)
     # Outside create_graph a backward may hand back a kept leaf itself; its graph is not wanted.
-    return grad if _mode.enabled or not grad.requires_grad else grad.detach()
+    return grad.detach() if grad._requires_grad and not _mode.enabled else grad
 
 
 def _zeros(meta, grads) -> Tensor:

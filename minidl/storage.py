@@ -19,13 +19,11 @@ import numpy as np
 class Storage:
     """What tensors on the same memory share: a version, and the write locks of live graphs."""
 
-    __slots__ = ("version", "locks", "exposed", "frozen", "__weakref__")
-
-    def __init__(self):
-        self.version = 0
-        self.locks = 0
-        self.exposed = None  # id -> array object that the user may hold, for as long as one does
-        self.frozen = None  # those of them that a lock made read-only
+    # Class-level: every result of an operation has a new one, which mostly stays as it is.
+    version = 0
+    locks = 0
+    exposed = None  # id -> array object that the user may hold, for as long as one does
+    frozen = None  # those of them that a lock made read-only
 
     @staticmethod
     def of(array) -> "Storage":
@@ -51,7 +49,7 @@ class Storage:
             _thaw(array)
         view = array.view()
         if frozen:
-            array.flags.writeable = False
+            array.setflags(write=False)
         return view
 
     def lock(self):
@@ -67,9 +65,10 @@ class Storage:
             self.frozen = None
 
     def _freeze(self):
-        for array in list(self.exposed.values()):
+        for reference in self.exposed.valuerefs():  # values() takes longer than all the rest
+            array = reference()
             if isinstance(array, np.ndarray) and array.flags.writeable and _can_thaw(array):
-                array.flags.writeable = False
+                array.setflags(write=False)
                 self.frozen = self.frozen or []
                 self.frozen.append(array)
 
@@ -94,7 +93,8 @@ def _thaw(array) -> None:
     owner = array
     while isinstance(owner.base, np.ndarray):
         owner = owner.base
-    held = not owner.flags.writeable
-    owner.flags.writeable = array.flags.writeable = True  # NumPy asks the owner for leave
-    if held and owner is not array:
-        owner.flags.writeable = False
+    held = owner is not array and not owner.flags.writeable
+    owner.setflags(write=True)  # of which NumPy asks leave for the array
+    array.setflags(write=True)
+    if held:
+        owner.setflags(write=False)

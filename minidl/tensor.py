@@ -116,7 +116,7 @@ class Tensor:
         tensor = Tensor.__new__(Tensor)
         # NumPy turns 0-d results into scalars.
         tensor._array = np.asarray(array) if isinstance(array, np.generic) else array
-        tensor._storage = storage or Storage()
+        tensor._storage = Storage() if storage is None else storage
         tensor._requires_grad = False
         tensor.grad = tensor._node = tensor._view = None
         tensor._index = 0

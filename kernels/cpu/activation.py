@@ -3,6 +3,8 @@
 What is one piece alone does not wake other threads, which takes longer than such a piece.
 """
 
+import math
+
 import numpy as np
 from numba import njit, prange
 
@@ -74,7 +76,7 @@ def _bias_relu_backward(dy, y, dx, sums):
 
 def _planes(array):
     """(N, C, ...) as a contiguous (N, C, P)."""
-    return np.ascontiguousarray(array).reshape(*array.shape[:2], int(np.prod(array.shape[2:])))
+    return np.ascontiguousarray(array).reshape(*array.shape[:2], math.prod(array.shape[2:]))
 
 
 def relu(x, out=None):

@@ -20,6 +20,7 @@ results, to the last bit.
 """
 
 import math
+from functools import lru_cache
 
 import numpy as np
 from numba import njit, prange
@@ -45,6 +46,7 @@ from kernels.cpu.winograd_strided import (
     weight_grad_winograd_strided,
 )
 from kernels.cpu.workspace import empty
+from kernels.dispatch import winograd_size
 from kernels.geometry import (
     check_conv2d,
     check_conv2d_affine,
@@ -172,6 +174,15 @@ def choose(
     """The way to the result "y", "dx" or "dw": "product", "images", "winograd", "direct",
     "pointwise", "channels", "rows" or "tiles".
     """
+    shapes = y_shape, x_shape, weight_shape
+    return _choice(winograd_size(), result, *shapes, stride, padding, dilation, groups, dtype)
+
+
+@lru_cache(maxsize=1024)
+def _choice(
+    winograd, result, y_shape, x_shape, weight_shape, stride, padding, dilation, groups, dtype
+):
+    """As `choose`, where `winograd` is what `kernels.dispatch` allows at the moment."""
     # Each output sees its whole image: the convolution is x W^T, one row an image.
     if x_shape[1:] == weight_shape[1:] and padding == (0, 0, 0, 0):
         return "product"

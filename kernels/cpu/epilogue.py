@@ -1,6 +1,7 @@
 """What a convolution does to its sums while they are at hand, before it stores them."""
 
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -24,21 +25,28 @@ class Epilogue(NamedTuple):
 
 def plain(channels, dtype, bias=None) -> Epilogue:
     """Nothing but a bias, if there is one."""
-    shift = np.zeros(channels, dtype) if bias is None else np.array(bias)
-    return Epilogue(np.ones(channels, dtype), shift, _flat(None, dtype), dtype.type(-np.inf))
+    nothing = _nothing(channels, dtype)
+    return nothing if bias is None else nothing._replace(shift=np.array(bias))
+
+
+@lru_cache(maxsize=256)
+def _nothing(channels, dtype):
+    zeros, ones = np.zeros(channels, dtype), np.ones(channels, dtype)
+    return Epilogue(ones, zeros, _flat(np.empty(0, dtype)), dtype.type(-np.inf))
 
 
 def affine(scale, shift, others, rectify) -> Epilogue:
     """sum scale + shift, and more where `others` is an array or `rectify` is true."""
     floor = scale.dtype.type(0 if rectify else -np.inf)
-    return Epilogue(np.array(scale), np.array(shift), _flat(others, scale.dtype), floor)
+    none = _nothing(len(scale), scale.dtype).others
+    others = none if others is None else _flat(others)
+    return Epilogue(np.array(scale), np.array(shift), others, floor)
 
 
-def _flat(others, dtype):
+def _flat(others):
     """Always read-only: Numba would compile kernels anew for arrays that are not."""
-    flat = np.empty(0, dtype) if others is None else np.ascontiguousarray(others).reshape(-1)
-    flat = flat.view()
-    flat.flags.writeable = False
+    flat = np.ascontiguousarray(others).reshape(-1).view()
+    flat.setflags(write=False)
     return flat
 
 

@@ -14,7 +14,7 @@ from numba.extending import intrinsic
 from kernels.cpu.emitter import INT, VECTOR_BYTES, Emitter
 from kernels.cpu.tasks import chunk_bounds, split
 from kernels.cpu.workspace import empty
-from kernels.reference.loss import check_cross_entropy
+from kernels.reference.loss import check_cross_entropy, is_labels, wrong_label
 
 # Logits a task; the other threads are not woken for a single one.
 _CHUNK = 1 << 14
@@ -55,41 +55,34 @@ def _exp(e, x):
 
 @intrinsic
 def _exponentials(_, line, length):
-    """(largest, total): line = exp(line - its largest) in place, and its sum in float64.
+    """(largest, total): line = exp(line - its largest) in place, and its sum.
 
-    Reads and writes `line` up to the next whole vector. NaN reaches the total.
+    Reads and writes `line` up to the next whole vector, where it must be -inf. NaN reaches the
+    total.
     """
 
     def emit(context, builder, signature, args):
         e = Emitter(context, builder, signature, args)
         line, length, step = e.pointer(0), args[1], INT(e.lanes)
-        wide = ir.VectorType(ir.DoubleType(), e.lanes)
-        lowest = e.constant(float("-inf"))
-
-        def inside(place, values, otherwise):
-            return builder.select(e.below(builder.sub(length, place)), values, otherwise)
 
         def larger(place, best):
-            values = inside(place, e.load_vector(line, place), lowest)
+            values = e.load_vector(line, place)
             return [builder.select(builder.fcmp_ordered(">", values, best[0]), values, best[0])]
 
-        (best,) = e.loop(length, step, [lowest], larger)
+        (best,) = e.loop(length, step, [e.constant(float("-inf"))], larger)
         largest = e.largest(best)
         every = e.splat(largest)
 
         def exponentiate(place, totals):
             values = _exp(e, builder.fsub(e.load_vector(line, place), every))
-            values = inside(place, values, e.constant(0.0))
             e.store_vector(values, line, place)
-            values = values if e.vector == wide else builder.fpext(values, wide)
             return [builder.fadd(totals[0], values)]
 
-        zero = ir.Constant(wide, [0.0] * e.lanes)
-        (totals,) = e.loop(length, step, [zero], exponentiate)
+        (totals,) = e.loop(length, step, [e.constant(0.0)], exponentiate)
         results = largest, e.total(totals)
         return context.make_tuple(builder, signature.return_type, results)
 
-    return types.Tuple((line.dtype, types.float64))(line, types.int64), emit
+    return types.UniTuple(line.dtype, 2)(line, types.int64), emit
 
 
 @njit(inline="always")
@@ -97,55 +90,159 @@ def _exponentiate(logits, line):
     """(largest, total) of one sample, and in `line` the exponentials of its logits."""
     for c in range(logits.size):
         line[c] = logits[c]
+    line[logits.size : logits.size + _LANES] = -np.inf
     return _exponentials(line, logits.size)
 
 
 @njit(cache=True, fastmath=_SUM_FLAGS)
-def _losses(logits, target, losses, start, stop):
-    """Arrays (N, P, C) and (N, P); samples from `start` to `stop`."""
+def _losses(logits, target, smoothing, ignore_index, losses, start, stop):
+    """Logits and weights (N, P, C), labels and losses (N, P); samples from `start` to `stop`."""
     positions, classes = logits.shape[1:]
     line = np.empty(classes + _LANES, logits.dtype)
     for sample in range(start, stop):
         image, p = split(sample, positions)
-        row, weights = logits[image, p], target[image, p]
+        row = logits[image, p]
         largest, total = _exponentiate(row, line)
         log_total = math.log(total)
+        mass = _mass(target, image, p, ignore_index)
         loss = 0.0
-        for c in range(classes):
-            term = weights[c] * (log_total - (row[c] - largest))
-            loss += term if weights[c] != 0 else 0.0
+        if target.ndim == 3:
+            weights = target[image, p]
+            for c in range(classes):
+                term = (1 - smoothing) * weights[c] * (log_total - (row[c] - largest))
+                loss += term if weights[c] != 0 else 0.0
+        elif mass:
+            loss = (1 - smoothing) * (log_total - (row[target[image, p]] - largest))
+        if smoothing:
+            for c in range(classes):
+                loss += smoothing * mass / classes * (log_total - (row[c] - largest))
         losses[image, p] = loss
 
 
 @njit(cache=True, fastmath=_SUM_FLAGS)
-def _gradients(grad, logits, target, dlogits, start, stop):
-    """As `_losses`."""
+def _gradients(grad, factor, logits, target, smoothing, ignore_index, dlogits, start, stop):
+    """As `_losses`; `grad` of one element, or of one a sample."""
     positions, classes = logits.shape[1:]
+    real = logits.dtype.type
     line = np.empty(classes + _LANES, logits.dtype)
     for sample in range(start, stop):
         image, p = split(sample, positions)
-        weights, result, factor = target[image, p], dlogits[image, p], grad[image, p]
+        result = dlogits[image, p]
+        slope = grad[sample if grad.size > 1 else 0] * real(factor)
         _, total = _exponentiate(logits[image, p], line)
+        mass = _mass(target, image, p, ignore_index)
+        share, even, rest = real(mass / total), real(smoothing * mass / classes), real(1 - smoothing)
+        if target.ndim == 3:
+            weights = target[image, p]
+            for c in range(classes):
+                result[c] = slope * (line[c] * share - (rest * weights[c] + even))
+        else:
+            for c in range(classes):
+                result[c] = slope * (line[c] * share - even)
+            if mass:
+                label = target[image, p]
+                result[label] = slope * (line[label] * share - (rest + even))
+
+
+@njit(cache=True, fastmath=_SUM_FLAGS)
+def _mass(target, image, p, ignore_index):
+    """What a sample's classes weigh together."""
+    if target.ndim == 3:
         mass = 0.0
-        for c in range(classes):
-            mass += weights[c]
-        share = logits.dtype.type(mass / total)
-        for c in range(classes):
-            result[c] = factor * (line[c] * share - weights[c])
+        for weight in target[image, p]:
+            mass += weight
+    else:
+        mass = 0.0 if target[image, p] == ignore_index else 1.0
+    return mass
+
+
+@njit(cache=True)
+def _count(target, classes, ignore_index):
+    """(how many samples count, the place of the first label that is no class, or -1)."""
+    counted = 0
+    if target.ndim == 3:
+        counted = target.shape[0] * target.shape[1]
+    else:
+        for place, label in enumerate(target.flat):
+            if label != ignore_index:
+                if label < 0 or label >= classes:
+                    return counted, place
+                counted += 1
+    return counted, -1
 
 
 @njit(parallel=True, cache=True)
-def _cross_entropy(logits, target, losses, chunk):
-    for task in prange((losses.size + chunk - 1) // chunk):
-        start, stop = chunk_bounds(task, chunk, losses.size)
-        _losses(logits, target, losses, start, stop)
+def _cross_entropy(logits, target, smoothing, ignore_index, losses):
+    """(sum of all losses, how many samples count, the place of a label that is no class or -1)."""
+    counted, wrong = _count(target, logits.shape[2], ignore_index)
+    total = 0.0
+    if wrong >= 0:
+        return total, counted, wrong
+    if logits.size <= _CHUNK:
+        _losses(logits, target, smoothing, ignore_index, losses, 0, losses.size)
+    else:
+        chunk = max(1, _CHUNK // logits.shape[2])
+        for task in prange((losses.size + chunk - 1) // chunk):
+            start, stop = chunk_bounds(task, chunk, losses.size)
+            _losses(logits, target, smoothing, ignore_index, losses, start, stop)
+    for loss in losses.flat:
+        total += loss
+    return total, counted, wrong
 
 
 @njit(parallel=True, cache=True)
-def _cross_entropy_backward(grad, logits, target, dlogits, chunk):
-    for task in prange((grad.size + chunk - 1) // chunk):
-        start, stop = chunk_bounds(task, chunk, grad.size)
-        _gradients(grad, logits, target, dlogits, start, stop)
+def _cross_entropy_backward(grad, mean, logits, target, smoothing, ignore_index, dlogits):
+    """The place of a label that is no class, or -1."""
+    counted, wrong = _count(target, logits.shape[2], ignore_index)
+    if wrong >= 0:
+        return wrong
+    factor = 1.0
+    if mean:
+        factor = 1 / counted if counted else math.nan
+    samples = target.shape[0] * target.shape[1]
+    if logits.size <= _CHUNK:
+        _gradients(grad, factor, logits, target, smoothing, ignore_index, dlogits, 0, samples)
+    else:
+        chunk = max(1, _CHUNK // logits.shape[2])
+        for task in prange((samples + chunk - 1) // chunk):
+            start, stop = chunk_bounds(task, chunk, samples)
+            _gradients(
+                grad, factor, logits, target, smoothing, ignore_index, dlogits, start, stop
+            )
+    return wrong
+
+
+def softmax_cross_entropy(logits, target, reduction="none", smoothing=0.0, ignore_index=-100):
+    """See kernels.reference.softmax_cross_entropy."""
+    check_cross_entropy(logits, target, reduction)
+    rows = _samples(logits)
+    places = _places(target, rows)
+    losses = np.empty(rows.shape[:2], logits.dtype)
+    total, counted, wrong = _cross_entropy(rows, places, smoothing, ignore_index, losses)
+    if wrong >= 0:
+        raise wrong_label(places.flat[wrong], rows.shape[2])
+    if reduction == "none":
+        return losses.reshape(logits.shape[0], *logits.shape[2:])
+    if reduction == "mean":
+        total = total / counted if counted else math.nan
+    return np.array(total, logits.dtype)
+
+
+def softmax_cross_entropy_backward(
+    grad, logits, target, reduction="none", smoothing=0.0, ignore_index=-100
+):
+    """See kernels.reference.softmax_cross_entropy_backward."""
+    check_cross_entropy(logits, target, reduction, grad)
+    dlogits = empty(logits.shape, logits.dtype)
+    rows = _samples(logits)
+    places = _places(target, rows)
+    wrong = _cross_entropy_backward(
+        np.ascontiguousarray(grad).reshape(-1), reduction == "mean", rows, places, smoothing,
+        ignore_index, _samples(dlogits),
+    )  # fmt: skip
+    if wrong >= 0:
+        raise wrong_label(places.flat[wrong], rows.shape[2])
+    return dlogits
 
 
 def _samples(array):
@@ -156,27 +253,8 @@ def _samples(array):
     return np.ascontiguousarray(array).reshape(n, classes, math.prod(positions)).transpose(0, 2, 1)
 
 
-def softmax_cross_entropy(logits, target):
-    """See kernels.reference.softmax_cross_entropy."""
-    check_cross_entropy(logits, target)
-    losses = empty((logits.shape[0], *logits.shape[2:]), logits.dtype)
-    rows, weights = _samples(logits), _samples(target)
-    results = losses.reshape(rows.shape[:2])
-    if logits.size <= _CHUNK:
-        _losses(rows, weights, results, 0, losses.size)
-    else:
-        _cross_entropy(rows, weights, results, max(1, _CHUNK // logits.shape[1]))
-    return losses
-
-
-def softmax_cross_entropy_backward(grad, logits, target):
-    """See kernels.reference.softmax_cross_entropy_backward."""
-    check_cross_entropy(logits, target, grad)
-    dlogits = empty(logits.shape, logits.dtype)
-    rows, weights, results = (_samples(array) for array in (logits, target, dlogits))
-    factors = np.ascontiguousarray(grad).reshape(rows.shape[:2])
-    if logits.size <= _CHUNK:
-        _gradients(factors, rows, weights, results, 0, grad.size)
-    else:
-        _cross_entropy_backward(factors, rows, weights, results, max(1, _CHUNK // logits.shape[1]))
-    return dlogits
+def _places(target, rows):
+    """Labels as (N, P), or weights as (N, P, C), for logits of that shape."""
+    if is_labels(target):
+        return np.ascontiguousarray(target).reshape(rows.shape[:2])
+    return _samples(target)

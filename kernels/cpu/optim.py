@@ -19,6 +19,8 @@ _CHUNK = 1 << 14
 
 @njit(cache=True)
 def _sgd_chunk(values, gradient, velocity, lr, momentum, has_velocity, nesterov, weight_decay):
+    real = values.dtype.type
+    lr, momentum, weight_decay = real(lr), real(momentum), real(weight_decay)
     for i in range(values.size):
         slope = gradient[i]
         if weight_decay:
@@ -65,13 +67,12 @@ def sgd_step(values, gradient, velocity, lr, momentum=0.0, nesterov=False, weigh
     if not _lie_flat(values, velocity if has_velocity else values):
         reference.sgd_step(values, gradient, velocity, *settings)
         return
-    number = values.dtype.type
     flat = values.reshape(-1)
     step = _sgd if flat.size > _CHUNK else _sgd_chunk
     step(
         flat, np.ascontiguousarray(gradient).reshape(-1),
         velocity.reshape(-1) if has_velocity else flat,
-        number(lr), number(momentum), has_velocity, nesterov, number(weight_decay),
+        float(lr), float(momentum), has_velocity, bool(nesterov), float(weight_decay),
     )  # fmt: skip
 
 

@@ -1,17 +1,22 @@
 """Losses on logits, computed stably: the maximum is subtracted before anything is exponentiated."""
 
-import math
-
 import numpy as np
 
 from kernels.dispatch import kernels_for
+from kernels.reference.loss import (
+    REDUCTIONS,
+    check_cross_entropy,
+    check_labels,
+    class_weights,
+    is_labels,
+    sample_factor,
+)
 from minidl.array_module import get_array_module, is_array, to_device
 from minidl.function import Function, check_one_device
 from minidl.ops.elementwise import _floating
 from minidl.ops.shape import normalize_axes
 from minidl.tensor import Tensor, is_grad_enabled
 
-_REDUCTIONS = ("mean", "sum", "none")
 
 
 class LogSoftmax(Function):
@@ -53,42 +58,41 @@ class Softmax(Function):
 class CrossEntropy(Function):
     """sum_c of -t_c log softmax(z)_c along axis 1, with a gradient of (sum t) softmax(z) - t.
 
-    `target` holds the weight of every class (N, C, ...), smoothing included. With a `factor`, the
-    result is the sum of all losses times it: one node of the graph rather than three. Where the
-    backward itself is to be differentiated, it runs as a composition of ops.
+    The kernel knows targets, reductions and label smoothing. Where the backward itself is to be
+    differentiated, it runs as a composition of ops.
     """
 
     buffers = ("target",)
 
-    def __init__(self, target, factor=None):
+    def __init__(self, target, reduction, smoothing, ignore_index):
         self.target = target
-        self.factor = factor
+        self.settings = reduction, smoothing, ignore_index
 
     def forward(self, logits):
-        losses = kernels_for(logits).softmax_cross_entropy(logits, self.target)
-        return losses if self.factor is None else losses.sum() * logits.dtype.type(self.factor)
+        return kernels_for(logits).softmax_cross_entropy(logits, self.target, *self.settings)
 
     def backward(self, grad):
         (logits,) = self.inputs
         if is_grad_enabled():
             return self._composed(grad, logits)
         array = grad._array
-        if self.factor is not None:
-            xp, shape = get_array_module(array), (logits.shape[0], *logits.shape[2:])
-            factor = array.dtype.type(self.factor)
-            array = xp.ascontiguousarray(xp.broadcast_to(array * factor, shape))
         return Tensor._wrap(
-            kernels_for(array).softmax_cross_entropy_backward(array, logits._array, self.target)
+            kernels_for(array).softmax_cross_entropy_backward(
+                array, logits._array, self.target, *self.settings
+            )
         )
 
     def _composed(self, grad, logits):
-        target = Tensor._wrap(self.target)
-        total = Tensor._wrap(self.target.sum(axis=1, keepdims=True))
-        if self.factor is None:
+        reduction, smoothing, ignore_index = self.settings
+        target = to_device(self.target, "cpu")
+        weights = class_weights(logits, target, smoothing, ignore_index)
+        total = Tensor(weights.sum(axis=1, keepdims=True)).to(logits.device)
+        weights = Tensor(weights).to(logits.device)
+        if reduction == "none":
             grad = grad.reshape(grad.shape[0], 1, *grad.shape[1:])
         else:
-            grad = grad * self.factor
-        return grad * (softmax(logits, axis=1) * total - target)
+            grad = grad * sample_factor(target, reduction, ignore_index)
+        return grad * (softmax(logits, axis=1) * total - weights)
 
 
 def softmax(x: Tensor, axis: int = -1) -> Tensor:
@@ -126,71 +130,32 @@ def cross_entropy(
     Raises ValueError for a label outside [0, C), shapes that do not fit, a bad option, or a target
     that requires grad: it receives none.
     """
-    if reduction not in _REDUCTIONS:
-        raise ValueError(f"reduction must be one of {_REDUCTIONS}, got {reduction!r}")
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
-    if logits.ndim < 2 or not logits.shape[1]:
-        raise ValueError(f"logits must have shape (N, C, ...), got {logits.shape}")
-    if isinstance(target, Tensor) and target.requires_grad:
-        raise ValueError("target must not require grad, which would not reach it: detach() it")
     logits = _floating(logits)
     if isinstance(target, Tensor):
+        if target.requires_grad:
+            raise ValueError("target must not require grad, which would not reach it: detach() it")
         target = target._array
         check_one_device("cross_entropy", (logits._array, target))
     elif not is_array(target):
         target = np.asarray(target)
-    if target.dtype.kind == "f":
-        weights = _check_probabilities(target, logits)
-        counted = weights.size // max(weights.shape[1], 1)
-    else:
-        weights, counted = _one_hot(target, logits, ignore_index)
-    if label_smoothing:
-        classes = logits.shape[1]
-        mass = weights.sum(axis=1, keepdims=True)
-        weights *= 1 - label_smoothing
-        weights += mass * (label_smoothing / classes)
-    mean = 1.0 / counted if counted else float("nan")
-    factor = {"none": None, "sum": 1.0, "mean": mean}[reduction]
-    return CrossEntropy(weights, factor)(logits)
-
-
-def _check_probabilities(target, logits):
-    if target.shape != logits.shape:
-        raise ValueError(f"target must have the logits' shape {logits.shape}, got {target.shape}")
-    return to_device(target.astype(logits.dtype), logits.device)
-
-
-def _one_hot(labels, logits, ignore_index):
-    """(weights in the logits' shape, number of labels that count)."""
-    expected = logits.shape[:1] + logits.shape[2:]
-    if labels.shape != expected:
-        raise ValueError(f"target must have shape {expected}, got {labels.shape}")
-    if labels.dtype.kind not in "iu":
-        raise ValueError(f"target must hold integer labels or probabilities, got {labels.dtype}")
-    # Checked where they are, mostly on the CPU: asking the GPU would mean waiting for it.
-    labels = labels.astype(np.int64)
-    classes = logits.shape[1]
-    counts = labels != ignore_index
-    wrong = counts & ((labels < 0) | (labels >= classes))
-    if wrong.any():
-        raise ValueError(
-            f"target must hold labels in [0, {classes}), got {labels[wrong].ravel()[0]}"
-        )
-    # Where the ones lie: writing them is less work than comparing every class with the label.
-    positions = max(1, math.prod(labels.shape[1:]))
-    sample = get_array_module(labels).arange(labels.size)
-    images, places = sample // positions, sample % positions
-    ones = ((images * classes + labels.ravel()) * positions + places)[counts.ravel()]
-    weights = get_array_module(logits._array).zeros(logits.shape, logits.dtype)
-    weights.reshape(-1)[to_device(ones, logits.device)] = 1
-    return weights, int(counts.sum())
+    if target.dtype.kind not in "fiu":
+        raise ValueError(f"target must hold integer labels or probabilities, got {target.dtype}")
+    target = target.astype(logits.dtype if target.dtype.kind == "f" else np.int64)  # a copy
+    if logits.device != "cpu":
+        check_cross_entropy(logits, target, reduction)
+        # Labels are checked where they are, mostly on the CPU: to ask the GPU is to wait for it.
+        if is_labels(target):
+            check_labels(target, logits.shape[1], ignore_index)
+        target = to_device(target, logits.device)
+    return CrossEntropy(target, reduction, label_smoothing, ignore_index)(logits)
 
 
 def mse_loss(x: Tensor, y, reduction: str = "mean") -> Tensor:
     """(x - y) ** 2, averaged, summed or as it is. ValueError where the shapes differ."""
-    if reduction not in _REDUCTIONS:
-        raise ValueError(f"reduction must be one of {_REDUCTIONS}, got {reduction!r}")
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}")
     shape = getattr(y, "shape", ())
     if shape != x.shape:
         raise ValueError(f"y must have x's shape {x.shape}, got {shape}")

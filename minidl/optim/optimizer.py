@@ -71,18 +71,19 @@ class Optimizer:
             for p in group["params"]:
                 if p.grad is None:
                     continue
-                gradient = p.grad._array
-                if gradient.dtype != p.dtype:
+                values, gradient = p._array, p.grad._array
+                if gradient.dtype != values.dtype:
                     raise TypeError(
                         f"the gradient of a {p.dtype} parameter must be {p.dtype}, "
                         f"got {gradient.dtype}"
                     )
-                check_one_device(type(self).__name__, (p._array, gradient))
+                check_one_device(type(self).__name__, (values, gradient))
                 state = self.state.setdefault(id(p), {})
-                for name, value in state.items():  # a module that moved left them behind
-                    state[name] = value if isinstance(value, int) else to_device(value, p.device)
-                with p.mutate() as values:
-                    self.update(values, gradient, state, group)
+                for name, value in state.items():
+                    if type(value) not in (int, type(values)):  # a module that moved left it behind
+                        state[name] = to_device(value, p.device)
+                p._storage.version += 1
+                self.update(values, gradient, state, group)
 
     def update(self, values, gradient, state: dict, group: dict) -> None:
         """Change `values` in place; `gradient` is only read."""
