@@ -62,6 +62,21 @@ def in_vectors(epilogue: Epilogue, groups: int, place: int) -> Epilogue:
 
 
 @njit(parallel=True, cache=True)
+def _finish_rows(y, epilogue):
+    """As `_finish`, of one pixel an image."""
+    scale, shift, others, floor = epilogue
+    n, channels = y.shape
+    for task in prange(n):
+        image = np.int64(task)
+        line, more = y[image], others[image * channels : (image + 1) * channels]
+        for c in range(channels):
+            value = line[c] * scale[c] + shift[c]
+            if others.size:
+                value += more[c]
+            line[c] = floor if value < floor else value
+
+
+@njit(parallel=True, cache=True)
 def _finish(y, epilogue):
     n, channels, size = y.shape
     scale, shift, others, floor = epilogue
@@ -77,4 +92,8 @@ def _finish(y, epilogue):
 
 def finish(y, epilogue: Epilogue) -> None:
     """Apply an epilogue to sums (N, C, ...) that are stored already."""
-    _finish(y.reshape(*y.shape[:2], math.prod(y.shape[2:])), epilogue)
+    n, channels, *size = y.shape
+    if math.prod(size) == 1:
+        _finish_rows(y.reshape(n, channels), epilogue)
+    else:
+        _finish(y.reshape(n, channels, -1), epilogue)

@@ -19,6 +19,7 @@ from kernels.cpu.pixels import turn
 from kernels.cpu.simd import DOTS, dot_tile, product_tiles, row_tiles
 from kernels.cpu.tasks import MIN_TASKS, chunk_bounds, split
 from kernels.cpu.threads import num_threads
+from kernels.cpu.tiles import tile_vectors
 from kernels.cpu.workspace import empty, workspace
 from kernels.geometry import check_dtypes, check_matmul
 
@@ -34,48 +35,52 @@ _DOT_ELEMENTS, _DOT_BLOCKS = 8192, 16
 
 
 @njit(cache=True)
-def _pack(b, turned, pitch, k, depth, c, columns, packed, strip, width):
-    """packed (strips, _DEPTH, strip): rows k to k + depth of columns c to c + columns of b.
+def _pack(b, turned, pitch, k, depth, c, columns, packed, base, strip, width):
+    """packed[base + i strip + p] = b[k + i, c + p] for i < depth and p < columns.
 
     b is flat, its rows (or, if `turned`, its columns) `pitch` apart.
     """
-    for first in range(0, columns, strip):
-        count, base = min(strip, columns - first), first * _DEPTH
-        if not turned:
-            for i in range(depth):
-                copy(packed, base + i * strip, b, (k + i) * pitch + c + first, count)
-            continue
-        turn(b, (c + first) * pitch + k, pitch, count, depth, packed, base, strip, width)
+    if turned:
+        turn(b, c * pitch + k, pitch, columns, depth, packed, base, strip, width)
+        return
+    for i in range(depth):
+        copy(packed, base + i * strip, b, (k + i) * pitch + c, columns)
 
 
 @njit(parallel=True, cache=True)
 def _product(a, b, y, scratch, offsets, sizes, a_turned, b_turned, parts, width):
     """y (flat, rows and columns in whole tiles) = a b, flat too; sizes (m, k, n, pitches)."""
     rows, terms, columns, a_pitch, b_pitch, y_pitch = sizes
-    strip = VECTORS * width
-    group = _STRIPS * strip
-    for task in prange(-(-columns // group) * parts):
+    strip, vectors, blocks = VECTORS * width, -(-columns // width), rows // ROWS
+    groups = -(-vectors // (_STRIPS * VECTORS))
+    for task in prange(groups * parts):
         piece, part = split(task, parts)
-        c0, c1 = chunk_bounds(piece, group, columns)
-        blocks = rows // ROWS
+        v0, own = tile_vectors(piece, groups, vectors)
+        strips = -(-own // VECTORS)
         r0, r1 = part * blocks // parts * ROWS, (part + 1) * blocks // parts * ROWS
         packed = scratch[get_thread_id()]
         for k in range(0, terms, _DEPTH):
             depth = min(_DEPTH, terms - k)
-            _pack(b, b_turned, b_pitch, k, depth, c0, c1 - c0, packed, strip, width)
+            for s in range(strips):
+                v, wide = tile_vectors(s, strips, own)
+                c = (v0 + v) * width
+                _pack(
+                    b, b_turned, b_pitch, k, depth, c, min(wide * width, columns - c), packed,
+                    s * _DEPTH * strip, strip, width,
+                )  # fmt: skip
             for r in range(r0, r1, ROWS):
-                for c in range(c0, c1, strip):
-                    vectors = min(VECTORS, -(-(c1 - c) // width))
-                    x0, y0 = (c - c0) * _DEPTH, r * y_pitch + c
+                for s in range(strips):
+                    v, wide = tile_vectors(s, strips, own)
+                    x0, y0 = s * _DEPTH * strip, r * y_pitch + (v0 + v) * width
                     if a_turned:
                         product_tiles(
                             a, k * a_pitch + r, a_pitch, packed, x0, offsets, 0, depth,
-                            y, y0, y_pitch, vectors, k == 0,
+                            y, y0, y_pitch, wide, k == 0,
                         )  # fmt: skip
                     else:
                         row_tiles(
                             a, r * a_pitch + k, a_pitch, packed, x0, offsets, 0, depth,
-                            y, y0, y_pitch, vectors, k == 0,
+                            y, y0, y_pitch, wide, k == 0,
                         )  # fmt: skip
 
 
