@@ -46,18 +46,54 @@ __device__ inline real largest_and_total(const real *logits, const Sample &sampl
     return largest;
 }
 
+// What the classes of a sample weigh: weights (N, C, P), or, where those are null, labels (N, P), of
+// which the ignored ones, and any that is no class, weigh nothing. Smoothing included.
+struct Weights {
+    const real *weights;
+    const Sample &sample;
+    long long label;
+    wide mass;
+    real rest, even;
+
+    __device__ Weights(
+        const real *weights, const long long *labels, const Sample &sample, real smoothing,
+        long long ignored)
+        : weights(weights), sample(sample), label(-1)
+    {
+        if (weights) {
+            mass = 0;
+            for (int c = threadIdx.x % WARP; c < sample.classes; c += WARP)
+                mass += weights[sample.at(c)];
+            mass = warp_sum(mass);
+        } else {
+            label = labels[sample.number];
+            if (label == ignored || label >= sample.classes)
+                label = -1;
+            mass = label >= 0;
+        }
+        rest = 1 - smoothing;
+        even = (real)(smoothing * mass / sample.classes);
+    }
+
+    __device__ real of(int c) const
+    {
+        return rest * (weights ? weights[sample.at(c)] : (real)(c == label)) + even;
+    }
+};
+
 extern "C" __global__ void softmax_cross_entropy(
-    const real *logits, const real *target, real *losses, int classes, int positions,
-    long long samples)
+    const real *logits, const real *weights, const long long *labels, real *losses, int classes,
+    int positions, real smoothing, long long ignored, long long samples)
 {
     Sample sample(classes, positions);
     if (sample.number >= samples)
         return;
     wide total, loss = 0;
     real largest = largest_and_total(logits, sample, &total);
+    Weights target(weights, labels, sample, smoothing, ignored);
     real log_total = (real)log(total);
     for (int c = threadIdx.x % WARP; c < classes; c += WARP) {
-        real weight = target[sample.at(c)];
+        real weight = target.of(c);
         if (weight != 0)  // 0 times -inf is 0 here
             loss += weight * (log_total - (logits[sample.at(c)] - largest));
     }
@@ -66,20 +102,22 @@ extern "C" __global__ void softmax_cross_entropy(
         losses[sample.number] = (real)loss;
 }
 
+// grad: one number a sample, or, `shared`, one for all.
 extern "C" __global__ void softmax_cross_entropy_backward(
-    const real *grad, const real *logits, const real *target, real *dlogits, int classes,
-    int positions, long long samples)
+    const real *grad, int shared, const real *logits, const real *weights, const long long *labels,
+    real *dlogits, int classes, int positions, real smoothing, long long ignored,
+    long long samples)
 {
     Sample sample(classes, positions);
     if (sample.number >= samples)
         return;
-    wide total, weights = 0;
+    wide total;
     real largest = largest_and_total(logits, sample, &total);
-    for (int c = threadIdx.x % WARP; c < classes; c += WARP)
-        weights += target[sample.at(c)];
-    real share = (real)(warp_sum(weights) / total);
+    Weights target(weights, labels, sample, smoothing, ignored);
+    real share = (real)(target.mass / total);
+    real slope = grad[shared ? 0 : sample.number];
     for (int c = threadIdx.x % WARP; c < classes; c += WARP) {
         long long i = sample.at(c);
-        dlogits[i] = grad[sample.number] * (exp(logits[i] - largest) * share - target[i]);
+        dlogits[i] = slope * (exp(logits[i] - largest) * share - target.of(c));
     }
 }

@@ -18,7 +18,6 @@ from minidl.ops.shape import normalize_axes
 from minidl.tensor import Tensor, is_grad_enabled
 
 
-
 class LogSoftmax(Function):
     keep_inputs = False
     keep_outputs = True

@@ -42,19 +42,31 @@ class_shapes = st.tuples(
 ) | st.tuples(st.integers(0, 5), st.integers(1, 40))
 
 
-def cross_entropy_arrays(draw, shape, dtype):
-    """(logits, target, grad): weights of classes, some of them 0, and a gradient by the losses."""
+def cross_entropy_arguments(draw, shape, dtype):
+    """(what softmax_cross_entropy takes, a gradient by its result).
+
+    Targets: weights of classes, some of them 0, or labels, some of them ignored.
+    """
     logits, weights = draw(arrays(shape, dtype)), draw(arrays(shape, dtype))
-    return 3 * logits, np.maximum(weights, 0), draw(arrays((shape[0], *shape[2:]), dtype))
+    samples = (shape[0], *shape[2:])
+    target, ignored = np.maximum(weights, 0), draw(st.sampled_from([-100, 0]))
+    if draw(st.booleans()):
+        target = (weights.argmax(axis=1) if weights.size else np.zeros(samples)).astype(np.int64)
+        target[draw(arrays(samples, dtype)) > 1] = ignored
+    reduction = draw(st.sampled_from(["none", "sum", "mean"]))
+    smoothing = draw(st.sampled_from([0.0, 0.1, 1.0]))
+    grad = draw(arrays(samples if reduction == "none" else (), dtype))
+    return (3 * logits, target, reduction, smoothing, ignored), grad
 
 
 def check_cross_entropy_of_extremes(forward, backward):
     """Logits far apart, a class ruled out by -inf, and NaN, which must not vanish."""
     logits = np.array([[1e4, -1e4], [-1e4, 1e4], [0, -np.inf], [0, np.nan], [np.nan, 0]])
-    target = np.array([[1.0, 0.0]] * 5)
+    weights = np.array([[1.0, 0.0]] * 5)
     for dtype in (np.float32, np.float64):
-        losses = forward(logits.astype(dtype), target.astype(dtype))
-        np.testing.assert_array_equal(losses, [0, 2e4, 0, np.nan, np.nan])
-        dlogits = backward(np.ones(5, dtype), logits.astype(dtype), target.astype(dtype))
-        np.testing.assert_array_equal(dlogits[:3], [[0, 0], [-1, 1], [0, 0]])
-        assert np.isnan(dlogits[3:]).all()
+        for target in (weights.astype(dtype), np.zeros(5, np.int64)):
+            losses = forward(logits.astype(dtype), target)
+            np.testing.assert_array_equal(losses, [0, 2e4, 0, np.nan, np.nan])
+            dlogits = backward(np.ones(5, dtype), logits.astype(dtype), target)
+            np.testing.assert_array_equal(dlogits[:3], [[0, 0], [-1, 1], [0, 0]])
+            assert np.isnan(dlogits[3:]).all()

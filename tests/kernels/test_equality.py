@@ -19,7 +19,7 @@ from tests.kernels.agreement import (
     assert_agree,
     check_cross_entropy_of_extremes,
     class_shapes,
-    cross_entropy_arrays,
+    cross_entropy_arguments,
     dtypes,
     some,
 )
@@ -527,9 +527,21 @@ def test_channel_sums_keeps_digits_of_a_large_plane():
 @given(st.data(), class_shapes, dtypes)
 @some
 def test_softmax_cross_entropy(data, shape, dtype):
-    logits, target, grad = cross_entropy_arrays(data.draw, shape, dtype)
-    agree("softmax_cross_entropy", logits, target)
-    agree("softmax_cross_entropy_backward", grad, logits, target)
+    arguments, grad = cross_entropy_arguments(data.draw, shape, dtype)
+    agree("softmax_cross_entropy", *arguments)
+    agree("softmax_cross_entropy_backward", grad, *arguments)
+
+
+@pytest.mark.parametrize("shape", [(40, 1000), (3, 70, 12, 30)])
+def test_softmax_cross_entropy_of_several_tasks(shape):
+    draw = np.random.default_rng(0)
+    logits = draw.standard_normal(shape).astype(np.float32)
+    labels = draw.integers(0, shape[1], (shape[0], *shape[2:]))
+    for target in (labels, np.abs(logits)):
+        agree("softmax_cross_entropy", logits, target, "mean")
+        agree("softmax_cross_entropy_backward", np.float32([2]).reshape(()), logits, target, "mean")
+        grad = logits[:, 0]
+        agree("softmax_cross_entropy_backward", grad, logits, target, "none", 0.1)
 
 
 def test_softmax_cross_entropy_of_extremes():
@@ -549,8 +561,24 @@ def test_softmax_cross_entropy_checks_its_arrays():
             kernels.softmax_cross_entropy_backward(grad[:, :3], logits, logits)
         with pytest.raises(ValueError, match="a class"):
             kernels.softmax_cross_entropy(logits[:, :0], logits[:, :0])
+        with pytest.raises(ValueError, match="reduction"):
+            kernels.softmax_cross_entropy(logits, logits, "product")
         with pytest.raises(TypeError, match="one dtype"):
             kernels.softmax_cross_entropy(logits, logits.astype(np.float32))
+
+
+@pytest.mark.parametrize("wrong", [3, -1])
+def test_softmax_cross_entropy_checks_its_labels(wrong):
+    logits, labels = np.zeros((2, 3, 4)), np.zeros((2, 4), np.int64)
+    labels[1, 2] = wrong
+    for kernels in (reference, cpu):
+        with pytest.raises(ValueError, match=rf"target.*\[0, 3\), got {wrong}"):
+            kernels.softmax_cross_entropy(logits, labels)
+        with pytest.raises(ValueError, match=rf"target.*\[0, 3\), got {wrong}"):
+            kernels.softmax_cross_entropy_backward(labels * 1.0, logits, labels)
+        assert kernels.softmax_cross_entropy(logits, labels, ignore_index=wrong)[1, 2] == 0
+        with pytest.raises(ValueError, match="target must have shape"):
+            kernels.softmax_cross_entropy(logits, labels[:1])
 
 
 @st.composite

@@ -7,7 +7,7 @@ from kernels.study.exercises.model import Exercise, Mistake, Part, arrays
 _SHAPES = ((4, 5), (3, 4, 2, 3), (1, 2), (6, 1))
 
 
-def _targets(draw, dtype, shape):
+def _weights(draw, dtype, shape):
     """Class weights: those of labels, and others that do not sum to 1, some of them 0."""
     labels = np.eye(shape[1])[draw.integers(0, shape[1], (shape[0], *shape[2:]))]
     yield np.ascontiguousarray(np.moveaxis(labels, -1, 1).astype(dtype))
@@ -17,10 +17,10 @@ def _targets(draw, dtype, shape):
 def _cases(draw):
     for dtype in (np.float64, np.float32):
         for shape in _SHAPES:
-            for target in _targets(draw, dtype, shape):
-                yield {"logits": arrays(draw, dtype, shape)[0], "target": target}
+            for weights in _weights(draw, dtype, shape):
+                yield {"logits": arrays(draw, dtype, shape)[0], "weights": weights}
     large = np.array([[1000.0, 0, -1000], [-2000, -2001, -np.inf]])
-    yield {"logits": large, "target": np.array([[0.0, 0, 1], [0.5, 0.5, 0]])}
+    yield {"logits": large, "weights": np.array([[0.0, 0, 1], [0.5, 0.5, 0]])}
 
 
 def _backward_cases(draw):
@@ -32,12 +32,12 @@ def _backward_cases(draw):
 
 def _slopes(code, draw):
     for shape in ((3, 4), (2, 3, 2)):
-        for target in _targets(draw, np.float64, shape):
+        for weights in _weights(draw, np.float64, shape):
             logits, u = arrays(draw, np.float64, shape, (shape[0], *shape[2:]))
             yield (
-                "d softmax_cross_entropy / dlogits",
-                lambda z, t=target, u=u: (u * code.softmax_cross_entropy(z, t)).sum(), logits,
-                code.softmax_cross_entropy_backward(u, logits, target),
+                "d weighted_losses / dlogits",
+                lambda z, t=weights, u=u: (u * code.weighted_losses(z, t)).sum(), logits,
+                code.weighted_losses_backward(u, logits, weights),
             )  # fmt: skip
 
 
@@ -47,13 +47,13 @@ CROSS_ENTROPY = Exercise(
     difficulty=2,
     module="loss",
     parts={
-        "softmax_cross_entropy": Part(
+        "weighted_losses": Part(
             _cases, ("losses",),
             ("Subtract the largest logit before anything is exponentiated.",
              "Take no logarithm of a probability: log p = z - max z - log(sum).",
              "A class of weight 0 adds nothing, even where its logit is -inf: 0 times inf is NaN."),
         ),
-        "softmax_cross_entropy_backward": Part(
+        "weighted_losses_backward": Part(
             _backward_cases, ("dlogits",),
             ("The weights of a sample need not sum to 1: how often does the softmax count?",),
         ),
@@ -66,7 +66,7 @@ CROSS_ENTROPY = Exercise(
         ),
         Mistake(
             "what comes out of 0 times inf for a class of weight 0.",
-            {"np.where(target == 0, logits.dtype.type(0), log_total - shifted)":
+            {"np.where(weights == 0, logits.dtype.type(0), log_total - shifted)":
              "(log_total - shifted)"},
         ),
         Mistake(
@@ -78,17 +78,17 @@ CROSS_ENTROPY = Exercise(
             {"return terms.sum(axis=1)": "return -terms.sum(axis=1)"},
         ),
         Mistake(
-            "softmax minus target where weights do not sum to 1: the softmax counts sum(t) times.",
-            {"softmax * target.sum(axis=1, keepdims=True) - target": "softmax - target"},
+            "softmax minus weights where weights do not sum to 1: the softmax counts sum(t) times.",
+            {"softmax * weights.sum(axis=1, keepdims=True) - weights": "softmax - weights"},
         ),
         Mistake(
             "what comes out without the gradient that comes in.",
             {"np.expand_dims(grad, 1) * (softmax": "(softmax"},
         ),
         Mistake(
-            "target minus softmax: the loss falls where the right logit grows.",
-            {"softmax * target.sum(axis=1, keepdims=True) - target":
-             "target - softmax * target.sum(axis=1, keepdims=True)"},
+            "weights minus softmax: the loss falls where the right logit grows.",
+            {"softmax * weights.sum(axis=1, keepdims=True) - weights":
+             "weights - softmax * weights.sum(axis=1, keepdims=True)"},
         ),
     ),
 )  # fmt: skip

@@ -14,7 +14,7 @@ from tests.kernels.agreement import (
     arrays,
     check_cross_entropy_of_extremes,
     class_shapes,
-    cross_entropy_arrays,
+    cross_entropy_arguments,
     dtypes,
 )
 
@@ -285,9 +285,9 @@ def test_steps_write_to_strided_views(device):
 @given(st.data(), class_shapes, dtypes)
 @few
 def test_softmax_cross_entropy(device, data, shape, dtype):
-    logits, target, grad = cross_entropy_arrays(data.draw, shape, dtype)
-    device.agree("softmax_cross_entropy", logits, target)
-    device.agree("softmax_cross_entropy_backward", grad, logits, target)
+    arguments, grad = cross_entropy_arguments(data.draw, shape, dtype)
+    device.agree("softmax_cross_entropy", *arguments)
+    device.agree("softmax_cross_entropy_backward", grad, *arguments)
 
 
 def test_softmax_cross_entropy_of_extremes(device):
