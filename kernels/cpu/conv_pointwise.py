@@ -122,7 +122,7 @@ class _Plan(NamedTuple):
     parts: int  # of the pixels
     slices: int  # of the strips
     tile: int  # outputs of the widest strip
-    rows: np.ndarray  # where each pixel lies, whole tiles of them
+    rows: np.ndarray  # where each pixel lies, and its sums in a tile: whole tiles of them
     places: np.ndarray  # of each channel: how much farther, and in the turned filters
 
 
@@ -150,7 +150,8 @@ def _plan(x_shape, outputs, size, stride, dtype):
     parts, slices = min(cuts, key=cost)
     tile = widest_strip(outputs, width)
     places = np.stack([np.arange(channels) * h * w, np.arange(channels) * tile], axis=1)
-    plan = _Plan(min(parts, blocks), slices, tile, rows, places.reshape(-1))
+    rows = np.stack([rows, np.arange(len(rows)) % ROWS * tile], axis=1)
+    plan = _Plan(min(parts, blocks), slices, tile, rows.reshape(-1), places.reshape(-1))
     for array in plan[3:]:
         array.flags.writeable = False
     return plan
@@ -224,7 +225,7 @@ def _multiply_gathered(x, weight, strides, filters, y, scratch, rows, places, pl
     images, groups, outputs, area = y.shape
     strips, room, tile = filters.shape[1:]
     channels, parts, slices = places.size // 2, cut[0], cut[1]
-    blocks, pixels = rows.size // ROWS, images * size[0] * size[1]
+    blocks, pixels = rows.size // (2 * ROWS), images * size[0] * size[1]
     vectors, lines = -(-outputs // width), np.arange(tile) * strides[1]
     flat, turned = y.reshape(y.size), filters.reshape(filters.size)
     for task in prange(groups * parts * slices):
@@ -256,7 +257,7 @@ def _multiply_gathered(x, weight, strides, filters, y, scratch, rows, places, pl
                     )  # fmt: skip
                 gather_tiles(
                     x, g * channels * plane, rows, b * ROWS, places, k, terms, source, start,
-                    sums, (s - s0) * own + i * ROWS * tile, tile, wide,
+                    sums, (s - s0) * own + i * ROWS * tile, wide,
                 )  # fmt: skip
         for s in range(s0, s1):
             v, wide = tile_vectors(s, vectors)
@@ -274,7 +275,7 @@ def _gathered(x, weight, strides, y, stride, size, target, epilogue):
     groups, channels, outputs = *x.shape[1:3], y.shape[2]
     width = lanes(x.dtype)
     plan = _plan(x.shape, outputs, size, stride, x.dtype)
-    strips, blocks = tile_count(outputs, width), len(plan.rows) // ROWS
+    strips, blocks = tile_count(outputs, width), len(plan.rows) // (2 * ROWS)
     weight = np.ascontiguousarray(weight).reshape(-1)
     filters = workspace("filters", (groups, strips, channels + width, plan.tile), x.dtype)
     if plan.parts > 1:
