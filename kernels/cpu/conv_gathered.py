@@ -38,6 +38,31 @@ from kernels.cpu.tasks import split
 from kernels.cpu.threads import num_threads
 from kernels.cpu.workspace import workspace
 
+# Of what it costs so much must be products that are wanted to beat other ways, as measured; larger
+# images fill the tiles of those.
+_FILLED, _LARGEST_BYTES = 0.5, 8 << 20
+
+
+def is_gathered(
+    result, x_shape, y_shape, weight_shape, stride, padding, dilation, groups, dtype
+) -> bool:
+    """True where these kernels are the faster ones for "y" or "dx", as measured."""
+    image_bytes = (math.prod(x_shape[1:]) + math.prod(y_shape[1:])) * dtype.itemsize
+    if x_shape[0] == 0 or image_bytes > _LARGEST_BYTES:
+        return False
+    outputs, channels, *taps = weight_shape
+    outputs //= groups
+    if result == "dx":
+        x_shape, y_shape, channels, outputs = y_shape, x_shape, outputs, channels
+    geometry = _geometry(y_shape[2:], x_shape[2:], taps, stride, padding, dilation)
+    plan = plan_for(result, x_shape[0], groups, channels, outputs, geometry, dtype)
+    return plan.filled >= _FILLED
+
+
+def _geometry(size, extent, taps, stride, padding, dilation):
+    """See kernels.cpu.gathered_plan.Geometry."""
+    return tuple(size), tuple(extent), tuple(taps), stride, (padding[0], padding[2]), dilation
+
 
 @njit(parallel=True, cache=True)
 def _pad(x, padded, before):
@@ -77,19 +102,23 @@ def _fetch(weight, first, strides, outputs, channels, lines, piece, pieces):
     """
     output, channel, taps = strides
     rows, run = (outputs, channels * taps) if channel == taps else (channels, outputs * taps)
-    prefetch(
-        weight, first, lines, piece * rows // pieces, (piece + 1) * rows // pieces, run
-    )
+    prefetch(weight, first, lines, piece * rows // pieces, (piece + 1) * rows // pieces, run)
 
 
 @njit(inline="always")
-def _panel(step, panels, s0, s1, strips, channels, outputs, width):
-    """(strip, first channel, how many, first output, how many); no channels behind the last."""
+def _panel(step, panels, s0, s1, channels):
+    """(panel, strip, first channel, how many) of a step; no channels behind the last one."""
     panel, s = step // (s1 - s0), s0 + step % (s1 - s0)
     c = panel * channels // panels
-    count = min(channels, (panel + 1) * channels // panels) - c
+    return panel, s, c, min(channels, (panel + 1) * channels // panels) - c
+
+
+@njit(inline="always")
+def _place(g, s, c, strides, strips, outputs, width):
+    """(where the weights of a strip begin, from a channel on; how many outputs it has)."""
     o = strips[s, 0] * width
-    return s, c, count, o, min(strips[s, 1] * width, outputs - o)
+    at = g * strides[0] + o * strides[1] + c * strides[2]
+    return at, min(strips[s, 1] * width, outputs - o)
 
 
 @njit(parallel=True, cache=True)
@@ -100,12 +129,9 @@ def _turn_filters(weight, strides, turned, strips, channels, outputs, width):
     for task in prange(turned.shape[0] * strips.shape[0] * panels):
         rest, panel = split(task, panels)
         g, s = split(rest, strips.shape[0])
-        c0, c1 = panel * channels // panels, (panel + 1) * channels // panels
-        o = strips[s, 0] * width
-        _turn(
-            weight, g * strides[0] + o * strides[1] + c0 * strides[2], strides[1:],
-            min(strips[s, 1] * width, outputs - o), c1 - c0, flat, task * room * tile, tile, width,
-        )  # fmt: skip
+        _, _, c, count = _panel(panel, panels, 0, 1, channels)
+        at, some = _place(g, s, c, strides, strips, outputs, width)
+        _turn(weight, at, strides[1:], some, count, flat, task * room * tile, tile, width)
 
 
 @njit(parallel=True, cache=True)
@@ -120,7 +146,8 @@ def _correlate(x, weight, strides, filters, y, scratch, most, plane, channels, c
     n, groups, outputs, area = y.shape
     panels, room, tile = filters.shape[2:]
     flat_y, turned = y.reshape(y.size), filters.reshape(filters.size)
-    vectors, lines = -(-outputs // width), np.arange(max(tile, channels)) * max(strides[1:3])
+    vectors = -(-outputs // width)
+    lines = np.arange(max(tile, channels)) * max(strides[1], strides[2])
     shared = n // images * parts > 1
     for task in prange(n // images * groups * slices * parts):
         rest, part = split(task, parts)
@@ -133,22 +160,20 @@ def _correlate(x, weight, strides, filters, y, scratch, most, plane, channels, c
         sums, memory = scratch[get_thread_id(), :most], scratch[get_thread_id(), most:]
         sums[: (s1 - s0) * own] = 0
         for step in range(panels * (s1 - s0)):
-            s, c0, count, o, wide = _panel(step, panels, s0, s1, strips, channels, outputs, width)
-            _, c, more, next_o, coming = _panel(
-                step + 1, panels, s0, s1, strips, channels, outputs, width
-            )
-            source, start = turned, ((g * strips.shape[0] + s) * panels + step // (s1 - s0)) * room * tile
+            panel, s, c, count = _panel(step, panels, s0, s1, channels)
+            at, some = _place(g, s, c, strides, strips, outputs, width)
+            _, next_s, next_c, more = _panel(step + 1, panels, s0, s1, channels)
+            coming, next_some = _place(g, next_s, next_c, strides, strips, outputs, width)
+            source, start = turned, ((g * strips.shape[0] + s) * panels + panel) * room * tile
             if not shared:
                 source, start = memory, 0
-                at = g * strides[0] + o * strides[1] + c0 * strides[2]
-                _turn(weight, at, strides[1:], wide, count, memory, 0, tile, width)
-            first = ((first_image * groups + g) * channels + c0) * plane
+                _turn(weight, at, strides[1:], some, count, memory, 0, tile, width)
+            first = ((first_image * groups + g) * channels + c) * plane
             b0, b1 = tiles[part], tiles[part + 1]
             for b in range(b0, b1):
                 if not shared and more > 0:
                     # What is turned over next is on its way while this is computed.
-                    at = g * strides[0] + next_o * strides[1] + c * strides[2]
-                    _fetch(weight, at, strides[1:], coming, more, lines, b - b0, b1 - b0)
+                    _fetch(weight, coming, strides[1:], next_some, more, lines, b - b0, b1 - b0)
                 gather_tiles(
                     x, first, rows, b * ROWS, places, terms[b, 0], terms[b, 1] * count,
                     source, start, sums, (s - s0) * own, strips[s, 1],
@@ -165,7 +190,7 @@ def _correlate(x, weight, strides, filters, y, scratch, most, plane, channels, c
 
 
 def _convolve(result, x, weight, strides, y, geometry, epilogue):
-    """The result "y" or "dx", y (N, G, O, H W), from x (N, G, C, H, W). `geometry`: as for the plan.
+    """The result "y" or "dx", y (N, G, O, H W), from x (N, G, C, H, W); `geometry`: the plan's.
 
     `strides`: elements of the weights from one group, output and channel to the next, and the taps.
     """
@@ -189,15 +214,11 @@ def _convolve(result, x, weight, strides, y, geometry, epilogue):
     )  # fmt: skip
 
 
-def _geometry(size, extent, weight, stride, padding, dilation):
-    before = padding[0], padding[2]
-    return tuple(size), tuple(extent), tuple(weight.shape[2:]), stride, before, dilation
-
-
 def conv2d_gathered(x, weight, y, stride, padding, dilation, groups, epilogue):
     """Write the convolution into y, C-contiguous."""
-    outputs, channels, taps = y.shape[1] // groups, weight.shape[1], math.prod(weight.shape[2:])
-    geometry = _geometry(y.shape[2:], x.shape[2:], weight, stride, padding, dilation)
+    outputs, (channels, *kernel_size) = y.shape[1] // groups, weight.shape[1:]
+    geometry = _geometry(y.shape[2:], x.shape[2:], kernel_size, stride, padding, dilation)
+    taps = math.prod(kernel_size)
     strides = outputs * channels * taps, channels * taps, taps, taps
     y = y.reshape(len(y), groups, outputs, -1)
     _convolve("y", grouped(x, groups), weight, strides, y, geometry, epilogue)
@@ -205,8 +226,9 @@ def conv2d_gathered(x, weight, y, stride, padding, dilation, groups, epilogue):
 
 def input_grad_gathered(dy, weight, dx, stride, padding, dilation, groups):
     """Write the gradient by the input into dx, C-contiguous."""
-    outputs, channels, taps = dy.shape[1] // groups, weight.shape[1], math.prod(weight.shape[2:])
-    geometry = _geometry(dx.shape[2:], dy.shape[2:], weight, stride, padding, dilation)
-    strides, epilogue = (outputs * channels * taps, taps, channels * taps, taps), plain(dx.shape[1], dx.dtype)
+    outputs, (channels, *kernel_size) = dy.shape[1] // groups, weight.shape[1:]
+    geometry = _geometry(dx.shape[2:], dy.shape[2:], kernel_size, stride, padding, dilation)
+    taps, epilogue = math.prod(kernel_size), plain(dx.shape[1], dx.dtype)
+    strides = outputs * channels * taps, taps, channels * taps, taps
     dx = dx.reshape(len(dx), groups, channels, -1)
     _convolve("dx", grouped(dy, groups), weight, strides, dx, geometry, epilogue)

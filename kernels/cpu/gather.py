@@ -19,7 +19,8 @@ def _gather_tile(vectors):
                 e.pointer(array, args[start]) for array, start in ((0, 1), (7, 8), (9, 10))
             )
             ends, pairs = (
-                e.pointer(array, builder.mul(args[start], INT(2))) for array, start in ((2, 3), (4, 5))
+                e.pointer(array, builder.mul(args[start], INT(2)))
+                for array, start in ((2, 3), (4, 5))
             )
             starts = [INT(v * e.lanes) for v in range(vectors)]
             weights = [builder.gep(source, [e.load(ends, INT(2 * r))]) for r in range(ROWS)]

@@ -15,6 +15,8 @@ from kernels.cpu.tiles import PANEL_BYTES, tile_count, tile_vectors
 
 # The sums of a task stay in a second cache.
 _SUM_BYTES = 384 << 10
+# Into how many pieces pixels and vectors of outputs may be cut.
+_PARTS, _SLICES = (1, 2, 4, 8, 16, 32, 64), (1, 2, 4, 8)
 # What it costs, in products of a vector, as measured: to begin a tile; to add up each of its sums;
 # to store one; to fetch a vector of a panel or an image; to copy a row of an image to a padded one;
 # to turn a vector of weights over, where it is used at once and where it waits for others; and what
@@ -22,7 +24,7 @@ _SUM_BYTES = 384 << 10
 _TILE, _ADD, _STORE, _FETCH, _LINE, _TURN, _LOADS = 40, 2, 16, 5, 20, (12, 25), 4
 
 
-class _Geometry(NamedTuple):
+class Geometry(NamedTuple):
     """A convolution, axis by axis, as rows and columns."""
 
     size: tuple[int, int]  # of the result
@@ -96,8 +98,9 @@ def _axis(result, padded, positions, extent, taps, stride, before, dilation):
         source, rest = np.divmod(place - tap, stride)
         met = rest == 0
     if padded:
-        first = np.min(source, where=met, initial=0)
-        source, extent, before = source - first, int(np.max(source, where=met, initial=0) - first) + 1, int(-first)
+        before = -int(np.min(source, where=met, initial=0))
+        source = source + before
+        extent = int(np.max(source, where=met, initial=before)) + 1
     met &= (source >= 0) & (source < extent)
     kinds, first, kind = np.unique(met, axis=0, return_index=True, return_inverse=True)
     pixel = np.where(met.any(axis=1), source[place[:, 0], np.argmax(met, axis=1)], 0)
@@ -106,19 +109,20 @@ def _axis(result, padded, positions, extent, taps, stride, before, dilation):
 
 def _kinds(result, geometry, padded):
     axes = [_axis(result, padded, *axis) for axis in zip(*geometry, strict=True)]
-    (rows, columns), (row_moves, column_moves), kind, pixel, extent, before = zip(*axes, strict=True)
+    kinds, farther, kind, pixel, extent, before = zip(*axes, strict=True)
     moves, numbers = [], []
-    for a, b in np.ndindex(len(rows), len(columns)):
-        i, j = np.flatnonzero(rows[a]), np.flatnonzero(columns[b])
-        moves.append(np.add.outer(row_moves[a, i] * extent[1], column_moves[b, j]).reshape(-1))
+    for a, b in np.ndindex(len(kinds[0]), len(kinds[1])):
+        i, j = np.flatnonzero(kinds[0][a]), np.flatnonzero(kinds[1][b])
+        moves.append(np.add.outer(farther[0][a, i] * extent[1], farther[1][b, j]).reshape(-1))
         numbers.append(np.add.outer(i * geometry.taps[1], j).reshape(-1))
     return _Kinds(
         extent, before if padded else None, np.array([move.size for move in moves]), moves, numbers,
-        np.add.outer(kind[0] * len(columns), kind[1]).reshape(-1),
+        np.add.outer(kind[0] * len(kinds[1]), kind[1]).reshape(-1),
         np.add.outer(pixel[0] * extent[1], pixel[1]).reshape(-1),
     )  # fmt: skip
 
 
+@lru_cache(maxsize=256)
 def _strips(outputs, slices, width):
     """(strips, bounds) of a plan: each slice has its share of the vectors."""
     vectors, strips, bounds = -(-outputs // width), [], [0]
@@ -155,8 +159,8 @@ def _cost(cut, counts, kinds, work, taps):
     depth, tile = _panel(strips, kinds, work.channels, work.dtype)
     tiles, pixels = -(-counts * cut.images // ROWS), counts.sum(axis=1)[:, None] * cut.images
     longest = 0
-    for first, last in zip(bounds, bounds[1:], strict=False):
-        wide = strips[first:last, 1]
+    for wide in {tuple(strips[a:b, 1]) for a, b in zip(bounds, bounds[1:], strict=False)}:
+        wide = np.array(wide)
         term = np.maximum(ROWS * wide[:, None], ROWS + _LOADS)
         each = kinds.met * term + (_TILE + _ADD * ROWS * wide[:, None]) / depth
         costs = tiles @ each.T + (_STORE / work.channels * pixels + _FETCH * taps) * wide
@@ -172,14 +176,14 @@ def _cost(cut, counts, kinds, work, taps):
 def _cuts(kinds, work, taps):
     """All (whether tasks are few, sums too large, the cost, kinds, cut)."""
     vectors, n = -(-work.outputs // lanes(work.dtype)), work.n
-    for parts in (1 << p for p in range(len(kinds.kind).bit_length())):
+    for parts in (parts for parts in _PARTS if parts <= len(kinds.kind)):
         pixels = _parts(kinds, parts)
         counts = np.array([
             np.bincount(kinds.kind[first:last], minlength=len(kinds.met))
             for first, last in zip(pixels, pixels[1:], strict=False)
         ])  # fmt: skip
         for images in (i for i in range(1, n + 1) if n % i == 0):
-            for slices in (s for s in (1, 2, 4, 8) if s <= vectors):
+            for slices in (slices for slices in _SLICES if slices <= vectors):
                 cut = _Cut(images, slices, pixels)
                 few = n // images * len(counts) * slices * work.groups < MIN_TASKS
                 yield few, *_cost(cut, counts, kinds, work, taps), kinds, cut
@@ -189,15 +193,15 @@ def _cuts(kinds, work, taps):
 def plan_for(result, n, groups, channels, outputs, geometry, dtype) -> Plan:
     """The plan for the result "y" or "dx" with so many `outputs` of so many `channels` a group.
 
-    `geometry`: as _Geometry.
+    `geometry`: as Geometry.
     """
-    geometry, work = _Geometry(*geometry), _Work(n, groups, channels, outputs, dtype)
+    geometry, work = Geometry(*geometry), _Work(n, groups, channels, outputs, dtype)
     taps = math.prod(geometry.taps)
-    both = [_kinds(result, geometry, padded) for padded in (False, True)]
-    options = [option for kinds in both for option in _cuts(kinds, work, taps)]
+    as_is, padded = (_kinds(result, geometry, padded) for padded in (False, True))
+    options = [option for kinds in (as_is, padded) for option in _cuts(kinds, work, taps)]
     _, _, cost, kinds, cut = min(options, key=lambda option: option[:3])
-    # What there is to do with padded images.
-    products = both[1].met[both[1].kind].sum() * outputs / lanes(dtype)
+    # What other ways have to do.
+    products = padded.met[padded.kind].sum() * outputs / lanes(dtype)
     strips, bounds = _strips(outputs, cut.slices, lanes(dtype))
     depth, tile = _panel(strips, kinds, channels, dtype)
     places, begins, begin = [], [], 0
@@ -222,12 +226,13 @@ def plan_for(result, n, groups, channels, outputs, geometry, dtype) -> Plan:
         tiles.append(len(terms))
     pixels = np.array(cut.pixels)
     # With that row, and what a square of elements reaches beyond.
-    most = (int(np.diff(bounds).max()) * (cut.images * int(np.diff(pixels).max()) + 1) + lanes(dtype)) * tile
+    sums = int(np.diff(bounds).max()) * (cut.images * int(np.diff(pixels).max()) + 1)
     arrays = (strips, bounds, pixels, np.array(tiles), np.array(terms, np.int64).reshape(-1, 2),
               np.concatenate(rows).reshape(-1), np.concatenate(places))  # fmt: skip
     for array in arrays:
         array.flags.writeable = False
     return Plan(
-        kinds.extent, kinds.before, products / cost, depth, tile, most,
+        kinds.extent, kinds.before, products / cost, depth, tile,
+        (sums + lanes(dtype)) * tile,
         (cut.images, len(tiles) - 1, cut.slices), *arrays,
     )  # fmt: skip
