@@ -10,7 +10,7 @@ is taken, as measured:
   kernels.cpu.winograd, winograd_weight and winograd_strided (kernels.cpu.winograd_choice);
 * results of one or two channels a group, depthwise among them: kernels.cpu.conv_direct;
 * 1x1 kernels: kernels.cpu.conv_pointwise;
-* outputs that fill vectors: kernels.cpu.conv_channels;
+* small images, and outputs that fill vectors: kernels.cpu.conv_gathered;
 * few outputs at stride 1, and rows that fill vectors: kernels.cpu.conv_rows;
 * all else: kernels.cpu.conv_tiles, and for the gradient by the weight kernels.cpu.conv_pixels.
 
@@ -25,13 +25,13 @@ from functools import lru_cache
 import numpy as np
 from numba import njit, prange
 
-from kernels.cpu.conv_channels import conv2d_channels, input_grad_channels, is_channels
 from kernels.cpu.conv_direct import (
     conv2d_direct,
     input_grad_direct,
     is_direct,
     weight_grad_direct,
 )
+from kernels.cpu.conv_gathered import conv2d_gathered, input_grad_gathered, is_gathered
 from kernels.cpu.conv_images import input_grad_images, is_images
 from kernels.cpu.conv_pixels import weight_grad_pixels
 from kernels.cpu.conv_pointwise import conv2d_pointwise, input_grad_pointwise, is_pointwise
@@ -172,7 +172,7 @@ def choose(
     result, y_shape, x_shape, weight_shape, stride, padding, dilation, groups, dtype
 ) -> str:
     """The way to the result "y", "dx" or "dw": "product", "images", "winograd", "direct",
-    "pointwise", "channels", "rows" or "tiles".
+    "pointwise", "gathered", "rows" or "tiles".
     """
     shapes = y_shape, x_shape, weight_shape
     return _choice(winograd_size(), result, *shapes, stride, padding, dilation, groups, dtype)
@@ -190,7 +190,7 @@ def _choice(
     settings = stride, padding, dilation, groups
     if result == "dx" and is_images(*shapes, *settings, dtype):
         return "images"
-    if is_winograd(result, y_shape, x_shape, weight_shape, stride, dilation, groups, dtype):
+    if is_winograd(result, y_shape, x_shape, weight_shape, *settings, dtype):
         return "winograd"
     if is_direct(result, weight_shape, stride, groups):
         return "direct"
@@ -198,8 +198,8 @@ def _choice(
         return "tiles"
     if is_pointwise(weight_shape, padding):
         return "pointwise"
-    if is_channels(result, *shapes, *settings, dtype):
-        return "channels"
+    if is_gathered(result, *shapes, *settings, dtype):
+        return "gathered"
     return "rows" if is_rows(result, *shapes, stride, groups, dtype) else "tiles"
 
 
@@ -246,8 +246,8 @@ def _convolve(x, weight, y_shape, stride, padding, dilation, groups, epilogue):
         conv2d_direct(x, weight, y, padding, dilation, groups, epilogue)
     elif way == "pointwise":
         conv2d_pointwise(x, weight, y, stride, groups, epilogue)
-    elif way == "channels":
-        conv2d_channels(x, weight, y, stride, padding, dilation, groups, epilogue)
+    elif way == "gathered":
+        conv2d_gathered(x, weight, y, stride, padding, dilation, groups, epilogue)
     elif way == "rows":
         conv2d_rows(x, weight, y, padding, dilation, groups, epilogue)
     else:
@@ -276,8 +276,8 @@ def conv2d_input_grad(
         input_grad_direct(dy, weight, dx, padding, dilation, groups)
     elif way == "pointwise":
         input_grad_pointwise(dy, weight, dx, stride, groups)
-    elif way == "channels":
-        input_grad_channels(dy, weight, dx, stride, padding, dilation, groups)
+    elif way == "gathered":
+        input_grad_gathered(dy, weight, dx, stride, padding, dilation, groups)
     elif way == "rows":
         input_grad_rows(dy, weight, dx, padding, dilation, groups)
     else:

@@ -93,7 +93,8 @@ class _Plan(NamedTuple):
     cut: _Cut
     block: _Block
     panel: tuple[int, int]  # pixels, outputs of the widest strip
-    rows: np.ndarray  # where the pixel of each weight lies for a block's first output
+    # Where the pixel of each weight lies for a block's first output, and its sums in a tile.
+    rows: np.ndarray
     lists: np.ndarray  # the number of the list of each band and tap
     bounds: np.ndarray  # where in its list each pixel would stand
     places: np.ndarray  # of each pixel of each list: how much farther, and in the turned dy
@@ -132,7 +133,7 @@ def _plan(x_shape, dy_shape, kernel_size, stride, padding, dilation, dtype):
     before = (0, 0) if planes else (padding[0], padding[2])
     everywhere = planes or padding == (0, 0, 0, 0)
     lists = _lists(block, size, extent, kernel_size, stride, before, dilation, everywhere, tile)
-    plan = _Plan(cut, block, panel, _rows(block, channels, kernel_size, dilation), *lists)
+    plan = _Plan(cut, block, panel, _rows(block, channels, kernel_size, dilation, tile), *lists)
     for array in plan[3:]:
         array.flags.writeable = False
     return plan
@@ -163,7 +164,7 @@ def _block(x_shape, size, kernel_size, stride, dilation, planes, shares, dtype):
     return _Block(images, height, lines, pitch, step, plane, number, planes)
 
 
-def _rows(block, channels, kernel_size, dilation):
+def _rows(block, channels, kernel_size, dilation, tile):
     """Where each weight's pixel lies: in the order (ROWS channels, tap, channel), whole tiles."""
     c, i, j = np.indices((channels, *kernel_size))
     places = c * block.plane + i * dilation[0] * block.pitch + j * dilation[1]
@@ -171,7 +172,8 @@ def _rows(block, channels, kernel_size, dilation):
     rows = np.concatenate(
         [places[c : c + ROWS].T.reshape(-1) for c in range(0, channels, ROWS)]
     )
-    return np.pad(rows, (0, -len(rows) % ROWS), "edge")
+    rows = np.pad(rows, (0, -len(rows) % ROWS), "edge")
+    return np.stack([rows, np.arange(len(rows)) % ROWS * tile], axis=1).reshape(-1)
 
 
 def _lists(block, size, extent, kernel_size, stride, before, dilation, everywhere, tile):
@@ -271,7 +273,7 @@ def _weight_grad(dy, x, sums, weight_grad, scratch, rows, lists, bounds, places,
     channels, taps = weight_grad.shape[2:]
     strips, tile = sums.shape[2], sums.shape[4]
     bands, vectors = lists.shape[0], -(-outputs // width)
-    row_blocks, area, dy_step = rows.size // ROWS, oh * ow, groups * outputs * oh * ow
+    row_blocks, area, dy_step = rows.size // (2 * ROWS), oh * ow, groups * outputs * oh * ow
     pixels = block.images * block.height * ow
     flat_x, flat_dy, flat_sums = x.reshape(x.size), dy.reshape(dy.size), sums.reshape(sums.size)
     flat_grad = weight_grad.reshape(weight_grad.size)
@@ -320,17 +322,17 @@ def _weight_grad(dy, x, sums, weight_grad, scratch, rows, lists, bounds, places,
                         )  # fmt: skip
                     entry = lists[band, b % taps] * pixels + f
                     start, end = bounds[entry], bounds[entry + depth]
-                    at = ((share * groups + g) * strips + s) * rows.size + b * ROWS
+                    at = ((share * groups + g) * strips + s) * row_blocks * ROWS + b * ROWS
                     gather_tiles(
                         source, base, rows, b * ROWS, places, start, end - start, panel, -f * tile,
-                        flat_sums, at * tile, tile, wide,
+                        flat_sums, at * tile, wide,
                     )  # fmt: skip
         if cut.shares == 1:
             for s in range(s0, s1):
                 v, wide = tile_vectors(s, strips, vectors)
                 o = v * width
                 _store(
-                    flat_sums, (g * strips + s) * rows.size * tile, 0, 1, tile, b0 * ROWS,
+                    flat_sums, (g * strips + s) * row_blocks * ROWS * tile, 0, 1, tile, b0 * ROWS,
                     b1 * ROWS, min(wide * width, outputs - o), flat_grad, (g * outputs + o)
                     * channels * taps, (channels, taps), epilogue, width,
                 )  # fmt: skip
@@ -363,7 +365,7 @@ def weight_grad_pixels(dy, x, weight_shape, stride, padding, dilation, groups):
     outputs, width = dy.shape[2], lanes(x.dtype)
     plan = _plan(x.shape, dy.shape, tuple(kernel_size), stride, padding, dilation, x.dtype)
     most, tile = plan.panel
-    shape = plan.cut.shares, groups, tile_count(outputs, width), len(plan.rows), tile
+    shape = plan.cut.shares, groups, tile_count(outputs, width), len(plan.rows) // 2, tile
     # With what a square of elements reaches beyond the last rows, and beyond a panel.
     sums = workspace("shares", (math.prod(shape) + width * ROWS * tile,), x.dtype)
     sums = sums[: math.prod(shape)].reshape(shape)

@@ -125,7 +125,7 @@ class _Plan(NamedTuple):
     slices: int  # of the strips
     strips: int  # of the outputs
     tile: int  # outputs of the widest strip
-    rows: np.ndarray  # where each pixel lies, whole tiles of them
+    rows: np.ndarray  # where each pixel lies, and its sums in a tile: whole tiles of them
     places: np.ndarray  # of each channel: how much farther, and in the turned filters
 
 
@@ -157,7 +157,8 @@ def _plan(x_shape, outputs, size, stride, dtype):
     strips = slices * -(-vectors // (slices * VECTORS))
     tile = widest_tile(strips, outputs, width)
     places = np.stack([np.arange(channels) * h * w, np.arange(channels) * tile], axis=1)
-    plan = _Plan(parts, slices, strips, tile, rows, places.reshape(-1))
+    rows = np.stack([rows, np.arange(len(rows)) % ROWS * tile], axis=1)
+    plan = _Plan(parts, slices, strips, tile, rows.reshape(-1), places.reshape(-1))
     for array in plan[4:]:
         array.flags.writeable = False
     return plan
@@ -231,7 +232,7 @@ def _multiply_gathered(x, weight, strides, filters, y, scratch, rows, places, pl
     images, groups, outputs, area = y.shape
     strips, room, tile = filters.shape[1:]
     channels, parts, slices = places.size // 2, cut[0], cut[1]
-    blocks, pixels = rows.size // ROWS, images * size[0] * size[1]
+    blocks, pixels = rows.size // (2 * ROWS), images * size[0] * size[1]
     vectors, lines = -(-outputs // width), np.arange(tile) * strides[1]
     flat, turned = y.reshape(y.size), filters.reshape(filters.size)
     for task in prange(groups * parts * slices):
@@ -263,7 +264,7 @@ def _multiply_gathered(x, weight, strides, filters, y, scratch, rows, places, pl
                     )  # fmt: skip
                 gather_tiles(
                     x, g * channels * plane, rows, b * ROWS, places, k, terms, source, start,
-                    sums, (s - s0) * own + i * ROWS * tile, tile, wide,
+                    sums, (s - s0) * own + i * ROWS * tile, wide,
                 )  # fmt: skip
         for s in range(s0, s1):
             v, wide = tile_vectors(s, strips, vectors)
@@ -281,7 +282,7 @@ def _gathered(x, weight, strides, y, stride, size, target, epilogue):
     groups, channels, outputs = *x.shape[1:3], y.shape[2]
     width = lanes(x.dtype)
     plan = _plan(x.shape, outputs, size, stride, x.dtype)
-    strips, blocks = plan.strips, len(plan.rows) // ROWS
+    strips, blocks = plan.strips, len(plan.rows) // (2 * ROWS)
     weight = np.ascontiguousarray(weight).reshape(-1)
     filters = workspace("filters", (groups, strips, channels + width, plan.tile), x.dtype)
     if plan.parts > 1:

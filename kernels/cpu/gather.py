@@ -10,17 +10,20 @@ def _gather_tile(vectors):
     """y += a x, with the elements of `a` and the rows of x anywhere in memory."""
 
     @intrinsic
-    def tile(_, a, a0, rows, first_row, places, first, depth, x, x0, y, y0, y_pitch):
+    def tile(_, a, a0, rows, first_row, places, first, depth, x, x0, y, y0):
         """See `gather_tiles`."""
 
         def emit(context, builder, signature, args):
             e = Emitter(context, builder, signature, args)
-            source, steps, columns, result = (
-                e.pointer(array, args[start]) for array, start in ((0, 1), (2, 3), (7, 8), (9, 10))
+            source, columns, result = (
+                e.pointer(array, args[start]) for array, start in ((0, 1), (7, 8), (9, 10))
             )
-            pairs = e.pointer(4, builder.mul(args[5], INT(2)))
+            ends, pairs = (
+                e.pointer(array, builder.mul(args[start], INT(2)))
+                for array, start in ((2, 3), (4, 5))
+            )
             starts = [INT(v * e.lanes) for v in range(vectors)]
-            weights = [builder.gep(source, [e.load(steps, INT(r))]) for r in range(ROWS)]
+            weights = [builder.gep(source, [e.load(ends, INT(2 * r))]) for r in range(ROWS)]
 
             def body(k, sums):
                 pair = builder.gep(pairs, [builder.mul(k, INT(2))])
@@ -37,7 +40,7 @@ def _gather_tile(vectors):
             zero = e.constant(0.0)
             sums = e.loop(args[6], INT(1), [zero] * (ROWS * vectors), body)
             for r in range(ROWS):
-                line = builder.gep(result, [builder.mul(args[11], INT(r))])
+                line = builder.gep(result, [e.load(ends, INT(2 * r + 1))])
                 for v, start in enumerate(starts):
                     total = builder.fadd(e.load_vector(line, start), sums[r * vectors + v])
                     e.store_vector(total, line, start)
@@ -45,7 +48,7 @@ def _gather_tile(vectors):
 
         integer = types.int64
         return types.void(a, integer, rows, integer, places, integer, integer, x, integer, y,
-                          integer, integer), emit  # fmt: skip
+                          integer), emit  # fmt: skip
 
     return tile
 
@@ -54,15 +57,15 @@ _gather_1, _gather_2, _gather_3 = (_gather_tile(vectors) for vectors in (1, 2, V
 
 
 @njit(cache=True)
-def gather_tiles(a, a0, rows, first_row, places, first, depth, x, x0, y, y0, y_pitch, vectors):
-    """y[y0 + r y_pitch + p] += sum_k a[a0 + rows[first_row + r] + i[k]] x[x0 + j[k] + p].
+def gather_tiles(a, a0, rows, first_row, places, first, depth, x, x0, y, y0, vectors):
+    """y[y0 + t[r] + p] += sum_k a[a0 + s[r] + i[k]] x[x0 + j[k] + p].
 
-    With (i, j)[k] = places[first + k], flat. For r < ROWS, k < depth, and p in `vectors` vectors,
-    at most VECTORS.
+    With the pairs (s, t)[r] = rows[first_row + r] and (i, j)[k] = places[first + k], flat. For
+    r < ROWS, k < depth, and p in `vectors` vectors, at most VECTORS.
     """
     if vectors == 1:
-        _gather_1(a, a0, rows, first_row, places, first, depth, x, x0, y, y0, y_pitch)
+        _gather_1(a, a0, rows, first_row, places, first, depth, x, x0, y, y0)
     elif vectors == 2:
-        _gather_2(a, a0, rows, first_row, places, first, depth, x, x0, y, y0, y_pitch)
+        _gather_2(a, a0, rows, first_row, places, first, depth, x, x0, y, y0)
     else:
-        _gather_3(a, a0, rows, first_row, places, first, depth, x, x0, y, y0, y_pitch)
+        _gather_3(a, a0, rows, first_row, places, first, depth, x, x0, y, y0)

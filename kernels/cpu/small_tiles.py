@@ -1,7 +1,7 @@
-"""Tiles of products for convolutions whose rows are short or whose outputs are few.
+"""Tiles of products for convolutions whose outputs are few.
 
 As those of kernels.cpu.simd they take flat arrays with the index of the first element, and check no
-bounds. Each comes in several shapes, chosen by number when it runs.
+bounds. They come in several shapes, chosen by number when they run.
 """
 
 from itertools import product
@@ -11,9 +11,6 @@ from numba.extending import intrinsic
 
 from kernels.cpu.emitter import INT, ROWS, Emitter
 
-# Shapes of `pixel_tile`: how many pixels, in which steps, and up to how many vectors of outputs, as
-# registers allow.
-PIXELS, STEPS, OUTPUT_VECTORS = (1, 4, 6, 7, 8, 10, 12, 14), (1, 2), ROWS // 4
 # Outputs of a `strip_tile` at most, as registers allow with two vectors of pixels.
 STRIP = 8 if ROWS == 8 else 6
 # Rows and shifts of a `shift_dots` at most.
@@ -21,57 +18,6 @@ DOT_ROWS, DOT_SHIFTS = (3 if ROWS == 8 else 2), 5
 # Terms that are added in one go.
 _PART = 128
 _DOT_SHAPES = tuple(product(range(1, DOT_ROWS + 1), range(1, DOT_SHIFTS + 1)))
-_PIXEL_SHAPES = tuple(product(PIXELS, STEPS, range(1, OUTPUT_VECTORS + 1)))
-
-
-def pixel_shape(row: int, step: int) -> tuple[int, int]:
-    """(shape, pixels): how a row of results, `step` pixels apart, is cut into tiles.
-
-    Into the largest of those with the least surplus. The shape has one vector, the next has two.
-    """
-    fitting = [pixels for pixels in PIXELS[1:] if pixels <= row and step in STEPS]
-    pixels = min(fitting, key=lambda pixels: (-(-row // pixels) * pixels, -pixels), default=1)
-    return _PIXEL_SHAPES.index((pixels, step if pixels > 1 else 1, 1)), pixels
-
-
-@intrinsic
-def pixel_tile(_, shape, w, w0, x, x0, offsets, first, depth, y, y0, y_step):
-    """y[y0 + p y_step + o] = sum_k w[w0 + k outputs + o] x[x0 + offsets[first + k] + p step].
-
-    For k < depth, the pixels p of the shape, and o < outputs: the lanes of its vectors.
-    """
-
-    def emit(context, builder, signature, args):
-        e = Emitter(context, builder, signature, args)
-        weights, image, moves, result = (
-            e.pointer(array, args[start]) for array, start in ((1, 2), (3, 4), (5, 6), (8, 9))
-        )
-
-        def sums(pixels, step, vectors):
-            def term(k, sums):
-                column = builder.gep(weights, [builder.mul(k, INT(vectors * e.lanes))])
-                loaded = [e.load_vector(column, INT(v * e.lanes)) for v in range(vectors)]
-                source = builder.gep(image, [e.load(moves, k)])
-                results = []
-                for p in range(pixels):
-                    pixel = e.splat(e.load(source, INT(p * step)))
-                    for v in range(vectors):
-                        results.append(e.fma(loaded[v], pixel, sums[p * vectors + v]))
-                return results
-
-            totals = e.in_parts(args[7], _PART, pixels * vectors, term)
-            for p in range(pixels):
-                place = builder.gep(result, [builder.mul(args[10], INT(p))])
-                for v in range(vectors):
-                    e.store_vector(totals[p * vectors + v], place, INT(v * e.lanes))
-
-        e.switch(args[0], [lambda shape=shape: sums(*shape) for shape in _PIXEL_SHAPES])
-        return context.get_dummy_value()
-
-    integer = types.int64
-    return types.void(
-        integer, w, integer, x, integer, offsets, integer, integer, y, integer, integer
-    ), emit
 
 
 def _strip_tile(onto):

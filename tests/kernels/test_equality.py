@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels import cpu, reference
-from kernels.cpu import conv_pixels, streams
+from kernels.cpu import conv_pixels, gathered_plan, streams
 from kernels.cpu.conv import choose
 from minidl.testing import conv2d_parameters, pool2d_parameters
 from tests.kernels.agreement import (
@@ -139,28 +139,39 @@ def test_every_way_of_convolving_at_stride_1(way, data, p, dtype):
 
 @given(st.data(), conv2d_parameters(max_batch=3, min_batch=0, max_extra=16), dtypes)
 @some
-def test_convolution_by_channels(data, p, dtype):
+def test_convolution_of_gathered_pixels(data, p, dtype):
     """With results of all sizes, whichever way the shapes would choose."""
     x, weight = data.draw(arrays(p.x_shape, dtype)), data.draw(arrays(p.weight_shape, dtype))
     bias, dy = data.draw(arrays(p.weight_shape[:1], dtype)), data.draw(arrays(p.y_shape, dtype))
-    with mock.patch("kernels.cpu.conv.choose", lambda *_: "channels"):
+    with mock.patch("kernels.cpu.conv.choose", lambda *_: "gathered"):
         agree("conv2d", x, weight, bias, *p.settings)
         agree("conv2d_input_grad", dy, weight, p.x_shape, *p.settings)
 
 
-@pytest.mark.parametrize("size", [4, 13, 27])
+@pytest.mark.parametrize("size", [4, 13])
 @pytest.mark.parametrize(
     "stride, padding, dilation", [((1, 2), 0, 1), ((2, 1), 3, 2), ((3, 3), 1, 1)]
 )
-def test_large_convolution_by_channels(size, stride, padding, dilation):
-    """Several vectors of outputs, tiles of a row, images of a task; pixels that no tap reaches."""
+@pytest.mark.parametrize("cut", [(1, 1), (2, 1), (1, 2), (4, 4), None])
+@pytest.mark.parametrize("padded", [True, False])
+def test_gathered_pixels_however_cut(size, stride, padding, dilation, cut, padded):
+    """Several strips and panels, images of a task; padded images; pixels that no tap reaches."""
     draw = np.random.default_rng(0)
-    x = draw.standard_normal((35, 6, size, size + 1), np.float32)
-    weight = draw.standard_normal((78, 3, 2, 2), np.float32)
-    settings_ = (stride, (padding,) * 4, (dilation,) * 2, 2)
-    with mock.patch("kernels.cpu.conv.choose", lambda *_: "channels"):
+    x = draw.standard_normal((6, 2 * 67, size, size + 1))
+    x[-1, 0, -1, -1] = np.nan
+    weight = draw.standard_normal((2 * 75, 67, 2, 3))
+    settings_ = (stride, (padding, padding, padding, 1), (dilation,) * 2, 2)
+    parts, slices = ((n,) for n in cut) if cut else (gathered_plan._PARTS, gathered_plan._SLICES)
+    gathered_plan.plan_for.cache_clear()
+    with (
+        mock.patch("kernels.cpu.conv.choose", lambda *_: "gathered"),
+        mock.patch.multiple(
+            gathered_plan, _PARTS=parts, _SLICES=slices, _LINE=-(10**9) if padded else 10**9
+        ),
+    ):
         y = agree("conv2d", x, weight, None, *settings_)
-        agree("conv2d_input_grad", y, weight, x.shape, *settings_)
+        agree("conv2d_input_grad", np.nan_to_num(y), weight, x.shape, *settings_)
+    gathered_plan.plan_for.cache_clear()
 
 
 @pytest.mark.parametrize("n, groups", [(1, 1), (35, 2), (80, 1)])

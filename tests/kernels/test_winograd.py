@@ -281,14 +281,16 @@ def test_other_sizes_are_refused(wrong):
     assert dispatch.winograd_size() == 4
 
 
-def chosen(result, y_shape, weight_shape, stride=UNIT, dilation=UNIT, groups=1, dtype="float32"):
+def chosen(
+    result, y_shape, weight_shape, stride=UNIT, dilation=UNIT, groups=1, dtype="float32", padding=0
+):
     """Whether a convolution of this result goes by Winograd's algorithm."""
     n, outputs, *size = y_shape
-    extent = ((o - 1) * s + k for o, s, k in zip(size, stride, weight_shape[2:], strict=True))
+    axes = zip(size, stride, weight_shape[2:], strict=True)
+    extent = ((o - 1) * s + k - 2 * padding for o, s, k in axes)
     x_shape = (n, weight_shape[1] * groups, *extent)
-    return is_winograd(
-        result, y_shape, x_shape, weight_shape, stride, dilation, groups, np.dtype(dtype)
-    )
+    settings_ = stride, (padding,) * 4, dilation, groups
+    return is_winograd(result, y_shape, x_shape, weight_shape, *settings_, np.dtype(dtype))
 
 
 def test_where_winograd_is_chosen():
@@ -311,6 +313,13 @@ def test_where_winograd_is_chosen():
         ((0, 64, 28, 28), weight),
     ):
         assert not chosen("y", *other)
+
+
+@pytest.mark.parametrize("result", ["y", "dx"])
+def test_zeros_of_the_padding_save_nothing(result):
+    """A third of the taps of 5x5 on 7x7 pixels meets padding; it is left out without Winograd."""
+    for size, padding, wanted in ((7, 2, False), (7, 0, True), (14, 2, True)):
+        assert chosen(result, (16, 128, size, size), (128, 32, 5, 5), padding=padding) is wanted
 
 
 def test_larger_kernels_take_the_same_tile():

@@ -8,8 +8,8 @@ from numba import get_thread_id, njit, prange
 from kernels import cpu, reference
 from kernels.cpu.blas import gemm
 from kernels.cpu.conv import choose
-from kernels.cpu.conv_channels import conv2d_channels
 from kernels.cpu.conv_direct import conv2d_direct
+from kernels.cpu.conv_gathered import conv2d_gathered
 from kernels.cpu.conv_pointwise import conv2d_pointwise, is_pointwise
 from kernels.cpu.conv_rows import conv2d_rows
 from kernels.cpu.conv_tiles import conv2d_tiles
@@ -119,12 +119,13 @@ def plane_tiles(p, y, epilogue):
 
 
 @_house_way
-def channel_tiles(p, y, epilogue):
+def gathered_tiles(p, y, epilogue):
     """The same product turned over: vectors run along the output maps, whose weights are packed
-    side by side, and each pixel of a row is broadcast (kernels/cpu/conv_channels.py). With AVX-512,
-    32 maps times up to 14 pixels. Nothing between the rows is computed, and no result is stored
-    through a mask. That is best where maps fill vectors and pixels of a row fill tiles."""
-    conv2d_channels(p.x, p.weight, y, p.stride, p.padding, UNIT, 1, epilogue)
+    side by side, and each pixel is broadcast from where it lies (kernels/cpu/conv_gathered.py).
+    With AVX-512, 48 maps times 8 pixels, of whatever images, that meet the same taps: nothing is
+    multiplied by the zeros of the padding, and nothing between the rows is computed. That is best
+    where maps fill vectors, and the smaller the images are."""
+    conv2d_gathered(p.x, p.weight, y, p.stride, p.padding, UNIT, 1, epilogue)
 
 
 @_house_way
@@ -194,7 +195,7 @@ _ANY = (
     Rung("im2col and one product", whole_columns),
     Rung("im2col by blocks", column_blocks),
     Rung("tiles from padded planes", plane_tiles),
-    Rung("vectors of output maps", channel_tiles, aside=True),
+    Rung("vectors of output maps", gathered_tiles, aside=True),
 )
 _1X1 = (Rung("tiles from the images", image_tiles),)
 _STRIDE_1 = (
@@ -220,7 +221,7 @@ def chosen_way(p: Convolution) -> str:
     return {
         "product": "one matrix product", "direct": "direct sweeps",
         "tiles": "tiles from padded planes", "pointwise": "tiles from the images",
-        "channels": "vectors of output maps", "rows": "vectors within rows",
+        "gathered": "vectors of output maps", "rows": "vectors within rows",
     }[way]  # fmt: skip
 
 
