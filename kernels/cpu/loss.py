@@ -25,7 +25,7 @@ _SUM_FLAGS = {"reassoc", "nsz", "contract"}
 def _exp(e, x):
     """exp of a vector of numbers up to 0; what comes to less than any normal number becomes 0.
 
-    With x = n ln 2 + r and |r| at most ln 2 / 2, it is 2^n exp(r), an exponent and a Taylor
+    With x = (n + r) ln 2 and |r| at most 1/2, it is 2^n exp(r ln 2), an exponent and a Taylor
     polynomial. n is rounded by adding a number so large that its last bit counts as one: that bit
     and those above it then hold n. A NaN stays NaN.
     """
@@ -35,15 +35,13 @@ def _exp(e, x):
     )
     integers = ir.VectorType(ir.IntType(bits), e.lanes)
     rounding = e.constant(1.5 * 2.0**mantissa)
-    shifted = e.fma(x, e.constant(math.log2(math.e)), rounding)
-    n = builder.fsub(shifted, rounding)
-    # ln 2 in two parts, the first of so few bits that its product with n is exact.
-    high = round(math.log(2) * 2**13) / 2**13
-    r = e.fma(n, e.constant(-high), x)
-    r = e.fma(n, e.constant(high - math.log(2)), r)
-    power = e.constant(1 / math.factorial(degree))
+    binary = e.constant(math.log2(math.e))
+    shifted = e.fma(x, binary, rounding)
+    # The product is not rounded before n is taken from it; its factor is off by less than x is.
+    r = e.fma(x, binary, builder.fsub(rounding, shifted))
+    power = e.constant(math.log(2) ** degree / math.factorial(degree))
     for k in reversed(range(degree)):
-        power = e.fma(power, r, e.constant(1 / math.factorial(k)))
+        power = e.fma(power, r, e.constant(math.log(2) ** k / math.factorial(k)))
     exponent = builder.shl(
         builder.bitcast(shifted, integers), ir.Constant(integers, [mantissa] * e.lanes)
     )
@@ -131,7 +129,8 @@ def _gradients(grad, factor, logits, target, smoothing, ignore_index, dlogits, s
         slope = grad[sample if grad.size > 1 else 0] * real(factor)
         _, total = _exponentiate(logits[image, p], line)
         mass = _mass(target, image, p, ignore_index)
-        share, even, rest = real(mass / total), real(smoothing * mass / classes), real(1 - smoothing)
+        share, rest = real(mass / total), real(1 - smoothing)
+        even = real(smoothing * mass / classes)
         if target.ndim == 3:
             weights = target[image, p]
             for c in range(classes):
@@ -247,10 +246,11 @@ def softmax_cross_entropy_backward(
 
 def _samples(array):
     """(N, C, ...) as (N, P, C): contiguous where P is 1, which makes the code for it fast."""
-    n, classes, *positions = array.shape
-    if math.prod(positions) == 1:
-        return np.ascontiguousarray(array).reshape(n, 1, classes)
-    return np.ascontiguousarray(array).reshape(n, classes, math.prod(positions)).transpose(0, 2, 1)
+    array, shape = np.ascontiguousarray(array), array.shape
+    positions = math.prod(shape[2:])
+    if positions == 1:
+        return array.reshape(shape[0], 1, shape[1])
+    return array.reshape(*shape[:2], positions).transpose(0, 2, 1)
 
 
 def _places(target, rows):
