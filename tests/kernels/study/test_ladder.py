@@ -143,7 +143,7 @@ def test_ladder_has_the_rungs_that_apply():
          "conv2d_winograd_strided"),
         ((2, 3, 64, 64), (2, 3, 3, 3), (1, 1), "direct sweeps", "conv2d_direct"),
         ((2, 3, 64, 64), (5, 3, 3, 3), (2, 2), "tiles from padded planes", "conv2d_tiles"),
-        ((2, 3, 64, 64), (32, 3, 3, 3), (2, 2), "vectors of output maps", "conv2d_channels"),
+        ((2, 3, 64, 64), (32, 3, 3, 3), (2, 2), "vectors of output maps", "conv2d_gathered"),
         ((2, 3, 64, 64), (5, 3, 3, 3), (1, 1), "vectors within rows", "conv2d_rows"),
         ((2, 8, 64, 64), (8, 8, 1, 1), (2, 2), "tiles from the images", "conv2d_pointwise"),
     ],
