@@ -56,7 +56,10 @@ class Function:
             check_one_device(type(self).__name__, arrays)
         results = self.forward(*arrays)
         single = not isinstance(results, tuple)
-        outputs = [_wrap_output(r, inputs) for r in ((results,) if single else results)]
+        if single:
+            outputs = [_wrap_output(results, inputs)]
+        else:
+            outputs = [_wrap_output(result, inputs) for result in results]
         if _mode.enabled and True in [t._requires_grad for t in inputs]:
             self._record(inputs, outputs)
         elif self.buffers:

@@ -49,17 +49,15 @@ def listening(listen):
 
 class _SetGrad(ContextDecorator):
     target = True
-
-    def __init__(self):
-        self._previous = []
+    _previous = ()  # one for each time that it was entered
 
     def __enter__(self):
-        self._previous.append(_mode.enabled)
+        self._previous = (*self._previous, _mode.enabled)
         _mode.enabled = self.target
         return self
 
     def __exit__(self, *exc):
-        _mode.enabled = self._previous.pop()
+        *self._previous, _mode.enabled = self._previous
         return False
 
 

@@ -13,8 +13,8 @@ from kernels import reference
 from kernels.cpu.tasks import chunk_bounds
 from kernels.reference.optim import adam_corrections, check_step
 
-# Elements a task. A step of SGD that is one task alone does not wake other threads.
-_CHUNK = 1 << 14
+# Elements a task. A step that is one task alone does not wake other threads, which takes longer.
+_CHUNK = 1 << 16
 
 
 @njit(cache=True)
@@ -41,18 +41,25 @@ def _sgd(values, gradient, velocity, lr, momentum, has_velocity, nesterov, weigh
         )  # fmt: skip
 
 
+# A division that might raise would keep the loop from becoming vector code.
+@njit(cache=True, error_model="numpy")
+def _adam_chunk(value, grad, mean, square, betas, rests, rate, correction, eps, decay, shrink):
+    for i in range(value.size):
+        shrunk = value[i] * shrink
+        slope = grad[i] + decay * shrunk
+        mean[i] += rests[0] * (slope - mean[i])
+        square[i] = square[i] * betas[1] + rests[1] * slope * slope
+        value[i] = shrunk - rate * mean[i] / (math.sqrt(square[i]) / correction + eps)
+
+
 @njit(parallel=True, cache=True)
-def _adam(values, gradient, means, squares, betas, rests, rate, correction, eps, decay, shrink):
-    for chunk in prange((values.size + _CHUNK - 1) // _CHUNK):
-        start, stop = chunk_bounds(chunk, _CHUNK, values.size)
-        value, grad = values[start:stop], gradient[start:stop]
-        mean, square = means[start:stop], squares[start:stop]
-        for i in range(value.size):
-            shrunk = value[i] * shrink
-            slope = grad[i] + decay * shrunk
-            mean[i] += rests[0] * (slope - mean[i])
-            square[i] = square[i] * betas[1] + rests[1] * slope * slope
-            value[i] = shrunk - rate * mean[i] / (math.sqrt(square[i]) / correction + eps)
+def _adam(value, grad, mean, square, betas, rests, rate, correction, eps, decay, shrink):
+    for chunk in prange((value.size + _CHUNK - 1) // _CHUNK):
+        start, stop = chunk_bounds(chunk, _CHUNK, value.size)
+        _adam_chunk(
+            value[start:stop], grad[start:stop], mean[start:stop], square[start:stop], betas,
+            rests, rate, correction, eps, decay, shrink,
+        )  # fmt: skip
 
 
 def _lie_flat(*arrays):
@@ -88,7 +95,8 @@ def adam_step(
     number = values.dtype.type
     rate, correction = adam_corrections(step, lr, betas)
     decay, shrink = (0.0, 1 - lr * weight_decay) if decoupled else (weight_decay, 1.0)
-    _adam(
+    run = _adam if values.size > _CHUNK else _adam_chunk
+    run(
         values.reshape(-1), np.ascontiguousarray(gradient).reshape(-1), mean.reshape(-1),
         square.reshape(-1), (number(betas[0]), number(betas[1])),
         (number(1 - betas[0]), number(1 - betas[1])), number(rate), number(correction),

@@ -633,6 +633,15 @@ def test_adam_step(data, dtype, step, weight_decay, decoupled):
     steps_agree("adam_step", [values, mean, np.abs(square)], gradient, *settings_)
 
 
+def test_adam_step_divides_by_zero_as_numpy_does():
+    zeros = [np.zeros(3, np.float32) for _ in range(4)]
+    with np.errstate(invalid="ignore"):
+        for kernels in (reference, cpu):
+            values, *others = (array.copy() for array in zeros)
+            kernels.adam_step(values, *others, 1, 0.1, (0.9, 0.99), 0.0)
+            assert np.isnan(values).all()
+
+
 def test_steps_write_to_strided_views():
     """What cannot be taken as one flat array must still be updated in place."""
     for kernels in (reference, cpu):
