@@ -69,6 +69,14 @@ class Emitter:
         store = self.builder.store(value, address, align=VECTOR_BYTES)
         store.set_metadata("nontemporal", self.builder.module.add_metadata([ir.IntType(32)(1)]))
 
+    def put_vectors(self, values, pointer, index, past):
+        """Store vectors side by side; where the flag `past` is set, past the caches."""
+        with self.builder.if_else(past) as branches:
+            for branch, store in zip(branches, (self.stream_vector, self.store_vector), strict=True):
+                with branch:
+                    for v, value in enumerate(values):
+                        store(value, pointer, self.builder.add(index, INT(v * self.lanes)))
+
     def prefetch(self, pointer, count):
         """Fetch the lines of so many elements into the second cache."""
         function = cgutils.get_or_insert_function(
@@ -88,11 +96,12 @@ class Emitter:
         """min(a, b) of two integers."""
         return self.builder.select(self.builder.icmp_signed("<", a, b), a, b)
 
-    def splat(self, value):
-        """A vector whose elements are all `value`."""
-        nothing = ir.Constant(ir.VectorType(value.type, self.lanes), ir.Undefined)
+    def splat(self, value, count=None):
+        """A vector whose elements are all `value`: `count` of them, or as many as have lanes."""
+        count = count or self.lanes
+        nothing = ir.Constant(ir.VectorType(value.type, count), ir.Undefined)
         vector = self.builder.insert_element(nothing, value, ir.IntType(32)(0))
-        mask = ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), [0] * self.lanes)
+        mask = ir.Constant(ir.VectorType(ir.IntType(32), count), [0] * count)
         return self.builder.shuffle_vector(vector, nothing, mask)
 
     def constant(self, value):
@@ -101,12 +110,45 @@ class Emitter:
 
     def fma(self, a, b, c):
         """a b + c, rounded once."""
+        return self._call("fma", a, b, c)
+
+    def root(self, value):
+        """The square roots of a vector."""
+        return self._call("sqrt", value)
+
+    def power(self, base, exponent):
+        """base^exponent of vectors, which takes a function call for every element."""
+        return self._call("pow", base, exponent)
+
+    def _call(self, name, *vectors):
         function = cgutils.get_or_insert_function(
             self.builder.module,
-            ir.FunctionType(self.vector, [self.vector] * 3),
-            f"llvm.fma.v{self.lanes}f{8 * self.size(self.real)}",
+            ir.FunctionType(self.vector, [self.vector] * len(vectors)),
+            f"llvm.{name}.v{self.lanes}f{8 * self.size(self.real)}",
         )
-        return self.builder.call(function, [a, b, c])
+        return self.builder.call(function, vectors)
+
+    def inverse_root(self, value):
+        """1 / sqrt(value), to about a bit.
+
+        A root and a quotient, which take as long as sixteen products; where there is an estimate of
+        14 bits, a step of Newton's method doubles those instead.
+        """
+        builder = self.builder
+        if not (_WIDE and self.real == ir.FloatType()):
+            return builder.fdiv(self.constant(1.0), self.root(value))
+        flags = ir.IntType(self.lanes)
+        function = cgutils.get_or_insert_function(
+            builder.module,
+            ir.FunctionType(self.vector, [self.vector, self.vector, flags]),
+            "llvm.x86.avx512.rsqrt14.ps.512",
+        )
+        estimate = builder.call(function, [value, self.constant(0.0), flags(-1)])
+        half = builder.fmul(self.constant(0.5), estimate)
+        error = self.fma(builder.fneg(builder.fmul(value, estimate)), estimate, self.constant(1.0))
+        # Of 0 and of infinity the estimate is exact, and the error is NaN.
+        known = builder.fcmp_ordered("ord", error, error)
+        return builder.select(known, self.fma(half, error, estimate), estimate)
 
     def store_some(self, value, pointer, index, inside):
         """Store the elements of a vector whose flags (a vector of bits) are set."""
