@@ -146,7 +146,7 @@ def _drop(_, x, y, block, scale, threshold, seed, step, past):
                 ]
             ]
 
-        write(e, [target], length, args[7], 4 * _LANES * _VECTORS // e.lanes, compute)
+        write(e, [target], length, [args[7]], 4 * _LANES * _VECTORS // e.lanes, compute)
         return context.get_dummy_value()
 
     return types.void(

@@ -71,20 +71,21 @@ class Emitter:
 
     def put_vectors(self, values, pointer, index, past):
         """Store vectors side by side; where the flag `past` is set, past the caches."""
+        stores = self.stream_vector, self.store_vector
         with self.builder.if_else(past) as branches:
-            for branch, store in zip(branches, (self.stream_vector, self.store_vector), strict=True):
+            for branch, store in zip(branches, stores, strict=True):
                 with branch:
                     for v, value in enumerate(values):
                         store(value, pointer, self.builder.add(index, INT(v * self.lanes)))
 
-    def prefetch(self, pointer, count):
-        """Fetch the lines of so many elements into the second cache."""
+    def prefetch(self, pointer, count, cache=2):
+        """Fetch the lines of so many elements into the first or the second cache."""
         function = cgutils.get_or_insert_function(
             self.builder.module,
             ir.FunctionType(ir.VoidType(), [self.real.as_pointer(), *[ir.IntType(32)] * 3]),
             f"llvm.prefetch.p0f{8 * self.size(self.real)}",
         )
-        read, level, data = (ir.IntType(32)(value) for value in (0, 2, 1))
+        read, level, data = (ir.IntType(32)(value) for value in (0, 4 - cache, 1))
 
         def line(place, _):
             self.builder.call(function, [self.builder.gep(pointer, [place]), read, level, data])
@@ -128,27 +129,36 @@ class Emitter:
         )
         return self.builder.call(function, vectors)
 
-    def inverse_root(self, value):
-        """1 / sqrt(value), to about a bit.
+    def power_of_minus_three_quarters(self, value):
+        """value^(-3/4), to about a bit.
 
-        A root and a quotient, which take as long as sixteen products; where there is an estimate of
-        14 bits, a step of Newton's method doubles those instead.
+        Two roots and a quotient take as long as thirty products. Where there are estimates of
+        inverse roots, of 14 bits, two of them give f, near value^(-1/4). With r = 1 - value f^4
+
+            value^(-3/4) = f^3 (1 - r)^(-3/4) = f^3 (1 + 3/4 r + 21/32 r^2 + ...).
         """
-        builder = self.builder
+        builder, one = self.builder, self.constant(1.0)
         if not (_WIDE and self.real == ir.FloatType()):
-            return builder.fdiv(self.constant(1.0), self.root(value))
+            root = self.root(value)
+            return builder.fdiv(one, builder.fmul(root, self.root(root)))
+        inverse_root = self._inverse_root_estimate(value)
+        fourth = self._inverse_root_estimate(builder.fmul(value, inverse_root))
+        square = builder.fmul(fourth, fourth)
+        rest = self.fma(builder.fneg(builder.fmul(value, square)), square, one)
+        cube = builder.fmul(square, fourth)
+        series = builder.fmul(rest, self.fma(rest, self.constant(21 / 32), self.constant(3 / 4)))
+        # Of 0 and of infinity the first estimate is exact, and the result as well; the rest is NaN.
+        known = builder.fcmp_ordered("ord", rest, rest)
+        return builder.select(known, self.fma(cube, series, cube), inverse_root)
+
+    def _inverse_root_estimate(self, value):
         flags = ir.IntType(self.lanes)
         function = cgutils.get_or_insert_function(
-            builder.module,
+            self.builder.module,
             ir.FunctionType(self.vector, [self.vector, self.vector, flags]),
             "llvm.x86.avx512.rsqrt14.ps.512",
         )
-        estimate = builder.call(function, [value, self.constant(0.0), flags(-1)])
-        half = builder.fmul(self.constant(0.5), estimate)
-        error = self.fma(builder.fneg(builder.fmul(value, estimate)), estimate, self.constant(1.0))
-        # Of 0 and of infinity the estimate is exact, and the error is NaN.
-        known = builder.fcmp_ordered("ord", error, error)
-        return builder.select(known, self.fma(half, error, estimate), estimate)
+        return self.builder.call(function, [value, self.constant(0.0), flags(-1)])
 
     def store_some(self, value, pointer, index, inside):
         """Store the elements of a vector whose flags (a vector of bits) are set."""

@@ -12,24 +12,25 @@ from numba import get_thread_id, njit, prange, types
 from numba.extending import intrinsic
 
 from kernels.cpu.emitter import INT, Emitter
-from kernels.cpu.streams import before_line, fetch, past_caches, write
+from kernels.cpu.streams import before_line, past_caches, write
 from kernels.cpu.tasks import chunk_bounds, split
 from kernels.cpu.threads import num_threads
 from kernels.cpu.workspace import empty, workspace
 from kernels.reference.lrn import check_lrn
 
-_STRETCH = 512
+# Elements, of which a few lines fill no more than a first cache.
+_STRETCH = 768
 _VECTORS = 4  # side by side
 
 
-def _over_window(e, lines, rows, pitch, load, term):
-    """Sums of vectors: those of term(vector, total) over `rows` lines, `pitch` apart."""
+def _over_window(e, totals, lines, rows, pitch, load, term):
+    """Sums of vectors: total = term(vector, total) over `rows` lines, `pitch` apart."""
 
     def add(j, totals):
         line = e.builder.gep(lines, [e.builder.mul(j, pitch)])
         return [term(load(line, v), total) for v, total in enumerate(totals)]
 
-    return e.loop(rows, INT(1), [e.constant(0.0)] * _VECTORS, add)
+    return e.loop(rows, INT(1), totals, add)
 
 
 def _damping(e, scales, beta):
@@ -40,8 +41,7 @@ def _damping(e, scales, beta):
     for scale in scales:
         with builder.if_else(usual) as (then, otherwise):
             with then:
-                root = e.inverse_root(scale)
-                quick, quickly = builder.fmul(root, e.root(root)), builder.block
+                quick, quickly = e.power_of_minus_three_quarters(scale), builder.block
             with otherwise:
                 slow, slowly = e.power(scale, e.splat(builder.fneg(beta))), builder.block
         result = builder.phi(e.vector)
@@ -55,7 +55,8 @@ def _damping(e, scales, beta):
 def _normalise(_, x, first, rows, pitch, y, scale, at, length, alpha, beta, k, past):
     """scale = k + alpha sum_j x_j^2 and y = x scale^-beta, for `length` elements from `at` on.
 
-    x_j are `rows` lines of x, `pitch` apart, of which the first begins at `first`.
+    x_j are `rows` lines of x, `pitch` apart, of which the first begins at `first`; one more is
+    fetched.
     """
 
     def emit(context, builder, signature, args):
@@ -65,9 +66,13 @@ def _normalise(_, x, first, rows, pitch, y, scale, at, length, alpha, beta, k, p
         length, past = args[7], args[11]
         factor, term = e.splat(args[8]), e.splat(args[10])
 
-        def compute(_, load):
+        following = builder.gep(lines, [builder.mul(rows, pitch)])
+
+        def compute(place, load):
+            e.prefetch(builder.gep(following, [place]), INT(_VECTORS * e.lanes), cache=1)
+            zeros = [e.constant(0.0)] * _VECTORS
             totals = _over_window(
-                e, lines, rows, pitch, load, lambda value, total: e.fma(value, value, total)
+                e, zeros, lines, rows, pitch, load, lambda value, total: e.fma(value, value, total)
             )
             scales = [e.fma(total, factor, term) for total in totals]
             damped = [
@@ -77,7 +82,7 @@ def _normalise(_, x, first, rows, pitch, y, scale, at, length, alpha, beta, k, p
             return damped, scales
 
         head = before_line(e, y, length, past)
-        write(e, [y, scale], length, past, _VECTORS, compute, head)
+        write(e, [y, scale], length, [past, past], _VECTORS, compute, head)
         return context.get_dummy_value()
 
     integer, real = types.int64, x.dtype
@@ -86,64 +91,69 @@ def _normalise(_, x, first, rows, pitch, y, scale, at, length, alpha, beta, k, p
 
 
 @intrinsic
-def _weigh(_, dy, x, scale, at, length, beta, own, through):
-    """own = dy scale^-beta and through = own x / scale, of `length` elements from `at` on."""
+def _pass_on(_, dy, x, scale, at, enters, ring, rows, through, own, left, left_at, waited, dx,
+             length, pitch, factor, beta, past):  # fmt: skip
+    """A channel enters the window, and one that waited in it leaves with its gradient.
+
+    Of `length` elements from `at` on own = dy scale^-beta, and through = own x / scale, or 0 where
+    nothing `enters`; dx = waited - factor left (the sum of `through` and `rows` lines of the ring).
+    `through` may be a line of the ring, and `own` the one that `waited`. The next channel, which
+    is fetched, lies at a `pitch`.
+    """
 
     def emit(context, builder, signature, args):
         e = Emitter(context, builder, signature, args)
-        dy, x, scale = (e.pointer(i, args[3]) for i in range(3))
-
-        def compute(_, load):
-            scales = [load(scale, v) for v in range(_VECTORS)]
-            own = [
-                builder.fmul(load(dy, v), damping)
-                for v, damping in enumerate(_damping(e, scales, args[5]))
-            ]
-            through = [
-                builder.fdiv(builder.fmul(value, load(x, v)), scales[v])
-                for v, value in enumerate(own)
-            ]
-            return own, through
-
-        write(e, [e.pointer(6), e.pointer(7)], args[4], ir.IntType(1)(0), _VECTORS, compute)
-        return context.get_dummy_value()
-
-    integer = types.int64
-    return types.void(dy, x, scale, integer, integer, x.dtype, own, through), emit
-
-
-@intrinsic
-def _gather(_, ring, own, x, dx, at, length, factor, past):
-    """dx = own - factor x (the sum of the ring's lines), for `length` elements from `at` on."""
-
-    def emit(context, builder, signature, args):
-        e = Emitter(context, builder, signature, args)
-        ring, own, x, dx = e.pointer(0), e.pointer(1), e.pointer(2, args[4]), e.pointer(3, args[4])
-        rows, pitch = e.shape(0)
-        factor = e.splat(builder.fneg(args[6]))
+        operands = [e.pointer(i, args[3]) for i in range(3)]
+        ring, through, own, waited, dx = (e.pointer(i) for i in (5, 7, 8, 11, 12))
+        left, length, pitch, past = e.pointer(9, args[10]), args[13], args[14], args[17]
+        factor = e.splat(builder.fneg(args[15]))
+        at_once = builder.icmp_unsigned("==", own, waited)
 
         def compute(place, load):
-            totals = _over_window(
-                e, ring, rows, pitch, load, lambda value, total: builder.fadd(total, value)
+            for operand in operands:
+                ahead = builder.gep(operand, [builder.add(place, pitch)])
+                e.prefetch(ahead, INT(_VECTORS * e.lanes))
+            grads, values, scales = (
+                [load(operand, v) for v in range(_VECTORS)] for operand in operands
             )
-            return [
-                [
-                    e.fma(builder.fmul(factor, load(x, v)), total, load(own, v))
-                    for v, total in enumerate(totals)
-                ]
+            weighed = [
+                builder.fmul(grad, damping)
+                for grad, damping in zip(grads, _damping(e, scales, args[16]), strict=True)
             ]
+            terms = [
+                builder.select(
+                    args[4], builder.fdiv(builder.fmul(weight, value), scale), e.constant(0.0)
+                )
+                for weight, value, scale in zip(weighed, values, scales, strict=True)
+            ]
+            totals = _over_window(
+                e, terms, ring, args[6], INT(_STRETCH), load,
+                lambda value, total: builder.fadd(total, value),
+            )  # fmt: skip
+            leaving = [
+                builder.select(at_once, weight, load(waited, v)) for v, weight in enumerate(weighed)
+            ]
+            results = [
+                e.fma(builder.fmul(factor, load(left, v)), total, leaving[v])
+                for v, total in enumerate(totals)
+            ]
+            return weighed, terms, results
 
-        length, past = args[5], args[7]
-        write(e, [dx], length, past, _VECTORS, compute, before_line(e, dx, length, past))
+        no = ir.IntType(1)(0)
+        head = before_line(e, dx, length, past)
+        write(e, [own, through, dx], length, [no, no, past], _VECTORS, compute, head)
         return context.get_dummy_value()
 
-    integer = types.int64
-    return types.void(ring, own, x, dx, integer, integer, x.dtype, types.boolean), emit
+    integer, real, flag = types.int64, x.dtype, types.boolean
+    return types.void(
+        dy, x, scale, integer, flag, ring, integer, through, own, left, integer, waited, dx,
+        integer, integer, real, real, flag,
+    ), emit  # fmt: skip
 
 
 @njit(parallel=True, cache=True)
 def _lrn(x, y, scale, shape, window, alpha, beta, k, past):
-    """x, y, scale: flat."""
+    """All arrays flat."""
     n, channels, size = shape
     before, after = window
     stretches = (size + _STRETCH - 1) // _STRETCH
@@ -154,8 +164,6 @@ def _lrn(x, y, scale, shape, window, alpha, beta, k, past):
         start += image * channels * size
         for c in range(channels):
             low, high = max(0, c - before), min(channels, c + after + 1)
-            if high < channels:
-                fetch(x, start + high * size, length)
             _normalise(
                 x, start + low * size, high - low, size, y, scale, start + c * size, length,
                 alpha, beta, k, past,
@@ -164,10 +172,11 @@ def _lrn(x, y, scale, shape, window, alpha, beta, k, past):
 
 @njit(parallel=True, cache=True)
 def _lrn_backward(dy, x, scale, dx, shape, window, factor, beta, scratch, past):
-    """All arrays flat. scratch: for each thread the ring, and lines of dy scale^-beta."""
+    """All arrays flat. scratch: for each thread lines of dy scale^-beta that wait, the ring,
+    and a line for what nobody wants."""
     n, channels, size = shape
     after, before = window  # mirrored
-    rows = before + 1 + after
+    rows = before + after
     stretches = (size + _STRETCH - 1) // _STRETCH
     for task in prange(n * stretches):
         image, stretch = split(task, stretches)
@@ -175,19 +184,18 @@ def _lrn_backward(dy, x, scale, dx, shape, window, factor, beta, scratch, past):
         length = stop - start
         start += image * channels * size
         lines = scratch[get_thread_id()]
-        ring, waiting = lines[:rows], lines[rows:]
+        waiting, ring, spare = lines[: after + 1], lines[after + 1 : -1], lines[-1]
         ring[:] = 0
         for c in range(channels + after):
             # Channel c enters the window of channel c - after, which is then whole.
-            entering = ring[c % rows]
-            if c < channels:
-                own = waiting[c % (after + 1)]
-                _weigh(dy, x, scale, start + c * size, length, beta, own, entering)
-            else:
-                entering[:] = 0
-            if c >= after:
-                own = waiting[(c - after) % (after + 1)]
-                _gather(ring, own, x, dx, start + (c - after) * size, length, factor, past)
+            left = c - after
+            at, left_at = start + min(c, channels - 1) * size, start + max(left, 0) * size
+            target = spare[:length] if left < 0 else dx[left_at : left_at + length]
+            _pass_on(
+                dy, x, scale, at, c < channels, ring, rows, ring[c % max(rows, 1)],
+                waiting[c % (after + 1)], x, left_at, waiting[left % (after + 1)], target,
+                length, size, factor, beta, past and left >= 0,
+            )  # fmt: skip
 
 
 def _flat(x):
@@ -226,7 +234,7 @@ def lrn_backward(dy, x, scale, size, alpha, beta, k, size_normalized=False):
     dx = empty(x.shape, x.dtype)
     window, number = _reach(size, x.shape[1]), x.dtype.type
     settings = number(2 * alpha * beta), number(beta)
-    lines = sum(window) + 1 + window[0] + 1
+    lines = window[0] + 1 + max(1, sum(window)) + 1
     scratch = workspace("lrn", (num_threads(), lines, _STRETCH), x.dtype)
     _lrn_backward(
         _flat(dy), _flat(x), _flat(scale), dx.reshape(-1), _shape(x), window, *settings, scratch,

@@ -58,13 +58,17 @@ def write(e, targets, length, past, vectors, compute, head=None):
     """Instructions, of an `Emitter`: targets[i][p] = the p-th value of compute's i-th, p < length.
 
     compute(place, load) gives, for each target, `vectors` vectors from element number `place` on;
-    it must load what it needs by load(pointer, v), vector v from `place` on. Where the flag `past`
-    is set they go past the caches, if they lie as vectors do behind the first `head` elements:
-    `before_line`, or none. All of them are loaded first and stored in one go then, since a memory
-    that takes turns of reading and writing for every vector is half as fast.
+    it must load what it needs by load(pointer, v), vector v from `place` on. A target whose flag in
+    `past` is set is written past the caches, if it lies as vectors do behind the first `head`
+    elements: `before_line`, or none. All vectors are loaded first and stored in one go then, since
+    a memory that takes turns of reading and writing for every vector is half as fast.
     """
     builder, step = e.builder, INT(vectors * e.lanes)
     head = INT(0) if head is None else head
+    past = [
+        builder.and_(flag, _aligned(e, builder.gep(target, [head])))
+        for flag, target in zip(past, targets, strict=True)
+    ]
 
     def places(place):
         return [builder.add(place, INT(v * e.lanes)) for v in range(vectors)]
@@ -86,11 +90,10 @@ def write(e, targets, length, past, vectors, compute, head=None):
         place = builder.add(head, p)
         spots = places(place)
         results = compute(place, lambda pointer, v: e.load_vector(pointer, spots[v]))
-        for target, values, streamed in zip(targets, results, flags, strict=True):
+        for target, values, streamed in zip(targets, results, past, strict=True):
             e.put_vectors(values, target, place, streamed)
         return []
 
-    flags = [builder.and_(past, _aligned(e, builder.gep(target, [head]))) for target in targets]
     some(INT(0), head)
     end = builder.add(head, builder.and_(builder.sub(length, head), builder.neg(step)))
     e.loop(builder.sub(end, head), step, [], whole)
@@ -119,7 +122,7 @@ def stream(_, target, target0, source, source0, length):
         target, source, length = e.pointer(0, args[1]), e.pointer(2, args[3]), args[4]
         past = ir.IntType(1)(1)
         head = before_line(e, target, length, past)
-        write(e, [target], length, past, 1, lambda _, load: [[load(source, 0)]], head)
+        write(e, [target], length, [past], 1, lambda _, load: [[load(source, 0)]], head)
         return context.get_dummy_value()
 
     integer = types.int64
