@@ -12,6 +12,7 @@ over the next, so that the second walk finds in the cache what the first has rea
 import numpy as np
 from numba import njit, prange
 
+from kernels.cpu.streams import landing, landings, settle
 from kernels.cpu.tasks import split
 from kernels.cpu.workspace import empty
 from kernels.reference.batchnorm import check_batchnorm
@@ -53,23 +54,28 @@ def _plane_moments(x, first, stop, means, squares):
 
 
 @njit(parallel=True, cache=True)
-def _scale_shift(x, first, stop, mean, scale, shift, others, floor, y):
+def _scale_shift(x, first, stop, mean, scale, shift, others, floor, y, scratch):
     """y = max((x - mean) scale + shift + others, floor); others may be empty, a NaN stays NaN."""
-    n, _, size = x.shape
+    n, channels, size = x.shape
+    flat, piece = y.reshape(-1), scratch.shape[1]
     for task in prange(n * (stop - first)):
         image, c = split(task, stop - first)
         c += first
         centre, factor, term = mean[c], scale[c], shift[c]
-        source, result = x[image, c], y[image, c]
-        if others.size:
-            other = others[image, c]
-            for p in range(size):
-                value = (source[p] - centre) * factor + term + other[p]
-                result[p] = floor if value < floor else value
-        else:
-            for p in range(size):
-                value = (source[p] - centre) * factor + term
-                result[p] = floor if value < floor else value
+        for p0 in range(0, size, piece):
+            start = (image * channels + c) * size + p0
+            source = x[image, c, p0 : p0 + piece]
+            result = landing(flat, start, start + source.size, scratch)
+            if others.size:
+                other = others[image, c, p0 : p0 + piece]
+                for p in range(source.size):
+                    value = (source[p] - centre) * factor + term + other[p]
+                    result[p] = floor if value < floor else value
+            else:
+                for p in range(source.size):
+                    value = (source[p] - centre) * factor + term
+                    result[p] = floor if value < floor else value
+            settle(flat, start, result, scratch)
 
 
 @njit(parallel=True, cache=True, fastmath=_SUM_FLAGS)
@@ -103,20 +109,33 @@ def _gradient_sums(dy, x, y, first, stop, mean, inv_std, sums):
 
 
 @njit(parallel=True, cache=True)
-def _input_grad(dy, x, y, first, stop, mean, inv_std, scale, mean_weighted, mean_plain, dx):
+def _input_grad(
+    dy, x, y, first, stop, mean, inv_std, scale, mean_weighted, mean_plain, dx, scratch
+):  # fmt: skip
     """`y`: as in _gradient_sums."""
-    n, _, size = x.shape
+    n, channels, size = x.shape
     zero = x.dtype.type(0)
+    flat, piece = dx.reshape(-1), scratch.shape[1]
     for task in prange(n * (stop - first)):
         image, c = split(task, stop - first)
         c += first
-        for p in range(size):
-            grad = dy[image, c, p]
+        for p0 in range(0, size, piece):
+            start = (image * channels + c) * size + p0
+            grads, values = dy[image, c, p0 : p0 + piece], x[image, c, p0 : p0 + piece]
+            result = landing(flat, start, start + values.size, scratch)
             if y.size:
-                grad = grad if y[image, c, p] > zero else zero
-            normal = (x[image, c, p] - mean[c]) * inv_std[c]
-            spread = grad - mean_plain[c] - normal * mean_weighted[c]
-            dx[image, c, p] = scale[c] * spread
+                outputs = y[image, c, p0 : p0 + piece]
+                for p in range(values.size):
+                    grad = grads[p] if outputs[p] > zero else zero
+                    normal = (values[p] - mean[c]) * inv_std[c]
+                    spread = grad - mean_plain[c] - normal * mean_weighted[c]
+                    result[p] = scale[c] * spread
+            else:
+                for p in range(values.size):
+                    normal = (values[p] - mean[c]) * inv_std[c]
+                    spread = grads[p] - mean_plain[c] - normal * mean_weighted[c]
+                    result[p] = scale[c] * spread
+            settle(flat, start, result, scratch)
 
 
 def _groups(*operands):
@@ -148,13 +167,13 @@ def batchnorm_train(x, gamma, beta, eps, others=None, rectify=False):
     planes, beta, added = _planes(x), np.ascontiguousarray(beta), _optional(others, x.dtype)
     mean, var, inv_std, scale = np.empty((4, x.shape[1]), x.dtype)
     y = empty(planes.shape, planes.dtype)
-    floor = _floor(x.dtype, rectify)
+    floor, scratch = _floor(x.dtype, rectify), landings(y, planes, added)
     for first, stop in _groups(planes, added):
         group = slice(first, stop)
         mean[group], var[group] = _moments(planes, first, stop)
         inv_std[group] = 1 / np.sqrt(var[group] + x.dtype.type(eps))
         scale[group] = gamma[group] * inv_std[group]
-        _scale_shift(planes, first, stop, mean, scale, beta, added, floor, y)
+        _scale_shift(planes, first, stop, mean, scale, beta, added, floor, y, scratch)
     return y.reshape(x.shape), mean, var, inv_std
 
 
@@ -187,7 +206,8 @@ def _affine(x, mean, scale, shift):
     planes = _planes(x)
     y = empty(planes.shape, planes.dtype)
     none, floor = _optional(None, x.dtype), _floor(x.dtype)
-    _scale_shift(planes, 0, x.shape[1], mean, scale, shift, none, floor, y)
+    scratch = landings(y, planes)
+    _scale_shift(planes, 0, x.shape[1], mean, scale, shift, none, floor, y, scratch)
     return y.reshape(x.shape)
 
 
@@ -207,11 +227,14 @@ def batchnorm_backward(dy, x, gamma, mean, inv_std, y=None):
     sums = np.empty((2, x.shape[1]), x.dtype)
     means = np.empty_like(sums)
     dx = empty(planes.shape, planes.dtype)
+    scratch = landings(dx, grads, planes, results)
     for first, stop in _groups(grads, planes, results):
         group = slice(first, stop)
         sums[:, group] = _sums(grads, planes, results, first, stop, mean, inv_std)
         means[:, group] = sums[:, group] / count
-        _input_grad(grads, planes, results, first, stop, mean, inv_std, scale, *means, dx)
+        _input_grad(
+            grads, planes, results, first, stop, mean, inv_std, scale, *means, dx, scratch
+        )
     return dx.reshape(x.shape), *sums
 
 
