@@ -10,9 +10,11 @@ over the next, so that the second walk finds in the cache what the first has rea
 """
 
 import numpy as np
-from numba import njit, prange
+from numba import njit, prange, types
+from numba.extending import intrinsic
 
-from kernels.cpu.streams import landing, landings, settle
+from kernels.cpu.emitter import Emitter
+from kernels.cpu.streams import before_line, past_caches, write
 from kernels.cpu.tasks import split
 from kernels.cpu.workspace import empty
 from kernels.reference.batchnorm import check_batchnorm
@@ -22,6 +24,7 @@ _SUM_FLAGS = {"reassoc", "nsz", "contract"}
 _GROUP_BYTES = 16 << 20
 # Elements whose sum stays in the dtype of x, in vectors twice as wide, before it goes to float64.
 _PART = 1 << 9
+_VECTORS = 4  # side by side
 
 
 @njit(parallel=True, cache=True, fastmath=_SUM_FLAGS)
@@ -53,29 +56,58 @@ def _plane_moments(x, first, stop, means, squares):
         squares[image, c] = square - size * (mean - near) ** 2
 
 
+def _normalised(onto):
+    """The intrinsic that normalises a plane, alone or `onto` what others hold."""
+
+    @intrinsic
+    def normalised(_, x, at, length, mean, scale, shift, others, floor, y, past):
+        """y = max((x - mean) scale + shift + others, floor), of `length` elements from `at` on.
+
+        A NaN stays NaN.
+        """
+
+        def emit(context, builder, signature, args):
+            e = Emitter(context, builder, signature, args)
+            source, target = e.pointer(0, args[1]), e.pointer(8, args[1])
+            length, past = args[2], args[9]
+            mean, scale, shift, floor = (e.splat(args[i]) for i in (3, 4, 5, 7))
+
+            def compute(_, load):
+                values = []
+                for v in range(_VECTORS):
+                    value = builder.fmul(builder.fsub(load(source, v), mean), scale)
+                    value = builder.fadd(value, shift)
+                    if onto:
+                        value = builder.fadd(value, load(e.pointer(6, args[1]), v))
+                    values.append(e.at_least(value, floor))
+                return [values]
+
+            head = before_line(e, target, length, past)
+            write(e, [target], length, [past], _VECTORS, compute, head)
+            return context.get_dummy_value()
+
+        integer, real = types.int64, x.dtype
+        return types.void(x, integer, integer, real, real, real, others, real, y,
+                          types.boolean), emit  # fmt: skip
+
+    return normalised
+
+
+_normalised_alone, _normalised_onto = _normalised(False), _normalised(True)
+
+
 @njit(parallel=True, cache=True)
-def _scale_shift(x, first, stop, mean, scale, shift, others, floor, y, scratch):
+def _scale_shift(x, first, stop, mean, scale, shift, others, floor, y, past):
     """y = max((x - mean) scale + shift + others, floor); others may be empty, a NaN stays NaN."""
     n, channels, size = x.shape
-    flat, piece = y.reshape(-1), scratch.shape[1]
     for task in prange(n * (stop - first)):
         image, c = split(task, stop - first)
         c += first
-        centre, factor, term = mean[c], scale[c], shift[c]
-        for p0 in range(0, size, piece):
-            start = (image * channels + c) * size + p0
-            source = x[image, c, p0 : p0 + piece]
-            result = landing(flat, start, start + source.size, scratch)
-            if others.size:
-                other = others[image, c, p0 : p0 + piece]
-                for p in range(source.size):
-                    value = (source[p] - centre) * factor + term + other[p]
-                    result[p] = floor if value < floor else value
-            else:
-                for p in range(source.size):
-                    value = (source[p] - centre) * factor + term
-                    result[p] = floor if value < floor else value
-            settle(flat, start, result, scratch)
+        at, terms = (image * channels + c) * size, (mean[c], scale[c], shift[c])
+        if others.size:
+            _normalised_onto(x, at, size, *terms, others, floor, y, past)
+        else:
+            _normalised_alone(x, at, size, *terms, others, floor, y, past)
 
 
 @njit(parallel=True, cache=True, fastmath=_SUM_FLAGS)
@@ -108,34 +140,59 @@ def _gradient_sums(dy, x, y, first, stop, mean, inv_std, sums):
         sums[1, image, c] = plain
 
 
+def _spread(rectified):
+    """The intrinsic for dx of a plane; `rectified`: dy counts where y is positive."""
+
+    @intrinsic
+    def spread(_, dy, x, y, at, length, mean, inv_std, scale, mean_weighted, mean_plain, dx, past):
+        """dx = scale (dy - mean_plain - (x - mean) inv_std mean_weighted), from `at` on."""
+
+        def emit(context, builder, signature, args):
+            e = Emitter(context, builder, signature, args)
+            grads, values, target = (e.pointer(i, args[3]) for i in (0, 1, 10))
+            length, past, zero = args[4], args[11], e.constant(0.0)
+            mean, inv_std, scale, mean_weighted, mean_plain = (e.splat(a) for a in args[5:10])
+
+            def compute(_, load):
+                results = []
+                for v in range(_VECTORS):
+                    grad = load(grads, v)
+                    if rectified:
+                        passes = builder.fcmp_ordered(">", load(e.pointer(2, args[3]), v), zero)
+                        grad = builder.select(passes, grad, zero)
+                    normal = builder.fmul(builder.fsub(load(values, v), mean), inv_std)
+                    rest = builder.fsub(grad, mean_plain)
+                    rest = builder.fsub(rest, builder.fmul(normal, mean_weighted))
+                    results.append(builder.fmul(scale, rest))
+                return [results]
+
+            head = before_line(e, target, length, past)
+            write(e, [target], length, [past], _VECTORS, compute, head)
+            return context.get_dummy_value()
+
+        integer, real = types.int64, x.dtype
+        return types.void(dy, x, y, integer, integer, real, real, real, real, real, dx,
+                          types.boolean), emit  # fmt: skip
+
+    return spread
+
+
+_spread_all, _spread_rectified = _spread(False), _spread(True)
+
+
 @njit(parallel=True, cache=True)
-def _input_grad(
-    dy, x, y, first, stop, mean, inv_std, scale, mean_weighted, mean_plain, dx, scratch
-):  # fmt: skip
+def _input_grad(dy, x, y, first, stop, mean, inv_std, scale, mean_weighted, mean_plain, dx, past):
     """`y`: as in _gradient_sums."""
     n, channels, size = x.shape
-    zero = x.dtype.type(0)
-    flat, piece = dx.reshape(-1), scratch.shape[1]
     for task in prange(n * (stop - first)):
         image, c = split(task, stop - first)
         c += first
-        for p0 in range(0, size, piece):
-            start = (image * channels + c) * size + p0
-            grads, values = dy[image, c, p0 : p0 + piece], x[image, c, p0 : p0 + piece]
-            result = landing(flat, start, start + values.size, scratch)
-            if y.size:
-                outputs = y[image, c, p0 : p0 + piece]
-                for p in range(values.size):
-                    grad = grads[p] if outputs[p] > zero else zero
-                    normal = (values[p] - mean[c]) * inv_std[c]
-                    spread = grad - mean_plain[c] - normal * mean_weighted[c]
-                    result[p] = scale[c] * spread
-            else:
-                for p in range(values.size):
-                    normal = (values[p] - mean[c]) * inv_std[c]
-                    spread = grads[p] - mean_plain[c] - normal * mean_weighted[c]
-                    result[p] = scale[c] * spread
-            settle(flat, start, result, scratch)
+        at = (image * channels + c) * size
+        terms = mean[c], inv_std[c], scale[c], mean_weighted[c], mean_plain[c]
+        if y.size:
+            _spread_rectified(dy, x, y, at, size, *terms, dx, past)
+        else:
+            _spread_all(dy, x, y, at, size, *terms, dx, past)
 
 
 def _groups(*operands):
@@ -167,13 +224,13 @@ def batchnorm_train(x, gamma, beta, eps, others=None, rectify=False):
     planes, beta, added = _planes(x), np.ascontiguousarray(beta), _optional(others, x.dtype)
     mean, var, inv_std, scale = np.empty((4, x.shape[1]), x.dtype)
     y = empty(planes.shape, planes.dtype)
-    floor, scratch = _floor(x.dtype, rectify), landings(y, planes, added)
+    floor, past = _floor(x.dtype, rectify), past_caches(planes, added, y)
     for first, stop in _groups(planes, added):
         group = slice(first, stop)
         mean[group], var[group] = _moments(planes, first, stop)
         inv_std[group] = 1 / np.sqrt(var[group] + x.dtype.type(eps))
         scale[group] = gamma[group] * inv_std[group]
-        _scale_shift(planes, first, stop, mean, scale, beta, added, floor, y, scratch)
+        _scale_shift(planes, first, stop, mean, scale, beta, added, floor, y, past)
     return y.reshape(x.shape), mean, var, inv_std
 
 
@@ -206,8 +263,8 @@ def _affine(x, mean, scale, shift):
     planes = _planes(x)
     y = empty(planes.shape, planes.dtype)
     none, floor = _optional(None, x.dtype), _floor(x.dtype)
-    scratch = landings(y, planes)
-    _scale_shift(planes, 0, x.shape[1], mean, scale, shift, none, floor, y, scratch)
+    past = past_caches(planes, y)
+    _scale_shift(planes, 0, x.shape[1], mean, scale, shift, none, floor, y, past)
     return y.reshape(x.shape)
 
 
@@ -227,14 +284,12 @@ def batchnorm_backward(dy, x, gamma, mean, inv_std, y=None):
     sums = np.empty((2, x.shape[1]), x.dtype)
     means = np.empty_like(sums)
     dx = empty(planes.shape, planes.dtype)
-    scratch = landings(dx, grads, planes, results)
+    past = past_caches(grads, planes, results, dx)
     for first, stop in _groups(grads, planes, results):
         group = slice(first, stop)
         sums[:, group] = _sums(grads, planes, results, first, stop, mean, inv_std)
         means[:, group] = sums[:, group] / count
-        _input_grad(
-            grads, planes, results, first, stop, mean, inv_std, scale, *means, dx, scratch
-        )
+        _input_grad(grads, planes, results, first, stop, mean, inv_std, scale, *means, dx, past)
     return dx.reshape(x.shape), *sums
 
 
