@@ -24,36 +24,53 @@ _SUM_FLAGS = {"reassoc", "nsz", "contract"}
 _GROUP_BYTES = 16 << 20
 # Elements whose sum stays in the dtype of x, in vectors twice as wide, before it goes to float64.
 _PART = 1 << 9
+# Elements that a first cache holds until they are walked over again.
+_PIECE = 1 << 12
 _VECTORS = 4  # side by side
+
+
+@njit(inline="always")
+def _piece_moments(values):
+    """The mean and the sum of squares about it, of what fits a first cache for the second walk.
+
+    E[x^2] - E[x]^2, which needs one walk only, would cancel where the mean is large.
+    """
+    total = 0.0
+    for p in range(values.size):
+        total += values[p]
+    # In the dtype of x the loop is twice as wide; the squares are then off by the same for all.
+    mean = total / values.size
+    near = values.dtype.type(mean)
+    square = 0.0
+    for p0 in range(0, values.size, _PART):
+        few, part = values[p0 : p0 + _PART], values.dtype.type(0)
+        for p in range(few.size):
+            centred = few[p] - near
+            part += centred * centred
+        square += part
+    return mean, square - values.size * (mean - near) ** 2
 
 
 @njit(parallel=True, cache=True, fastmath=_SUM_FLAGS)
 def _plane_moments(x, first, stop, means, squares):
     """The mean of every plane of channels `first` to `stop`, and the sum of its squares about it.
 
-    The second walk over a plane finds it in the cache. E[x^2] - E[x]^2, which needs one walk only,
-    would cancel where the mean is large.
+    Those of its pieces, joined as they come (Chan et al. 1979).
     """
     n, _, size = x.shape
     for task in prange(n * (stop - first)):
         image, c = split(task, stop - first)
         c += first
         plane = x[image, c]
-        total = 0.0
-        for p in range(size):
-            total += plane[p]
-        # In the dtype of x the loop is twice as wide; the squares are then off by the same for all.
-        mean = total / size
-        near = x.dtype.type(mean)
-        square = 0.0
-        for p0 in range(0, size, _PART):
-            values, part = plane[p0 : p0 + _PART], x.dtype.type(0)
-            for p in range(values.size):
-                centred = values[p] - near
-                part += centred * centred
-            square += part
+        mean, square = _piece_moments(plane[:_PIECE])
+        for p0 in range(_PIECE, size, _PIECE):
+            values = plane[p0 : p0 + _PIECE]
+            near, part = _piece_moments(values)
+            apart, share = near - mean, values.size / (p0 + values.size)
+            mean += apart * share
+            square += part + apart * apart * share * p0
         means[image, c] = mean
-        squares[image, c] = square - size * (mean - near) ** 2
+        squares[image, c] = square
 
 
 def _normalised(onto):
