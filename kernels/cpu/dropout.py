@@ -99,7 +99,7 @@ class _Philox(Emitter):
             for word in (1, 0, 2 * _LANES + 1, 2 * _LANES)
         ]
         return [
-            self.shuffled(*pairs[i:i + 2], order[start : start + 2 * _LANES])
+            self.shuffled(*pairs[i : i + 2], order[start : start + 2 * _LANES])
             for i in range(0, len(pairs), 2)
             for start in (0, 2 * _LANES)
         ]
