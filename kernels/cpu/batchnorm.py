@@ -10,8 +10,11 @@ over the next, so that the second walk finds in the cache what the first has rea
 """
 
 import numpy as np
-from numba import njit, prange
+from numba import njit, prange, types
+from numba.extending import intrinsic
 
+from kernels.cpu.emitter import Emitter
+from kernels.cpu.streams import before_line, past_caches, write
 from kernels.cpu.tasks import split
 from kernels.cpu.workspace import empty
 from kernels.reference.batchnorm import check_batchnorm
@@ -21,55 +24,107 @@ _SUM_FLAGS = {"reassoc", "nsz", "contract"}
 _GROUP_BYTES = 16 << 20
 # Elements whose sum stays in the dtype of x, in vectors twice as wide, before it goes to float64.
 _PART = 1 << 9
+# Elements that a first cache holds until they are walked over again.
+_PIECE = 1 << 12
+_VECTORS = 4  # side by side
+
+
+@njit(inline="always")
+def _piece_moments(values):
+    """The mean and the sum of squares about it, of what fits a first cache for the second walk.
+
+    E[x^2] - E[x]^2, which needs one walk only, would cancel where the mean is large.
+    """
+    total = 0.0
+    for p in range(values.size):
+        total += values[p]
+    # In the dtype of x the loop is twice as wide; the squares are then off by the same for all.
+    mean = total / values.size
+    near = values.dtype.type(mean)
+    square = 0.0
+    for p0 in range(0, values.size, _PART):
+        few, part = values[p0 : p0 + _PART], values.dtype.type(0)
+        for p in range(few.size):
+            centred = few[p] - near
+            part += centred * centred
+        square += part
+    return mean, square - values.size * (mean - near) ** 2
 
 
 @njit(parallel=True, cache=True, fastmath=_SUM_FLAGS)
 def _plane_moments(x, first, stop, means, squares):
     """The mean of every plane of channels `first` to `stop`, and the sum of its squares about it.
 
-    The second walk over a plane finds it in the cache. E[x^2] - E[x]^2, which needs one walk only,
-    would cancel where the mean is large.
+    Those of its pieces, joined as they come (Chan et al. 1979).
     """
     n, _, size = x.shape
     for task in prange(n * (stop - first)):
         image, c = split(task, stop - first)
         c += first
         plane = x[image, c]
-        total = 0.0
-        for p in range(size):
-            total += plane[p]
-        # In the dtype of x the loop is twice as wide; the squares are then off by the same for all.
-        mean = total / size
-        near = x.dtype.type(mean)
-        square = 0.0
-        for p0 in range(0, size, _PART):
-            values, part = plane[p0 : p0 + _PART], x.dtype.type(0)
-            for p in range(values.size):
-                centred = values[p] - near
-                part += centred * centred
-            square += part
+        mean, square = _piece_moments(plane[:_PIECE])
+        for p0 in range(_PIECE, size, _PIECE):
+            values = plane[p0 : p0 + _PIECE]
+            near, part = _piece_moments(values)
+            apart, share = near - mean, values.size / (p0 + values.size)
+            mean += apart * share
+            square += part + apart * apart * share * p0
         means[image, c] = mean
-        squares[image, c] = square - size * (mean - near) ** 2
+        squares[image, c] = square
+
+
+def _normalised(onto):
+    """The intrinsic that normalises a plane, alone or `onto` what others hold."""
+
+    @intrinsic
+    def normalised(_, x, at, length, mean, scale, shift, others, floor, y, past):
+        """y = max((x - mean) scale + shift + others, floor), of `length` elements from `at` on.
+
+        A NaN stays NaN.
+        """
+
+        def emit(context, builder, signature, args):
+            e = Emitter(context, builder, signature, args)
+            source, target = e.pointer(0, args[1]), e.pointer(8, args[1])
+            length, past = args[2], args[9]
+            mean, scale, shift, floor = (e.splat(args[i]) for i in (3, 4, 5, 7))
+
+            def compute(_, load):
+                values = []
+                for v in range(_VECTORS):
+                    value = builder.fmul(builder.fsub(load(source, v), mean), scale)
+                    value = builder.fadd(value, shift)
+                    if onto:
+                        value = builder.fadd(value, load(e.pointer(6, args[1]), v))
+                    values.append(e.at_least(value, floor))
+                return [values]
+
+            head = before_line(e, target, length, past)
+            write(e, [target], length, [past], _VECTORS, compute, head)
+            return context.get_dummy_value()
+
+        integer, real = types.int64, x.dtype
+        return types.void(x, integer, integer, real, real, real, others, real, y,
+                          types.boolean), emit  # fmt: skip
+
+    return normalised
+
+
+_normalised_alone, _normalised_onto = _normalised(False), _normalised(True)
 
 
 @njit(parallel=True, cache=True)
-def _scale_shift(x, first, stop, mean, scale, shift, others, floor, y):
+def _scale_shift(x, first, stop, mean, scale, shift, others, floor, y, past):
     """y = max((x - mean) scale + shift + others, floor); others may be empty, a NaN stays NaN."""
-    n, _, size = x.shape
+    n, channels, size = x.shape
     for task in prange(n * (stop - first)):
         image, c = split(task, stop - first)
         c += first
-        centre, factor, term = mean[c], scale[c], shift[c]
-        source, result = x[image, c], y[image, c]
+        at, terms = (image * channels + c) * size, (mean[c], scale[c], shift[c])
         if others.size:
-            other = others[image, c]
-            for p in range(size):
-                value = (source[p] - centre) * factor + term + other[p]
-                result[p] = floor if value < floor else value
+            _normalised_onto(x, at, size, *terms, others, floor, y, past)
         else:
-            for p in range(size):
-                value = (source[p] - centre) * factor + term
-                result[p] = floor if value < floor else value
+            _normalised_alone(x, at, size, *terms, others, floor, y, past)
 
 
 @njit(parallel=True, cache=True, fastmath=_SUM_FLAGS)
@@ -102,21 +157,59 @@ def _gradient_sums(dy, x, y, first, stop, mean, inv_std, sums):
         sums[1, image, c] = plain
 
 
+def _spread(rectified):
+    """The intrinsic for dx of a plane; `rectified`: dy counts where y is positive."""
+
+    @intrinsic
+    def spread(_, dy, x, y, at, length, mean, inv_std, scale, mean_weighted, mean_plain, dx, past):
+        """dx = scale (dy - mean_plain - (x - mean) inv_std mean_weighted), from `at` on."""
+
+        def emit(context, builder, signature, args):
+            e = Emitter(context, builder, signature, args)
+            grads, values, target = (e.pointer(i, args[3]) for i in (0, 1, 10))
+            length, past, zero = args[4], args[11], e.constant(0.0)
+            mean, inv_std, scale, mean_weighted, mean_plain = (e.splat(a) for a in args[5:10])
+
+            def compute(_, load):
+                results = []
+                for v in range(_VECTORS):
+                    grad = load(grads, v)
+                    if rectified:
+                        passes = builder.fcmp_ordered(">", load(e.pointer(2, args[3]), v), zero)
+                        grad = builder.select(passes, grad, zero)
+                    normal = builder.fmul(builder.fsub(load(values, v), mean), inv_std)
+                    rest = builder.fsub(grad, mean_plain)
+                    rest = builder.fsub(rest, builder.fmul(normal, mean_weighted))
+                    results.append(builder.fmul(scale, rest))
+                return [results]
+
+            head = before_line(e, target, length, past)
+            write(e, [target], length, [past], _VECTORS, compute, head)
+            return context.get_dummy_value()
+
+        integer, real = types.int64, x.dtype
+        return types.void(dy, x, y, integer, integer, real, real, real, real, real, dx,
+                          types.boolean), emit  # fmt: skip
+
+    return spread
+
+
+_spread_all, _spread_rectified = _spread(False), _spread(True)
+
+
 @njit(parallel=True, cache=True)
-def _input_grad(dy, x, y, first, stop, mean, inv_std, scale, mean_weighted, mean_plain, dx):
+def _input_grad(dy, x, y, first, stop, mean, inv_std, scale, mean_weighted, mean_plain, dx, past):
     """`y`: as in _gradient_sums."""
-    n, _, size = x.shape
-    zero = x.dtype.type(0)
+    n, channels, size = x.shape
     for task in prange(n * (stop - first)):
         image, c = split(task, stop - first)
         c += first
-        for p in range(size):
-            grad = dy[image, c, p]
-            if y.size:
-                grad = grad if y[image, c, p] > zero else zero
-            normal = (x[image, c, p] - mean[c]) * inv_std[c]
-            spread = grad - mean_plain[c] - normal * mean_weighted[c]
-            dx[image, c, p] = scale[c] * spread
+        at = (image * channels + c) * size
+        terms = mean[c], inv_std[c], scale[c], mean_weighted[c], mean_plain[c]
+        if y.size:
+            _spread_rectified(dy, x, y, at, size, *terms, dx, past)
+        else:
+            _spread_all(dy, x, y, at, size, *terms, dx, past)
 
 
 def _groups(*operands):
@@ -148,13 +241,13 @@ def batchnorm_train(x, gamma, beta, eps, others=None, rectify=False):
     planes, beta, added = _planes(x), np.ascontiguousarray(beta), _optional(others, x.dtype)
     mean, var, inv_std, scale = np.empty((4, x.shape[1]), x.dtype)
     y = empty(planes.shape, planes.dtype)
-    floor = _floor(x.dtype, rectify)
+    floor, past = _floor(x.dtype, rectify), past_caches(planes, added, y)
     for first, stop in _groups(planes, added):
         group = slice(first, stop)
         mean[group], var[group] = _moments(planes, first, stop)
         inv_std[group] = 1 / np.sqrt(var[group] + x.dtype.type(eps))
         scale[group] = gamma[group] * inv_std[group]
-        _scale_shift(planes, first, stop, mean, scale, beta, added, floor, y)
+        _scale_shift(planes, first, stop, mean, scale, beta, added, floor, y, past)
     return y.reshape(x.shape), mean, var, inv_std
 
 
@@ -187,7 +280,8 @@ def _affine(x, mean, scale, shift):
     planes = _planes(x)
     y = empty(planes.shape, planes.dtype)
     none, floor = _optional(None, x.dtype), _floor(x.dtype)
-    _scale_shift(planes, 0, x.shape[1], mean, scale, shift, none, floor, y)
+    past = past_caches(planes, y)
+    _scale_shift(planes, 0, x.shape[1], mean, scale, shift, none, floor, y, past)
     return y.reshape(x.shape)
 
 
@@ -207,11 +301,12 @@ def batchnorm_backward(dy, x, gamma, mean, inv_std, y=None):
     sums = np.empty((2, x.shape[1]), x.dtype)
     means = np.empty_like(sums)
     dx = empty(planes.shape, planes.dtype)
+    past = past_caches(grads, planes, results, dx)
     for first, stop in _groups(grads, planes, results):
         group = slice(first, stop)
         sums[:, group] = _sums(grads, planes, results, first, stop, mean, inv_std)
         means[:, group] = sums[:, group] / count
-        _input_grad(grads, planes, results, first, stop, mean, inv_std, scale, *means, dx)
+        _input_grad(grads, planes, results, first, stop, mean, inv_std, scale, *means, dx, past)
     return dx.reshape(x.shape), *sums
 
 

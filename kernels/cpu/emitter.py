@@ -69,14 +69,23 @@ class Emitter:
         store = self.builder.store(value, address, align=VECTOR_BYTES)
         store.set_metadata("nontemporal", self.builder.module.add_metadata([ir.IntType(32)(1)]))
 
-    def prefetch(self, pointer, count):
-        """Fetch the lines of so many elements into the second cache."""
+    def put_vectors(self, values, pointer, index, past):
+        """Store vectors side by side; where the flag `past` is set, past the caches."""
+        stores = self.stream_vector, self.store_vector
+        with self.builder.if_else(past) as branches:
+            for branch, store in zip(branches, stores, strict=True):
+                with branch:
+                    for v, value in enumerate(values):
+                        store(value, pointer, self.builder.add(index, INT(v * self.lanes)))
+
+    def prefetch(self, pointer, count, cache=2):
+        """Fetch the lines of so many elements into the first or the second cache."""
         function = cgutils.get_or_insert_function(
             self.builder.module,
             ir.FunctionType(ir.VoidType(), [self.real.as_pointer(), *[ir.IntType(32)] * 3]),
             f"llvm.prefetch.p0f{8 * self.size(self.real)}",
         )
-        read, level, data = (ir.IntType(32)(value) for value in (0, 2, 1))
+        read, level, data = (ir.IntType(32)(value) for value in (0, 4 - cache, 1))
 
         def line(place, _):
             self.builder.call(function, [self.builder.gep(pointer, [place]), read, level, data])
@@ -88,11 +97,12 @@ class Emitter:
         """min(a, b) of two integers."""
         return self.builder.select(self.builder.icmp_signed("<", a, b), a, b)
 
-    def splat(self, value):
-        """A vector whose elements are all `value`."""
-        nothing = ir.Constant(ir.VectorType(value.type, self.lanes), ir.Undefined)
+    def splat(self, value, count=None):
+        """A vector whose elements are all `value`: `count` of them, or as many as have lanes."""
+        count = count or self.lanes
+        nothing = ir.Constant(ir.VectorType(value.type, count), ir.Undefined)
         vector = self.builder.insert_element(nothing, value, ir.IntType(32)(0))
-        mask = ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), [0] * self.lanes)
+        mask = ir.Constant(ir.VectorType(ir.IntType(32), count), [0] * count)
         return self.builder.shuffle_vector(vector, nothing, mask)
 
     def constant(self, value):
@@ -101,12 +111,54 @@ class Emitter:
 
     def fma(self, a, b, c):
         """a b + c, rounded once."""
+        return self._call("fma", a, b, c)
+
+    def root(self, value):
+        """The square roots of a vector."""
+        return self._call("sqrt", value)
+
+    def power(self, base, exponent):
+        """base^exponent of vectors, which takes a function call for every element."""
+        return self._call("pow", base, exponent)
+
+    def _call(self, name, *vectors):
         function = cgutils.get_or_insert_function(
             self.builder.module,
-            ir.FunctionType(self.vector, [self.vector] * 3),
-            f"llvm.fma.v{self.lanes}f{8 * self.size(self.real)}",
+            ir.FunctionType(self.vector, [self.vector] * len(vectors)),
+            f"llvm.{name}.v{self.lanes}f{8 * self.size(self.real)}",
         )
-        return self.builder.call(function, [a, b, c])
+        return self.builder.call(function, vectors)
+
+    def power_of_minus_three_quarters(self, value):
+        """value^(-3/4), to about a bit.
+
+        Two roots and a quotient take as long as thirty products. Where there are estimates of
+        inverse roots, of 14 bits, two of them give f, near value^(-1/4). With r = 1 - value f^4
+
+            value^(-3/4) = f^3 (1 - r)^(-3/4) = f^3 (1 + 3/4 r + 21/32 r^2 + ...).
+        """
+        builder, one = self.builder, self.constant(1.0)
+        if not (_WIDE and self.real == ir.FloatType()):
+            root = self.root(value)
+            return builder.fdiv(one, builder.fmul(root, self.root(root)))
+        inverse_root = self._inverse_root_estimate(value)
+        fourth = self._inverse_root_estimate(builder.fmul(value, inverse_root))
+        square = builder.fmul(fourth, fourth)
+        rest = self.fma(builder.fneg(builder.fmul(value, square)), square, one)
+        cube = builder.fmul(square, fourth)
+        series = builder.fmul(rest, self.fma(rest, self.constant(21 / 32), self.constant(3 / 4)))
+        # Of 0 and of infinity the first estimate is exact, and the result as well; the rest is NaN.
+        known = builder.fcmp_ordered("ord", rest, rest)
+        return builder.select(known, self.fma(cube, series, cube), inverse_root)
+
+    def _inverse_root_estimate(self, value):
+        flags = ir.IntType(self.lanes)
+        function = cgutils.get_or_insert_function(
+            self.builder.module,
+            ir.FunctionType(self.vector, [self.vector, self.vector, flags]),
+            "llvm.x86.avx512.rsqrt14.ps.512",
+        )
+        return self.builder.call(function, [value, self.constant(0.0), flags(-1)])
 
     def store_some(self, value, pointer, index, inside):
         """Store the elements of a vector whose flags (a vector of bits) are set."""

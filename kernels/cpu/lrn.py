@@ -1,161 +1,201 @@
 """Local response normalisation on all cores; the definitions stand in kernels.reference.lrn.
 
 A task is one image and one stretch of positions, over all channels, and the innermost loops run
-along the stretch, which is contiguous. What the window sums of its channels waits in a ring of as
-many lines, where a channel takes the place of the one that leaves the window. So every channel is
-read once, and all that is read again lies in a first cache.
+along the stretch, which is contiguous. So every channel comes from memory once, and when the window
+meets it again it lies in a first cache. What backward sums is computed once and waits in a ring of
+as many lines as the window has, where a channel takes the place of the one that leaves.
 """
 
-import math
-
 import numpy as np
+from llvmlite import ir
 from numba import get_thread_id, njit, prange, types
 from numba.extending import intrinsic
 
 from kernels.cpu.emitter import INT, Emitter
-from kernels.cpu.moves import copy
-from kernels.cpu.streams import fetch, past_caches, stream
+from kernels.cpu.streams import before_line, past_caches, write
 from kernels.cpu.tasks import chunk_bounds, split
 from kernels.cpu.threads import num_threads
 from kernels.cpu.workspace import empty, workspace
 from kernels.reference.lrn import check_lrn
 
-_STRETCH = 512
-_VECTORS = 4  # summed at a time; they divide a stretch
+# Elements, of which a few lines fill no more than a first cache.
+_STRETCH = 768
+_VECTORS = 4  # side by side
+
+
+def _over_window(e, totals, lines, rows, pitch, load, term):
+    """Sums of vectors: total = term(vector, total) over `rows` lines, `pitch` apart."""
+
+    def add(j, totals):
+        line = e.builder.gep(lines, [e.builder.mul(j, pitch)])
+        return [term(load(line, v), total) for v, total in enumerate(totals)]
+
+    return e.loop(rows, INT(1), totals, add)
+
+
+def _damping(e, scales, beta):
+    """scale^-beta; the papers' 3/4 by square roots, of which there are instructions."""
+    builder = e.builder
+    usual = builder.fcmp_ordered("==", beta, e.real(0.75))
+    results = []
+    for scale in scales:
+        with builder.if_else(usual) as (then, otherwise):
+            with then:
+                quick, quickly = e.power_of_minus_three_quarters(scale), builder.block
+            with otherwise:
+                slow, slowly = e.power(scale, e.splat(builder.fneg(beta))), builder.block
+        result = builder.phi(e.vector)
+        result.add_incoming(quick, quickly)
+        result.add_incoming(slow, slowly)
+        results.append(result)
+    return results
 
 
 @intrinsic
-def _window_sum(_, ring, sums, length, factor, term):
-    """sums[p] = term + factor sum_j ring[j, p] for p < length, and up to the next _VECTORS."""
+def _normalise(_, x, first, rows, pitch, y, scale, at, length, alpha, beta, k, past):
+    """scale = k + alpha sum_j x_j^2 and y = x scale^-beta, for `length` elements from `at` on.
+
+    x_j are `rows` lines of x, `pitch` apart, of which the first begins at `first`; one more is
+    fetched.
+    """
 
     def emit(context, builder, signature, args):
         e = Emitter(context, builder, signature, args)
-        ring, sums = e.pointer(0), e.pointer(1)
-        rows, _ = e.shape(0)
-        factor, term = e.splat(args[3]), e.splat(args[4])
-        places = [INT(v * e.lanes) for v in range(_VECTORS)]
+        lines, rows, pitch = e.pointer(0, args[1]), args[2], args[3]
+        own, y, scale = e.pointer(0, args[6]), e.pointer(4, args[6]), e.pointer(5, args[6])
+        length, past = args[7], args[11]
+        factor, term = e.splat(args[8]), e.splat(args[10])
 
-        def block(p, _):
-            def add(j, totals):
-                line = builder.gep(ring, [builder.add(builder.mul(j, INT(_STRETCH)), p)])
-                return [
-                    builder.fadd(total, e.load_vector(line, place))
-                    for total, place in zip(totals, places, strict=True)
-                ]
+        following = builder.gep(lines, [builder.mul(rows, pitch)])
 
-            totals = e.loop(rows, INT(1), [e.constant(0.0)] * _VECTORS, add)
-            target = builder.gep(sums, [p])
-            for total, place in zip(totals, places, strict=True):
-                e.store_vector(e.fma(total, factor, term), target, place)
-            return []
+        def compute(place, load):
+            e.prefetch(builder.gep(following, [place]), INT(_VECTORS * e.lanes), cache=1)
+            zeros = [e.constant(0.0)] * _VECTORS
+            totals = _over_window(
+                e, zeros, lines, rows, pitch, load, lambda value, total: e.fma(value, value, total)
+            )
+            scales = [e.fma(total, factor, term) for total in totals]
+            damped = [
+                builder.fmul(load(own, v), damping)
+                for v, damping in enumerate(_damping(e, scales, args[9]))
+            ]
+            return damped, scales
 
-        e.loop(args[2], INT(_VECTORS * e.lanes), [], block)
+        head = before_line(e, y, length, past)
+        write(e, [y, scale], length, [past, past], _VECTORS, compute, head)
         return context.get_dummy_value()
 
-    return types.void(ring, sums, types.int64, ring.dtype, ring.dtype), emit
+    integer, real = types.int64, x.dtype
+    return types.void(x, integer, integer, integer, y, scale, integer, integer, real, real, real,
+                      types.boolean), emit  # fmt: skip
 
 
-@njit(inline="always")
-def _damp(x, scale, y, beta):
-    """y = x scale^-beta along one line; the papers' 3/4 by two square roots, which vectorise."""
-    one = scale.dtype.type(1)
-    if beta == 0.75:
-        for p in range(x.size):
-            root = math.sqrt(scale[p])
-            y[p] = x[p] * (one / (root * math.sqrt(root)))
-    else:
-        for p in range(x.size):
-            y[p] = x[p] * scale[p] ** -beta
+@intrinsic
+def _pass_on(_, dy, x, scale, at, enters, ring, rows, through, own, left, left_at, waited, dx,
+             length, pitch, factor, beta, past):  # fmt: skip
+    """A channel enters the window, and one that waited in it leaves with its gradient.
+
+    Of `length` elements from `at` on own = dy scale^-beta, and through = own x / scale, or 0 where
+    nothing `enters`; dx = waited - factor left (the sum of `through` and `rows` lines of the ring).
+    `through` may be a line of the ring, and `own` the one that `waited`. The next channel, which
+    is fetched, lies at a `pitch`.
+    """
+
+    def emit(context, builder, signature, args):
+        e = Emitter(context, builder, signature, args)
+        operands = [e.pointer(i, args[3]) for i in range(3)]
+        ring, through, own, waited, dx = (e.pointer(i) for i in (5, 7, 8, 11, 12))
+        left, length, pitch, past = e.pointer(9, args[10]), args[13], args[14], args[17]
+        factor = e.splat(builder.fneg(args[15]))
+        at_once = builder.icmp_unsigned("==", own, waited)
+
+        def compute(place, load):
+            for operand in operands:
+                ahead = builder.gep(operand, [builder.add(place, pitch)])
+                e.prefetch(ahead, INT(_VECTORS * e.lanes))
+            grads, values, scales = (
+                [load(operand, v) for v in range(_VECTORS)] for operand in operands
+            )
+            weighed = [
+                builder.fmul(grad, damping)
+                for grad, damping in zip(grads, _damping(e, scales, args[16]), strict=True)
+            ]
+            terms = [
+                builder.select(
+                    args[4], builder.fdiv(builder.fmul(weight, value), scale), e.constant(0.0)
+                )
+                for weight, value, scale in zip(weighed, values, scales, strict=True)
+            ]
+            totals = _over_window(
+                e, terms, ring, args[6], INT(_STRETCH), load,
+                lambda value, total: builder.fadd(total, value),
+            )  # fmt: skip
+            leaving = [
+                builder.select(at_once, weight, load(waited, v)) for v, weight in enumerate(weighed)
+            ]
+            results = [
+                e.fma(builder.fmul(factor, load(left, v)), total, leaving[v])
+                for v, total in enumerate(totals)
+            ]
+            return weighed, terms, results
+
+        no = ir.IntType(1)(0)
+        head = before_line(e, dx, length, past)
+        write(e, [own, through, dx], length, [no, no, past], _VECTORS, compute, head)
+        return context.get_dummy_value()
+
+    integer, real, flag = types.int64, x.dtype, types.boolean
+    return types.void(
+        dy, x, scale, integer, flag, ring, integer, through, own, left, integer, waited, dx,
+        integer, integer, real, real, flag,
+    ), emit  # fmt: skip
 
 
-@njit(inline="always")
-def _damp_backward(dy, x, scale, own, through, beta):
-    """own = dy scale^-beta and through = own x / scale, both by products of scale^-1/4."""
-    one = scale.dtype.type(1)
-    if beta == 0.75:
-        for p in range(x.size):
-            fourth = one / math.sqrt(math.sqrt(scale[p]))
-            half = fourth * fourth
-            own[p] = dy[p] * (half * fourth)
-            through[p] = own[p] * x[p] * (half * half)
-    else:
-        for p in range(x.size):
-            own[p] = dy[p] * scale[p] ** -beta
-            through[p] = own[p] * x[p] / scale[p]
-
-
-@njit(inline="always")
-def _put(target, start, computed, length, past):
-    if past:
-        stream(target, start, computed, 0, length)
-    else:
-        copy(target, start, computed, 0, length)
-
-
-@njit(parallel=True, cache=True, error_model="numpy")
-def _lrn(x, y, scale, shape, window, alpha, beta, k, scratch, past):
-    """x, y, scale: flat. scratch: for each thread the ring, and lines for scale and y."""
+@njit(parallel=True, cache=True)
+def _lrn(x, y, scale, shape, window, alpha, beta, k, past):
+    """All arrays flat."""
     n, channels, size = shape
     before, after = window
-    rows = before + 1 + after
     stretches = (size + _STRETCH - 1) // _STRETCH
     for task in prange(n * stretches):
         image, stretch = split(task, stretches)
         start, stop = chunk_bounds(stretch, _STRETCH, size)
         length = stop - start
+        start += image * channels * size
+        for c in range(channels):
+            low, high = max(0, c - before), min(channels, c + after + 1)
+            _normalise(
+                x, start + low * size, high - low, size, y, scale, start + c * size, length,
+                alpha, beta, k, past,
+            )  # fmt: skip
+
+
+@njit(parallel=True, cache=True)
+def _lrn_backward(dy, x, scale, dx, shape, window, factor, beta, scratch, past):
+    """All arrays flat. scratch: for each thread lines of dy scale^-beta that wait, the ring,
+    and a line for what nobody wants."""
+    n, channels, size = shape
+    after, before = window  # mirrored
+    rows = before + after
+    stretches = (size + _STRETCH - 1) // _STRETCH
+    for task in prange(n * stretches):
+        image, stretch = split(task, stretches)
+        start, stop = chunk_bounds(stretch, _STRETCH, size)
+        length = stop - start
+        start += image * channels * size
         lines = scratch[get_thread_id()]
-        ring, sums, damped = lines[:rows], lines[rows], lines[rows + 1]
+        waiting, ring, spare = lines[: after + 1], lines[after + 1 : -1], lines[-1]
         ring[:] = 0
         for c in range(channels + after):
             # Channel c enters the window of channel c - after, which is then whole.
-            entering = ring[c % rows, :length]
-            if c < channels:
-                at = (image * channels + c) * size + start
-                if c + 1 < channels:
-                    fetch(x, at + size, length)
-                line = x[at : at + length]
-                for p in range(length):
-                    entering[p] = line[p] * line[p]
-            else:
-                entering[:] = 0
-            if c >= after:
-                at = (image * channels + c - after) * size + start
-                _window_sum(ring, sums, length, alpha, k)
-                _damp(x[at : at + length], sums[:length], damped[:length], beta)
-                _put(scale, at, sums, length, past)
-                _put(y, at, damped, length, past)
-
-
-@njit(parallel=True, cache=True, error_model="numpy")
-def _lrn_backward(dy, x, scale, dx, shape, window, factor, beta, scratch, past):
-    """All arrays flat. scratch: for each thread the ring, lines of dy scale^-beta, and one more."""
-    n, channels, size = shape
-    after, before = window  # mirrored
-    rows, zero = before + 1 + after, x.dtype.type(0)
-    stretches = (size + _STRETCH - 1) // _STRETCH
-    for task in prange(n * stretches):
-        image, stretch = split(task, stretches)
-        start, stop = chunk_bounds(stretch, _STRETCH, size)
-        length = stop - start
-        lines = scratch[get_thread_id()]
-        ring, waiting, sums = lines[:rows], lines[rows:-1], lines[-1]
-        ring[:] = 0
-        for c in range(channels + after):
-            entering = ring[c % rows, :length]
-            if c < channels:
-                at = (image * channels + c) * size + start
-                own, scales = waiting[c % (after + 1), :length], scale[at : at + length]
-                pixels, grad = x[at : at + length], dy[at : at + length]
-                _damp_backward(grad, pixels, scales, own, entering, beta)
-            else:
-                entering[:] = 0
-            if c >= after:
-                at = (image * channels + c - after) * size + start
-                _window_sum(ring, sums, length, factor, zero)
-                own, pixels = waiting[(c - after) % (after + 1), :length], x[at : at + length]
-                for p in range(length):
-                    sums[p] = own[p] - pixels[p] * sums[p]
-                _put(dx, at, sums, length, past)
+            left = c - after
+            at, left_at = start + min(c, channels - 1) * size, start + max(left, 0) * size
+            target = spare[:length] if left < 0 else dx[left_at : left_at + length]
+            _pass_on(
+                dy, x, scale, at, c < channels, ring, rows, ring[c % max(rows, 1)],
+                waiting[c % (after + 1)], x, left_at, waiting[left % (after + 1)], target,
+                length, size, factor, beta, past and left >= 0,
+            )  # fmt: skip
 
 
 def _flat(x):
@@ -180,9 +220,8 @@ def lrn(x, size, alpha, beta, k, size_normalized=False):
     y, scale = empty(x.shape, x.dtype), empty(x.shape, x.dtype)
     window, number = _reach(size, x.shape[1]), x.dtype.type
     settings = number(alpha), number(beta), number(k)
-    scratch = workspace("lrn", (num_threads(), sum(window) + 3, _STRETCH), x.dtype)
     _lrn(
-        _flat(x), y.reshape(-1), scale.reshape(-1), _shape(x), window, *settings, scratch,
+        _flat(x), y.reshape(-1), scale.reshape(-1), _shape(x), window, *settings,
         past_caches(x, y, scale),
     )  # fmt: skip
     return y, scale
@@ -195,7 +234,7 @@ def lrn_backward(dy, x, scale, size, alpha, beta, k, size_normalized=False):
     dx = empty(x.shape, x.dtype)
     window, number = _reach(size, x.shape[1]), x.dtype.type
     settings = number(2 * alpha * beta), number(beta)
-    lines = sum(window) + 1 + window[0] + 1 + 1
+    lines = window[0] + 1 + max(1, sum(window)) + 1
     scratch = workspace("lrn", (num_threads(), lines, _STRETCH), x.dtype)
     _lrn_backward(
         _flat(dy), _flat(x), _flat(scale), dx.reshape(-1), _shape(x), window, *settings, scratch,

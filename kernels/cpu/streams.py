@@ -14,6 +14,7 @@ Other threads see streamed stores in any order until the thread executes a locke
 that end a parallel loop do.
 """
 
+from llvmlite import ir
 from numba import get_thread_id, njit, types
 from numba.extending import intrinsic
 
@@ -53,6 +54,65 @@ def settle(y, start, computed, scratch):
         stream(y, start, computed, 0, computed.size)
 
 
+def write(e, targets, length, past, vectors, compute, head=None):
+    """Instructions, of an `Emitter`: targets[i][p] = the p-th value of compute's i-th, p < length.
+
+    compute(place, load) gives, for each target, `vectors` vectors from element number `place` on;
+    it must load what it needs by load(pointer, v), vector v from `place` on. A target whose flag in
+    `past` is set is written past the caches, if it lies as vectors do behind the first `head`
+    elements: `before_line`, or none. All vectors are loaded first and stored in one go then, since
+    a memory that takes turns of reading and writing for every vector is half as fast.
+    """
+    builder, step = e.builder, INT(vectors * e.lanes)
+    head = INT(0) if head is None else head
+    past = [
+        builder.and_(flag, _aligned(e, builder.gep(target, [head])))
+        for flag, target in zip(past, targets, strict=True)
+    ]
+
+    def places(place):
+        return [builder.add(place, INT(v * e.lanes)) for v in range(vectors)]
+
+    def some(start, stop):
+        def block(p, _):
+            place = builder.add(start, p)
+            spots = places(place)
+            inside = [e.below(builder.sub(stop, place), v * e.lanes) for v in range(vectors)]
+            results = compute(place, lambda pointer, v: e.load_some(pointer, spots[v], inside[v]))
+            for target, values in zip(targets, results, strict=True):
+                for spot, flags, value in zip(spots, inside, values, strict=True):
+                    e.store_some(value, target, spot, flags)
+            return []
+
+        e.loop(builder.sub(stop, start), step, [], block)
+
+    def whole(p, _):
+        place = builder.add(head, p)
+        spots = places(place)
+        results = compute(place, lambda pointer, v: e.load_vector(pointer, spots[v]))
+        for target, values, streamed in zip(targets, results, past, strict=True):
+            e.put_vectors(values, target, place, streamed)
+        return []
+
+    some(INT(0), head)
+    end = builder.add(head, builder.and_(builder.sub(length, head), builder.neg(step)))
+    e.loop(builder.sub(end, head), step, [], whole)
+    some(end, length)
+
+
+def before_line(e, pointer, length, past):
+    """How many of `length` elements lie before the first place of a vector; 0 unless `past`."""
+    address = e.builder.ptrtoint(pointer, INT)
+    size = e.builder.and_(e.builder.neg(address), INT(VECTOR_BYTES - 1))
+    count = e.smaller(e.builder.udiv(size, INT(e.size(e.real))), length)
+    return e.builder.select(past, count, INT(0))
+
+
+def _aligned(e, pointer):
+    rest = e.builder.and_(e.builder.ptrtoint(pointer, INT), INT(VECTOR_BYTES - 1))
+    return e.builder.icmp_unsigned("==", rest, INT(0))
+
+
 @intrinsic
 def stream(_, target, target0, source, source0, length):
     """target[target0 : target0 + length] = source[source0 : source0 + length], past the caches."""
@@ -60,32 +120,9 @@ def stream(_, target, target0, source, source0, length):
     def emit(context, builder, signature, args):
         e = Emitter(context, builder, signature, args)
         target, source, length = e.pointer(0, args[1]), e.pointer(2, args[3]), args[4]
-        size = INT(e.size(e.real))
-
-        def copy(first, count):
-            """Single elements, which share their vector with what lies beside the target."""
-
-            def element(i, _):
-                place = builder.add(first, i)
-                builder.store(e.load(source, place), builder.gep(target, [place]))
-                return []
-
-            e.loop(count, INT(1), [], element)
-
-        address = builder.ptrtoint(target, INT)
-        before = builder.and_(builder.neg(address), INT(VECTOR_BYTES - 1))
-        before = e.smaller(builder.udiv(before, size), length)
-        copy(INT(0), before)
-        rest = builder.sub(length, before)
-        whole = builder.and_(rest, INT(-e.lanes))
-        aligned, values = builder.gep(target, [before]), builder.gep(source, [before])
-
-        def vector(i, _):
-            e.stream_vector(e.load_vector(values, i), aligned, i)
-            return []
-
-        e.loop(whole, INT(e.lanes), [], vector)
-        copy(builder.add(before, whole), builder.sub(rest, whole))
+        past = ir.IntType(1)(1)
+        head = before_line(e, target, length, past)
+        write(e, [target], length, [past], 1, lambda _, load: [[load(source, 0)]], head)
         return context.get_dummy_value()
 
     integer = types.int64

@@ -426,6 +426,14 @@ def test_lrn_of_extremes():
         np.testing.assert_allclose(fast, slow, rtol=1e-5)
 
 
+def test_lrn_of_all_magnitudes():
+    """The power of scales from the smallest to the largest there are, exact to a few last bits."""
+    x = np.logspace(-22, 19, 5000).astype(np.float32).reshape(1, 1, 1, -1)
+    y, scale = cpu.lrn(x, 1, 1.0, 0.75, 0.0)
+    expected = x.astype(np.float64) * scale.astype(np.float64) ** -0.75
+    np.testing.assert_allclose(y, expected, rtol=4 * 2**-24)
+
+
 @given(st.data(), images, dtypes)
 @some
 def test_batchnorm(data, shape, dtype):
@@ -463,6 +471,13 @@ def test_batchnorm_in_groups_of_channels(monkeypatch):
         monkeypatch.setitem(cpu.batchnorm_train.__globals__, "_GROUP_BYTES", nbytes)
         y, mean, _, inv_std = agree("batchnorm_train", x, gamma, beta, 1e-2, others, True)
         agree("batchnorm_backward", dy, x, gamma, mean, inv_std, y)
+
+
+def test_batchnorm_of_planes_beyond_a_first_cache():
+    x = np.random.default_rng(0).standard_normal((2, 2, 91, 100)).astype(np.float32)
+    x += np.linspace(0, 9, x.size, dtype=np.float32).reshape(x.shape)  # the pieces' means differ
+    slow, fast = (kernels.batchnorm_statistics(x) for kernels in (reference, cpu))
+    np.testing.assert_allclose(fast, slow, rtol=1e-6)
 
 
 def test_batchnorm_keeps_digits_beside_a_large_mean():
@@ -507,8 +522,14 @@ def test_results_written_past_the_caches(monkeypatch, shape, dtype):
     agree("relu_backward", dy, y, exact=True)
     agree("dropout", x, 0.5, 3, 4, exact=True)
     agree("add", np.tile(x, (8, 1, 1, 1)), np.tile(dy, (8, 1, 1, 1)), exact=True)
-    _, scale = agree("lrn", x, 5, 0.2, 0.75, 1.5)
-    agree("lrn_backward", dy, x, scale, 5, 0.2, 0.75, 1.5)
+    for size in (1, 5):
+        _, scale = agree("lrn", x, size, 0.2, 0.75, 1.5)
+        agree("lrn_backward", dy, x, scale, size, 0.2, 0.75, 1.5)
+    gamma, beta = draw.standard_normal((2, shape[1])).astype(dtype)
+    y, mean, _, inv_std = agree("batchnorm_train", x, gamma, beta, 1e-2, dy, True)
+    agree("batchnorm_backward", dy, x, gamma, mean, inv_std, y)
+    agree("batchnorm_backward", dy, x, gamma, mean, inv_std)
+    y = agree("relu", x, exact=True)
     out = np.empty(x.size + 3, dtype)[3:].reshape(shape)  # not where a vector begins
     np.testing.assert_array_equal(cpu.relu(x, out=out), y)
 

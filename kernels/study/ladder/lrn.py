@@ -151,10 +151,10 @@ def running_sum(p: Normalisation):
 
 
 def stretches(p: Normalisation):
-    """kernels.cpu.lrn on one thread. It goes through all channels for 512 positions, then for the
-    next 512. The squares of the window's five channels wait in a ring of five lines, which lies in
-    the L1 cache as the sums do, so that memory is read once and written twice, which is the least
-    there can be."""
+    """kernels.cpu.lrn on one thread. It goes through all channels for 768 positions, then for the
+    next 768, so that the window finds its five channels in the L1 cache: memory is read once and
+    written twice, which is the least there can be. The power is two estimates of an inverse root
+    and a few products, where the processor has such estimates."""
     with one_thread():
         return cpu.lrn(p.x, *_SETTINGS)
 
