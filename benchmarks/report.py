@@ -1,12 +1,14 @@
 """The figures as a table in Markdown, as JSON and as a picture."""
 
 import json
+from functools import reduce
 from pathlib import Path
 
 from benchmarks import cuda
 from benchmarks.tasks import Figure, Machine
 from kernels.files import atomic_path, write_text
 from kernels.study import machine
+from kernels.study.ceilings import Ceilings
 from kernels.table import format_bytes
 
 PACKAGES = ("numpy", "numba", "torch")
@@ -26,7 +28,7 @@ def taken_on(where: Machine) -> dict:
 
 def table(figures: list[Figure], about: dict, notes) -> str:
     """Everything in Markdown: the machine, a row a figure, what the columns mean."""
-    ceilings = figures[0].ceilings
+    ceilings = _highest(figures)
     peers = any(figure.ratio is not None for figure in figures)
     memory = any(figure.memory for figure in figures)
     columns = _columns(peers, memory)
@@ -46,6 +48,10 @@ def table(figures: list[Figure], about: dict, notes) -> str:
         "or memory."
     )
     return "\n".join([*lines, "", *(f"- {note}" for note in (meaning, *notes))])
+
+
+def _highest(figures):
+    return reduce(Ceilings.highest, (figure.ceilings for figure in figures))
 
 
 def _gpu(about):
@@ -103,7 +109,7 @@ def _memory(figure, name):
 
 def as_dict(figures: list[Figure], about: dict, notes) -> dict:
     """All figures, in seconds, bytes and operations."""
-    ceilings = figures[0].ceilings
+    ceilings = _highest(figures)
     return {
         "machine": about,
         "ceilings": {"flops_per_s": ceilings.flops, "bytes_per_s": ceilings.bandwidth},

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 from benchmarks import cuda
-from kernels.study.ceilings import Ceilings, measure_ceilings
+from kernels.study.ceilings import Ceilings, measure_ceilings, timed_under_ceilings
 from kernels.study.timing import Spread, interleaved, seconds, spread
 
 
@@ -34,7 +34,9 @@ class Task:
     """Work of `flops` float operations (2 a multiply-add) and `traffic` bytes at the very least.
 
     `prepare(peer)` gives the candidates by name, "minidl" first; "PyTorch" only if `peer`.
-    `peak_memory(peer)` gives {candidate: bytes}, or is None where memory is not measured.
+    `peak_memory(peer)` gives {candidate: bytes}, or is None where memory is not measured. Where
+    `under_ceilings`, those of the processor are measured anew, in turns with the candidates: the
+    bandwidth of a machine that is shared may double within minutes.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Task:
     traffic: int
     prepare: Callable[[bool], dict[str, Callable]]
     peak_memory: Callable[[bool], dict[str, int]] | None = None
+    under_ceilings: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,8 @@ class Plan:
 
 
 def run(tasks: Iterable[Task], plan: Plan, progress: Callable[[str], None]) -> list[Figure]:
-    """A Figure a task. The ceilings are measured before and after, and the higher ones count.
+    """A Figure a task. The ceilings are measured before and after, and the higher ones count but
+    for tasks that measured their own.
 
     `progress(name)` is called before each task. Ctrl-C ends the run: what is measured is returned.
     """
@@ -105,11 +109,18 @@ def run(tasks: Iterable[Task], plan: Plan, progress: Callable[[str], None]) -> l
         if not figures:
             raise
     ceilings = before.highest(plan.machine.ceilings(plan.rounds))
-    return [replace(figure, ceilings=ceilings) for figure in figures]
+    return [
+        figure if figure.ceilings is not before else replace(figure, ceilings=ceilings)
+        for figure in figures
+    ]
 
 
 def _figure(task, plan, ceilings):
     memory = task.peak_memory(plan.peer) if task.peak_memory else {}
-    times = interleaved(task.prepare(plan.peer), plan.rounds, clock=plan.machine.clock)
+    runs = task.prepare(plan.peer)
+    if task.under_ceilings:
+        times, ceilings = timed_under_ceilings(runs, plan.rounds)
+    else:
+        times = interleaved(runs, plan.rounds, clock=plan.machine.clock)
     spreads = {name: spread(each) for name, each in times.items()}
     return Figure(task.name, task.flops, task.traffic, spreads, ceilings, memory)

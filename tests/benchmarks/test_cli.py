@@ -25,6 +25,8 @@ def run(monkeypatch, capsys):
     """Run a command on small arrays: (status, stdout, stderr)."""
     monkeypatch.setattr(kernels, "SHAPE", (2, 4, 8, 8))
     monkeypatch.setattr(tasks, "measure_ceilings", lambda rounds: Ceilings(1e11, 1e10))
+    monkeypatch.setattr("kernels.study.ceilings._SIDE", 64)
+    monkeypatch.setattr("kernels.study.ceilings._VALUES", 1 << 12)
     before = dispatch.get_num_threads()
 
     def call(*arguments):

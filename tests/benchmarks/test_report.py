@@ -1,6 +1,7 @@
 """Turns, ceilings and what is made of the figures. No timing is asserted."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -99,6 +100,18 @@ def test_run_takes_the_higher_ceilings(fixed_ceilings):
     assert {f.ceilings for f in figures} == {Ceilings(2e9, 3e9)}
     assert list(figures[0].times) == ["minidl", "PyTorch"]
     assert figures[0].memory == {"minidl": 1 << 20}
+
+
+def test_a_task_under_ceilings_counts_against_its_own(fixed_ceilings, monkeypatch):
+    own = Ceilings(5e9, 7e9)
+    monkeypatch.setattr(
+        tasks, "timed_under_ceilings",
+        lambda runs, rounds: ({name: [1.0] * rounds for name in runs}, own),
+    )  # fmt: skip
+    todo = [task("one"), replace(task("two"), under_ceilings=True)]
+    figures = tasks.run(todo, Plan(2, False, Machine(1)), lambda name: None)
+    assert [f.ceilings for f in figures] == [Ceilings(2e9, 3e9), own]
+    assert own.sentence() in report.table(figures, report.taken_on(Machine(1)), [])
 
 
 def interrupt():
