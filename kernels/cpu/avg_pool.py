@@ -1,109 +1,61 @@
 """Average pooling on all cores; the definitions stand in kernels.reference.pool.
 
-A task is whole planes (image, channel). Their windows are sums of rows first, which are contiguous,
-and then of columns; backward hands the shares out to columns first and then to rows. Sums are in
-the arrays' own dtype, in parts, so that large windows keep their digits.
+A task is whole planes (image, channel). Windows are summed vector by vector, straight from the
+image; backward, each vector of pixels gathers its shares. Tall windows that overlap much are taken
+along rows first, then along columns. Sums are in the arrays' own dtype, in parts, so that large
+windows keep their digits.
 """
 
 from functools import lru_cache
 
 import numpy as np
-from numba import get_thread_id, njit, prange
+from numba import njit, prange
 
 from kernels.cpu.emitter import VECTOR_BYTES
-from kernels.cpu.lines import move_down
-from kernels.cpu.mean_windows import line_spread, quotients, row_sums, run_total, window_means
-from kernels.cpu.streams import fetch, past_caches, stream
+from kernels.cpu.lines import is_tall
+from kernels.cpu.mean_windows import run_total, window_means, window_shares
+from kernels.cpu.streams import fetch_ahead
 from kernels.cpu.tasks import chunk_bounds, group_size
-from kernels.cpu.threads import num_threads
-from kernels.cpu.workspace import empty, workspace
+from kernels.cpu.workspace import empty
 from kernels.geometry import check_shape, pool_output_size
 from kernels.reference.pool import check_avg_pool2d_backward, check_images, window_counts
 
 # Elements of a plane that are summed in its own dtype; their sums are added in float64.
 _RUN = 1 << 10
-# Elements of the sums of a strip: so few that reading, computing and writing take turns often.
-_STRIP = 400
-
-
-@njit(cache=True)
-def _pool_planes(x, y, first, stop, sums, rows, columns, sizes):
-    """The planes from `first` to `stop`; `sums` is zero between the rows' pixels."""
-    h, w, oh, ow, kh, kw, sh, sw, top, left, pitch, strip = sizes
-    used = min(w, pitch - left)
-    for plane in range(first, stop):
-        x0, y0 = plane * h * w, plane * oh * ow
-        for v0 in range(0, oh, strip):
-            v1 = min(oh, v0 + strip)
-            # The strip after the next, which is on its way meanwhile.
-            length = strip * sh * w
-            ahead = x0 + (v1 * sh - top) * w + length
-            fetch(x, ahead, min(length, x.size - ahead))
-            for v in range(v0, v1):
-                r = max(0, v * sh - top)
-                count = min(h, v * sh - top + kh) - r
-                row_sums(x, x0 + r * w, w, count, sums, (v - v0) * pitch + left, used)
-            for v in range(v0, v1):
-                line = (v - v0) * pitch
-                window_means(sums, line, sw, kw, rows[v], columns, y, y0 + v * ow, ow)
 
 
 @njit(parallel=True, cache=True)
-def _avg_pool(x, y, sums, rows, columns, sizes, planes, group):
+def _avg_pool(x, y, rows, columns, sizes, planes, group):
+    h, w, oh, ow, kh, kw, sh, sw, top, left = sizes
     for task in prange((planes + group - 1) // group):
         first, stop = chunk_bounds(task, group, planes)
-        _pool_planes(x, y, first, stop, sums[get_thread_id()], rows, columns, sizes)
-
-
-@njit(cache=True)
-def _spread_planes(dy, dx, first, stop, scratch, rows, columns, windows, sizes, past):
-    """The planes from `first` to `stop`; `past` the caches or not.
-
-    `shares` is zero beside the rows' shares.
-    """
-    shares, sums, landing = scratch
-    first_windows, window_counts = windows
-    h, w, oh, ow, kh, kw, sh, sw, top, left, pitch, strip = sizes
-    before = (kw - 1) // sw
-    wide = before + ow + before
-    for plane in range(first, stop):
-        x0, y0 = plane * h * w, plane * oh * ow
-        known = r = 0  # the first window of the sums, and the first row to come
-        for v0 in range(0, oh, strip):
-            v1 = min(oh, v0 + strip)
-            kept = max(0, v0 - first_windows[r])
-            move_down(sums, (v0 - kept - known) * pitch, 0, kept * pitch)
-            known = v0 - kept
-            for v in range(v0, v1):
-                at = (v - v0) * wide + before
-                quotients(dy, y0 + v * ow, rows[v], columns, shares, at, ow)
-            for v in range(v0, v1):
-                start, line = (v - v0) * wide + before, (v - known) * pitch
-                line_spread(shares, start, sw, kw, sums, line, ow + before)
-                for c in range((ow + before) * sw, pitch):
-                    sums[line + c] = 0
-            end = h if v1 == oh else max(0, v1 * sh - top)
-            begin = x0 + r * w
-            target, base = (landing, 0) if past else (dx, begin)
-            for q in range(r, end):
-                source = (first_windows[q] - known) * pitch + left
-                row_sums(sums, source, pitch, window_counts[q], target, base + (q - r) * w, w)
-            if past:
-                stream(dx, begin, landing, 0, (end - r) * w)
-            r = end
+        for plane in range(first, stop):
+            x0, y0 = plane * h * w, plane * oh * ow
+            for v in range(oh):
+                r = max(0, v * sh - top)
+                count = min(h, v * sh - top + kh) - r
+                begin = x0 + r * w
+                fetch_ahead(x, begin, sh * w)
+                window_means(
+                    x, begin, w, count, left, sw, kw, rows[v], columns, y, y0 + v * ow, ow
+                )
 
 
 @njit(parallel=True, cache=True)
 def _avg_pool_backward(
-    dy, dx, shares, sums, landing, rows, columns, first_windows, window_counts, sizes, past, planes,
-    group,
+    dy, dx, rows, columns, first_windows, window_counts, sizes, planes, group
 ):  # fmt: skip
+    h, w, oh, ow, kw, sw, left = sizes
     for task in prange((planes + group - 1) // group):
-        thread = get_thread_id()
-        scratch = shares[thread], sums[thread], landing[thread]
-        windows = first_windows, window_counts
         first, stop = chunk_bounds(task, group, planes)
-        _spread_planes(dy, dx, first, stop, scratch, rows, columns, windows, sizes, past)
+        for plane in range(first, stop):
+            x0, y0 = plane * h * w, plane * oh * ow
+            for r in range(h):
+                v = first_windows[r]
+                window_shares(
+                    dy, y0 + v * ow, ow, window_counts[r], left, sw, kw, rows, v, columns, dx,
+                    x0 + r * w, w,
+                )  # fmt: skip
 
 
 @lru_cache
@@ -141,11 +93,6 @@ def _row_windows(height, windows, size, stride, before):
     return first, np.maximum(0, np.minimum(windows, row // stride + 1) - first)
 
 
-def _slack(stride, array):
-    """Elements that vectors may reach beyond the end of a line."""
-    return (VECTOR_BYTES // array.itemsize + 1) * stride[1]
-
-
 def _flat(array):
     return np.ascontiguousarray(array).reshape(-1)
 
@@ -159,15 +106,15 @@ def avg_pool2d(
     size = pool_output_size(h, w, kernel_size, stride, padding, (1, 1), ceil_mode)
     if kernel_size == (h, w) and not any(padding):
         return global_avg_pool2d(x)
+    if is_tall(kernel_size, stride):
+        (kh, kw), (sh, sw), modes = kernel_size, stride, (ceil_mode, count_include_pad)
+        along = avg_pool2d(x, (1, kw), (1, sw), (0, 0, *padding[2:]), *modes)
+        return avg_pool2d(along, (kh, 1), (sh, 1), (*padding[:2], 0, 0), *modes)
     y = empty((n, c, *size), x.dtype)
     settings = kernel_size, stride, padding
     counts = _counts(x.shape, y.shape, *settings, count_include_pad, x.dtype)
-    pitch = (size[1] - 1) * stride[1] + kernel_size[1]
-    strip = min(size[0], max(1, _STRIP // pitch))
-    sums = workspace("pool", (num_threads(), strip * pitch + _slack(stride, x)), x.dtype)
-    sums.fill(0)
-    sizes = h, w, *size, *kernel_size, *stride, *padding[::2], pitch, strip
-    _avg_pool(_flat(x), _flat(y), sums, *counts, sizes, n * c, group_size(n * c, h * w))
+    sizes = h, w, *size, *kernel_size, *stride, *padding[::2]
+    _avg_pool(_flat(x), _flat(y), *counts, sizes, n * c, group_size(n * c, h * w))
     return y
 
 
@@ -178,26 +125,20 @@ def avg_pool2d_backward(
     check_avg_pool2d_backward(dy, x_shape, kernel_size, stride, padding, ceil_mode)
     if kernel_size == tuple(x_shape[2:]) and not any(padding):
         return global_avg_pool2d_backward(dy, x_shape)
+    if is_tall(kernel_size, stride):
+        (kh, kw), (sh, sw), modes = kernel_size, stride, (ceil_mode, count_include_pad)
+        along_shape = (*x_shape[:3], dy.shape[3])
+        along = avg_pool2d_backward(dy, along_shape, (kh, 1), (sh, 1), (*padding[:2], 0, 0), *modes)
+        return avg_pool2d_backward(along, x_shape, (1, kw), (1, sw), (0, 0, *padding[2:]), *modes)
     dx = empty(x_shape, dy.dtype)
     (n, c, h, w), (oh, ow) = x_shape, dy.shape[2:]
-    (kh, kw), (sh, sw), threads = kernel_size, stride, num_threads()
-    settings = kernel_size, stride, padding
-    counts = _counts(tuple(x_shape), dy.shape, *settings, count_include_pad, dy.dtype)
-    before = (kw - 1) // sw
-    pitch = max((ow + before) * sw, padding[2] + w)
-    strip = min(oh, max(1, _STRIP // pitch))
-    slack = _slack(stride, dy)
-    shares = workspace("shares", (threads, strip * (ow + 2 * before) + slack), dy.dtype)
-    shares.fill(0)
-    lines = strip + (kh - 1) // sh + 1
-    sums = workspace("pool", (threads, lines * pitch + slack), dy.dtype)
-    landing = workspace("landing", (threads, (strip * sh + kh) * w + slack), dy.dtype)
-    sizes = h, w, oh, ow, kh, kw, sh, sw, *padding[::2], pitch, strip
-    windows = _row_windows(h, oh, kh, sh, padding[0])
-    _avg_pool_backward(
-        _flat(dy), _flat(dx), shares, sums, landing, *counts, *windows, sizes,
-        past_caches(dy, dx), n * c, group_size(n * c, h * w),
-    )  # fmt: skip
+    rows, columns = _counts(
+        tuple(x_shape), dy.shape, kernel_size, stride, padding, count_include_pad, dy.dtype
+    )
+    sizes = h, w, oh, ow, kernel_size[1], stride[1], padding[2]
+    windows = _row_windows(h, oh, kernel_size[0], stride[0], padding[0])
+    factors, group = (1 / rows, 1 / columns), group_size(n * c, h * w)
+    _avg_pool_backward(_flat(dy), _flat(dx), *factors, *windows, sizes, n * c, group)
     return dx
 
 

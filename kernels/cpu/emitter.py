@@ -183,8 +183,16 @@ class Emitter:
         lane = ir.Constant(numbers, list(range(start, start + self.lanes)))
         return self.builder.icmp_signed("<", lane, self.splat(self.builder.trunc(count, integer)))
 
-    def load_some(self, pointer, index, inside):
-        """The elements of a vector whose flags are set; nothing else is read, the others are 0."""
+    def within(self, first, stop):
+        """Flags of the lanes p with 0 <= first + p < stop."""
+        integer = ir.IntType(32)
+        lane = ir.Constant(ir.VectorType(integer, self.lanes), list(range(self.lanes)))
+        number = self.builder.add(lane, self.splat(self.builder.trunc(first, integer)))
+        stop = self.splat(self.builder.trunc(stop, integer))
+        return self.builder.icmp_unsigned("<", number, stop)
+
+    def load_some(self, pointer, index, inside, others=0.0):
+        """The elements of a vector whose flags are set, and `others`; nothing else is read."""
         bits = 8 * self.size(self.real)
         flags = ir.VectorType(ir.IntType(1), self.lanes)
         load = cgutils.get_or_insert_function(
@@ -198,7 +206,7 @@ class Emitter:
             self.builder.gep(pointer, [index]), self.vector.as_pointer()
         )
         size = ir.IntType(32)(bits // 8)
-        return self.builder.call(load, [address, size, inside, self.constant(0.0)])
+        return self.builder.call(load, [address, size, inside, self.constant(others)])
 
     def shuffled(self, a, b, order):
         """The elements of a and b, one after the other, in another order: as many as that lists."""

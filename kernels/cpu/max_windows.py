@@ -1,169 +1,115 @@
-"""Pieces of max-pooling in vector registers: windows along a line, and windows of lines.
+"""The piece of max-pooling in vector registers: the windows along a line.
 
-Written as the tiles of kernels.cpu.simd are, and like them without a check of bounds. A window is
-handled one axis after the other, so that its cost is that of kh + kw pixels, not kh kw.
-
-    split_rows    rows of pixels, sorted by what a stride sets apart
-    line_max      the largest pixel of each window along a line, and where it lies
-    window_max    the largest of those in each window of lines, and its switch
+Written as the tiles of kernels.cpu.simd are, and like them without a check of bounds.
 """
+
+import math
+from functools import reduce
 
 from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
 from kernels.cpu.emitter import INT
-from kernels.cpu.lines import STRIDES, LineEmitter
+from kernels.cpu.lines import COMMON, STRIDES, LineEmitter
 
 _INT32 = ir.IntType(32)
 
 
-def _split_rows(stride):
+def _window_max(stride):
+    """For a stride that is a constant of the code, or for any if it is None."""
+
     @intrinsic
-    def piece(_, x, x0, width, rows, lines, starts, pitch, count):
-        """See `split_rows`."""
+    def piece(
+        _, x, x0, width, rows, pitch, left, step, taps, dilation, first, corners, number, y,
+        switches, y0, windows,
+    ):  # fmt: skip
+        """See `window_max`."""
 
         def emit(context, builder, signature, args):
             e = LineEmitter(context, builder, signature, args)
-            source, target, step = e.pointer(0, args[1]), e.pointer(4), stride * e.lanes
-            phases = [
-                builder.gep(target, [e.load(e.pointer(5), INT(j))]) for j in range(stride)
-            ]
-            whole = builder.mul(builder.sdiv(args[7], INT(step)), INT(step))
-            rest = builder.sub(args[7], whole)
-            flags = [
-                (e.below(rest, j * e.lanes), e.below(e.quotient(rest, stride, stride - 1 - j)))
-                for j in range(stride)
-            ]
+            source, firsts, corners = e.pointer(0, args[1]), e.pointer(9), e.pointer(10)
 
-            def row(r, _):
-                line = builder.gep(source, [builder.mul(r, args[2])])
-                start = builder.mul(r, args[6])
+            def number(value):
+                return e.splat(builder.trunc(value, _INT32))
 
-                def vectors(c, flags):
-                    pixels = e.joined([
-                        e.get(line, builder.add(c, INT(j * e.lanes)), inside)
-                        for j, (inside, _) in enumerate(flags)
-                    ])  # fmt: skip
-                    at = builder.add(start, e.quotient(c, stride))
-                    for j, (_, inside) in enumerate(flags):
-                        order = [j + p * stride for p in range(e.lanes)]
-                        e.put(e.shuffled(pixels, pixels, order), phases[j], at, inside)
-                    return []
+            def window(rows, taps):
+                known = isinstance(taps, int)
 
-                e.loop(whole, INT(step), [], lambda c, _: vectors(c, [(None, None)] * stride))
-                e.loop(rest, INT(step), [], lambda c, _: vectors(builder.add(whole, c), flags))
-                return []
+                def offset(t):
+                    return t if known else builder.mul(t, args[8])
 
-            e.loop(args[3], INT(1), [], row)
+                def vector(u, pixels, inside):
+                    corner = e.load_vector(corners, u, _INT32)
+
+                    def row(i, held):
+                        place = builder.mul(e.int(i), args[4])
+                        line = builder.gep(source, [place])
+                        start = builder.add(corner, number(builder.add(args[11], place)))
+
+                        def tap(t, held):
+                            winner = builder.add(start, number(e.int(offset(t))))
+                            candidate = pixels([line], offset(t)), winner
+                            return candidate if held is None else e.better(candidate, held)
+
+                        if not known:
+                            return e.loop(taps, INT(1), held, tap)
+                        # Not all in one chain, which the processor would wait for.
+                        best = None
+                        for t in range(taps):
+                            best = tap(t, best)
+                        return e.better(best, held)
+
+                    none = e.constant(-math.inf), builder.add(
+                        e.load_vector(firsts, u, _INT32), number(args[11])
+                    )
+                    if known:
+                        best, winner = reduce(lambda held, i: row(i, held), range(rows), none)
+                    else:
+                        best, winner = e.loop(rows, INT(1), none, row)
+                    e.put(best, e.pointer(12, args[14]), u, inside)
+                    e.put(winner, e.pointer(13, args[14]), u, inside)
+
+                reach = offset(taps - 1 if known else builder.sub(taps, INT(1)))
+                e.along_windows(
+                    args[15], stride or args[6], args[5], args[2], reach, -math.inf, vector
+                )
+
+            near = builder.icmp_signed("==", args[8], INT(1))
+            e.cases((args[3], args[7]), COMMON, window, near)
             return context.get_dummy_value()
 
         integer = types.int64
-        return types.void(x, integer, integer, integer, lines, starts, integer, integer), emit
+        return types.void(
+            x, *[integer] * 8, first, corners, integer, y, switches, integer, integer
+        ), emit
 
     return piece
 
 
-_split_1, _split_2, _split_3, _split_4 = (_split_rows(s) for s in STRIDES)
+_max_1, _max_2, _max_3, _max_4, _max = (_window_max(s) for s in (*STRIDES, None))
 
 
-@njit(cache=True)
-def split_rows(x, x0, width, rows, lines, starts, pitch, count):
-    """lines[starts[j] + r pitch + m] = x[x0 + r width + m stride + j] with stride = starts.size.
+@njit(inline="always")
+def window_max(
+    x, x0, width, rows, pitch, left, stride, taps, dilation, first, corners, number, y, switches,
+    y0, windows,
+):  # fmt: skip
+    """y[y0 + u] = max over i < rows and t < taps of row i at c = u stride - left + t dilation.
 
-    For r < rows and j < stride, as far as m stride + j < count.
+    Row i has the pixels x[x0 + i pitch + c] with 0 <= c < width; u < windows. In `switches`
+    number + i pitch + c of the first that is the largest. With corners[u] = u stride - left and
+    first[u] the first c that is a pixel, both in whole vectors. NaN is larger than any number, and
+    the first NaN wins.
     """
-    stride = starts.size
+    windows = first, corners, number, y, switches, y0, windows
     if stride == 1:
-        _split_1(x, x0, width, rows, lines, starts, pitch, count)
+        _max_1(x, x0, width, rows, pitch, left, stride, taps, dilation, *windows)
     elif stride == 2:
-        _split_2(x, x0, width, rows, lines, starts, pitch, count)
+        _max_2(x, x0, width, rows, pitch, left, stride, taps, dilation, *windows)
     elif stride == 3:
-        _split_3(x, x0, width, rows, lines, starts, pitch, count)
+        _max_3(x, x0, width, rows, pitch, left, stride, taps, dilation, *windows)
     elif stride == 4:
-        _split_4(x, x0, width, rows, lines, starts, pitch, count)
+        _max_4(x, x0, width, rows, pitch, left, stride, taps, dilation, *windows)
     else:
-        for r in range(rows):
-            for j in range(stride):
-                for m in range((count - j + stride - 1) // stride):
-                    lines[starts[j] + r * pitch + m] = x[x0 + r * width + m * stride + j]
-
-
-@intrinsic
-def line_max(_, x, offsets, numbers, taps, first, size, best, winners, target):
-    """best[target + f] = max over t < taps of x[offsets[t] + f] for f < size, a full vector last.
-
-    winners[target + f] = numbers[t] of the first t that has it, or first[f] where that is t = 0:
-    the first that is a pixel. NaN is larger than any number, and the first NaN wins.
-    """
-
-    def emit(context, builder, signature, args):
-        e = LineEmitter(context, builder, signature, args)
-
-        def tap(t):
-            """Where its pixels begin, and its number."""
-            place = builder.gep(e.pointer(0), [e.load(e.pointer(1), t)])
-            return place, e.splat(e.load(e.pointer(2), t))
-
-        def lines(taps):
-            # Loaded once, where it is known how many.
-            known = [tap(INT(t)) for t in range(taps)] if isinstance(taps, int) else None
-
-            def vector(f, _):
-                def candidate(t):
-                    place, number = known[t] if known else tap(t)
-                    return e.load_vector(place, f), number
-
-                start = known[0][0] if known else tap(INT(0))[0]
-                initial = e.load_vector(start, f), e.load_vector(e.pointer(4), f, _INT32)
-                best, winner = e.best_of(taps, initial, candidate)
-                e.store_vector(best, e.pointer(6, args[8]), f)
-                e.store_vector(winner, e.pointer(7, args[8]), f)
-                return []
-
-            e.loop(args[5], INT(e.lanes), [], vector)
-
-        e.cases(args[3], lines)
-        return context.get_dummy_value()
-
-    integer = types.int64
-    return types.void(x, offsets, numbers, integer, first, integer, best, winners, integer), emit
-
-
-@intrinsic
-def window_max(_, best, winners, start, pitch, rows, number, step, corners, y, switches, y0, count):
-    """y[y0 + u] = max over i < rows of best[start + i pitch + u] for u < count.
-
-    switches[y0 + u] = corners[u] + number + i step + winners[start + i pitch + u] of the first i
-    that has it. The source is read up to whole vectors.
-    """
-
-    def emit(context, builder, signature, args):
-        e = LineEmitter(context, builder, signature, args)
-        lines, winners = e.pointer(0, args[2]), e.pointer(1, args[2])
-
-        def window(rows):
-            def vector(u, inside):
-                def candidate(i):
-                    i = INT(i) if isinstance(i, int) else i
-                    at = builder.add(builder.mul(i, args[3]), u)
-                    number = e.splat(builder.trunc(builder.mul(i, args[6]), _INT32))
-                    number = builder.add(e.load_vector(winners, at, _INT32), number)
-                    return e.load_vector(lines, at), number
-
-                best, winner = e.best_of(rows, candidate(0), candidate)
-                corner = e.load_vector(e.pointer(7), u, _INT32)
-                corner = builder.add(corner, e.splat(builder.trunc(args[5], _INT32)))
-                e.put(best, e.pointer(8, args[10]), u, inside)
-                e.put(builder.add(winner, corner), e.pointer(9, args[10]), u, inside)
-
-            e.along(args[11], vector)
-
-        e.cases(args[4], window)
-        return context.get_dummy_value()
-
-    integer = types.int64
-    return types.void(
-        best, winners, integer, integer, integer, integer, integer, corners, y, switches, integer,
-        integer,
-    ), emit  # fmt: skip
+        _max(x, x0, width, rows, pitch, left, stride, taps, dilation, *windows)

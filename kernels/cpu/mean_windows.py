@@ -2,174 +2,198 @@
 
 Written as the tiles of kernels.cpu.simd are, and like them without a check of bounds.
 
-    row_sums      the sum of some rows
     window_means  the sum of each window along a line, divided by a count
-    quotients     a line, divided by counts
-    line_spread   the transpose of the sums along a line
+    window_shares what the pixels of a line get from the windows that they lie in
     run_total     the sum of a run
 """
+
+from functools import reduce
 
 from numba import njit, types
 from numba.extending import intrinsic
 
 from kernels.cpu.emitter import INT
-from kernels.cpu.lines import STRIDES, LineEmitter
+from kernels.cpu.lines import COMMON, STRIDES, LineEmitter
 
 _ACCUMULATORS = 4
-
-
-@intrinsic
-def row_sums(_, x, x0, pitch, rows, y, y0, count):
-    """y[y0 + c] = sum over i < rows of x[x0 + i pitch + c] for c < count."""
-
-    def emit(context, builder, signature, args):
-        e = LineEmitter(context, builder, signature, args)
-        source, target = e.pointer(0, args[1]), e.pointer(4, args[5])
-
-        def sums(rows):
-            def vector(c, inside):
-                total = e.sum(
-                    rows, lambda i: e.get(source, builder.add(builder.mul(i, args[2]), c), inside)
-                )
-                e.put(total, target, c, inside)
-
-            e.along(args[6], vector)
-
-        e.cases(args[3], sums)
-        return context.get_dummy_value()
-
-    integer = types.int64
-    return types.void(x, integer, integer, integer, y, integer, integer), emit
+# Rows and taps of windows with code of their own: those of most networks, and of GoogLeNet.
+_WINDOWS = *COMMON, (5, 5)
+# And rows of windows that a line lies in, and their taps.
+_SHARED = (1, 2), (1, 3), (2, 3), (3, 3), (1, 5), (2, 5)
 
 
 def _window_means(stride):
+    """For a stride that is a constant of the code, or for any if it is None."""
+
     @intrinsic
-    def piece(_, x, x0, taps, factor, counts, y, y0, count):
+    def piece(_, x, x0, width, rows, left, step, taps, factor, counts, y, y0, windows):
         """See `window_means`."""
 
         def emit(context, builder, signature, args):
             e = LineEmitter(context, builder, signature, args)
-            line, target = e.pointer(0, args[1]), e.pointer(5, args[6])
-            factor = e.splat(args[3])
+            source, counts, target = e.pointer(0, args[1]), e.pointer(8), e.pointer(9, args[10])
+            factor = e.splat(args[7])
 
-            def means(taps):
-                def vector(u, inside):
-                    pixels = builder.gep(line, [builder.mul(u, INT(stride))])
-                    total = e.sum(taps, lambda t: e.strided(pixels, t, stride))
-                    number = builder.fmul(factor, e.load_vector(e.pointer(4), u))
+            def means(rows, taps):
+                def vector(u, pixels, inside):
+                    def line(i):
+                        return builder.gep(source, [builder.mul(e.int(i), args[2])])
+
+                    if isinstance(rows, int):
+                        # The rows first, which takes no shuffles.
+                        lines = [line(i) for i in range(rows)]
+                        total = e.sum(taps, lambda t: pixels(lines, t))
+                    else:
+                        total = e.sum(
+                            rows, lambda i: e.sum(taps, lambda t, i=i: pixels([line(i)], t))
+                        )
+                    number = builder.fmul(factor, e.load_vector(counts, u))
                     e.put(builder.fdiv(total, number), target, u, inside)
 
-                e.along(args[7], vector)
+                reach = taps - 1 if isinstance(taps, int) else builder.sub(taps, INT(1))
+                e.along_windows(args[11], stride or args[5], args[4], args[2], reach, 0.0, vector)
 
-            e.cases(args[2], means)
+            e.cases((args[3], args[6]), _WINDOWS, means)
             return context.get_dummy_value()
 
         integer = types.int64
-        return types.void(x, integer, integer, x.dtype, counts, y, integer, integer), emit
+        return types.void(x, *[integer] * 6, x.dtype, counts, y, integer, integer), emit
 
     return piece
 
 
-_means_1, _means_2, _means_3, _means_4 = (_window_means(s) for s in STRIDES)
+_means_1, _means_2, _means_3, _means_4, _means = (_window_means(s) for s in (*STRIDES, None))
 
 
-@njit(cache=True, error_model="numpy")
-def window_means(x, x0, stride, taps, factor, counts, y, y0, count):
-    """y[y0 + u] = (sum over t < taps of x[x0 + u stride + t]) / (factor counts[u]) for u < count.
+@njit(inline="always")
+def window_means(x, x0, width, rows, left, stride, taps, factor, counts, y, y0, windows):
+    """y[y0 + u] = (sum over i < rows, t < taps of row i at u stride - left + t) / their count.
 
-    x and counts are read up to whole vectors.
+    Row i has the pixels x[x0 + i width + c] with 0 <= c < width; u < windows. The count is
+    factor counts[u], read in whole vectors.
     """
+    windows = factor, counts, y, y0, windows
     if stride == 1:
-        _means_1(x, x0, taps, factor, counts, y, y0, count)
+        _means_1(x, x0, width, rows, left, stride, taps, *windows)
     elif stride == 2:
-        _means_2(x, x0, taps, factor, counts, y, y0, count)
+        _means_2(x, x0, width, rows, left, stride, taps, *windows)
     elif stride == 3:
-        _means_3(x, x0, taps, factor, counts, y, y0, count)
+        _means_3(x, x0, width, rows, left, stride, taps, *windows)
     elif stride == 4:
-        _means_4(x, x0, taps, factor, counts, y, y0, count)
+        _means_4(x, x0, width, rows, left, stride, taps, *windows)
     else:
-        for u in range(count):
-            y[y0 + u] = run_total(x, x0 + u * stride, taps) / (factor * counts[u])
+        _means(x, x0, width, rows, left, stride, taps, *windows)
 
 
-@intrinsic
-def quotients(_, x, x0, factor, counts, y, y0, count):
-    """y[y0 + u] = x[x0 + u] / (factor counts[u]) for u < count."""
+def _window_shares(stride):
+    """For a stride that is a constant of the code."""
 
-    def emit(context, builder, signature, args):
-        e = LineEmitter(context, builder, signature, args)
-        source, counts, target = e.pointer(0, args[1]), e.pointer(3), e.pointer(4, args[5])
-        factor = e.splat(args[2])
-
-        def vector(u, inside):
-            number = builder.fmul(factor, e.load_vector(counts, u))
-            e.put(builder.fdiv(e.get(source, u, inside), number), target, u, inside)
-
-        e.along(args[6], vector)
-        return context.get_dummy_value()
-
-    integer = types.int64
-    return types.void(x, integer, x.dtype, counts, y, integer, integer), emit
-
-
-def _line_spread(stride):
     @intrinsic
-    def piece(_, x, x0, taps, y, y0, count):
-        """See `line_spread`."""
+    def piece(_, x, x0, windows, rows, left, taps, factors, first, columns, y, y0, width):
+        """See `window_shares`."""
 
         def emit(context, builder, signature, args):
             e = LineEmitter(context, builder, signature, args)
-            source, target = e.pointer(0, args[1]), e.pointer(3, args[4])
+            source, target = e.pointer(0, args[1]), e.pointer(9, args[10])
+            factors, columns = e.pointer(6, args[7]), e.pointer(8)
 
-            def spread(taps):
-                def phase(q, b):
-                    if isinstance(taps, int):
-                        terms = -(-max(0, taps - b) // stride)
+            def shares(rows, taps):
+                known = isinstance(taps, int)
+                full = taps // stride if known else builder.udiv(taps, INT(stride))
+                rest = taps % stride if known else builder.urem(taps, INT(stride))
+
+                def vector(q, whole):
+                    def share(m):
+                        """What a pixel of group q gets from window q - m of each row."""
+                        u = builder.sub(q, e.int(m))
+                        inside = None if whole else e.within(u, args[2])
+
+                        def row(i):
+                            at = builder.add(builder.mul(e.int(i), args[2]), u)
+                            factor = e.splat(e.load(factors, e.int(i)))
+                            return builder.fmul(e.get(source, at, inside), factor)
+
+                        return builder.fmul(e.sum(rows, row), e.get(columns, u, inside))
+
+                    common = e.sum(full, share)
+                    if known:
+                        more = builder.fadd(common, share(full)) if rest else common
+                        phases = [more if b < rest else common for b in range(stride)]
                     else:
-                        terms = e.quotient(taps, stride, stride - 1 - b)
-                    return e.sum(terms, lambda m: e.load_vector(source, builder.sub(q, m)))
+                        more = builder.fadd(common, share(full))
+                        phases = [
+                            builder.select(builder.icmp_signed("<", INT(b), rest), more, common)
+                            for b in range(stride)
+                        ]
+                    pixels = e.interleaved(phases)
+                    c = builder.sub(builder.mul(q, INT(stride)), args[4])
+                    for j in range(stride):
+                        part = e.shuffled(pixels, pixels, [*range(j * e.lanes, (j + 1) * e.lanes)])
+                        at = builder.add(c, INT(j * e.lanes))
+                        e.put(part, target, at, None if whole else e.within(at, args[11]))
 
-                def vector(q, _):
-                    phases = [phase(q, b) for b in range(stride)]
-                    e.store_vector(e.interleaved(phases), target, builder.mul(q, INT(stride)))
+                # The first of the windows that a group lies in, counted back.
+                last = INT(full if rest else full - 1) if known else full
+
+                def group(q, _):
+                    first = builder.sub(builder.mul(q, INT(stride)), args[4])
+                    after = builder.add(first, INT(e.lanes * stride))
+                    flags = [
+                        builder.icmp_signed(">=", q, last),
+                        builder.icmp_signed("<=", builder.add(q, INT(e.lanes)), args[2]),
+                        builder.icmp_signed(">=", first, INT(0)),
+                        builder.icmp_signed("<=", after, args[11]),
+                    ]
+                    with builder.if_else(reduce(builder.and_, flags)) as (whole, partial):
+                        with whole:
+                            vector(q, True)
+                        with partial:
+                            vector(q, False)
                     return []
 
-                e.loop(args[5], INT(e.lanes), [], vector)
+                groups = e.quotient(builder.add(args[11], args[4]), stride, stride - 1)
+                e.loop(groups, INT(e.lanes), [], group)
 
-            e.cases(args[2], spread)
+            e.cases((args[3], args[5]), _SHARED, shares)
             return context.get_dummy_value()
 
         integer = types.int64
-        return types.void(x, integer, integer, y, integer, integer), emit
+        return types.void(
+            x, *[integer] * 5, factors, integer, columns, y, integer, integer
+        ), emit
 
     return piece
 
 
-_spread_1, _spread_2, _spread_3, _spread_4 = (_line_spread(s) for s in STRIDES)
+_shares_1, _shares_2, _shares_3, _shares_4 = (_window_shares(s) for s in STRIDES)
 
 
-@njit(cache=True)
-def line_spread(x, x0, stride, taps, y, y0, count):
-    """y[y0 + q stride + b] = sum over m with b + m stride < taps of x[x0 + q - m].
+@njit(inline="always")
+def window_shares(
+    x, x0, windows, rows, left, stride, taps, factors, first, columns, y, y0, width
+):
+    """The transpose of the sums of `window_means`: y[y0 + c] for c < width, of all i < rows.
 
-    For q < count, rounded up to whole vectors, and b < stride.
+    y[y0 + c] = sum of x[x0 + i windows + u] factors[first + i] columns[u] over the windows u with
+    c = u stride - left + t for a t < taps.
     """
+    others = factors, first, columns, y, y0, width
     if stride == 1:
-        _spread_1(x, x0, taps, y, y0, count)
+        _shares_1(x, x0, windows, rows, left, taps, *others)
     elif stride == 2:
-        _spread_2(x, x0, taps, y, y0, count)
+        _shares_2(x, x0, windows, rows, left, taps, *others)
     elif stride == 3:
-        _spread_3(x, x0, taps, y, y0, count)
+        _shares_3(x, x0, windows, rows, left, taps, *others)
     elif stride == 4:
-        _spread_4(x, x0, taps, y, y0, count)
+        _shares_4(x, x0, windows, rows, left, taps, *others)
     else:
-        for b in range(stride):
-            terms = (max(0, taps - b) + stride - 1) // stride
-            for q in range(count):
-                total = x.dtype.type(0)
-                for m in range(terms):
-                    total += x[x0 + q - m]
-                y[y0 + q * stride + b] = total
+        y[y0 : y0 + width] = 0
+        for i in range(rows):
+            for u in range(windows):
+                share = x[x0 + i * windows + u] * (factors[first + i] * columns[u])
+                start = u * stride - left
+                for c in range(max(0, start), min(width, start + taps)):
+                    y[y0 + c] += share
 
 
 @intrinsic

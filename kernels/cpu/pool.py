@@ -1,23 +1,22 @@
 """Max-pooling on all cores; the definitions stand in kernels.reference.pool.
 
-A task is whole planes (image, channel), so that the scatters of backward never collide. A plane is
-pooled in strips that stay in the first cache: their rows are copied with margins of -inf to the
-left and right, the winners among the columns are found in each row, then those among the rows. Both
-go in the order of the definition, so that the first of equals wins.
+A task is whole planes (image, channel), so that the scatters of backward never collide. Windows are
+taken vector by vector, straight from the image, in the order of the definition, so that the first
+of equals wins. Tall windows that overlap much are pooled along rows first, then along columns,
+which goes in that order, too.
 """
 
 from functools import lru_cache
 
 import numpy as np
-from numba import get_thread_id, njit, prange
+from numba import njit, prange
 
 from kernels.cpu.emitter import VECTOR_BYTES
-from kernels.cpu.lines import move_down
-from kernels.cpu.max_windows import line_max, split_rows, window_max
-from kernels.cpu.streams import fetch
+from kernels.cpu.lines import is_tall
+from kernels.cpu.max_windows import window_max
+from kernels.cpu.streams import fetch_ahead
 from kernels.cpu.tasks import chunk_bounds, group_size
-from kernels.cpu.threads import num_threads
-from kernels.cpu.workspace import empty, workspace
+from kernels.cpu.workspace import empty
 from kernels.reference.pool import (
     check_images,
     check_max_pool2d,
@@ -25,97 +24,37 @@ from kernels.reference.pool import (
     check_switches,
 )
 
-# Elements of a strip: so few that reading, computing and writing take turns often.
-_STRIP = 400
-# Bytes: where a load and a store are a multiple of 4096 apart, the processor takes them for one
-# place, and waits.
-_APART = 512
-
-
-@njit(cache=True)
-def _pool_planes(x, y, switches, first, stop, scratch, taps, windows, sizes):
-    """The planes from `first` to `stop`."""
-    lines, best, winners, first_taps = scratch
-    starts, offsets, steps = taps
-    first_rows, row_counts, corners = windows
-    h, w, oh, ow, kh, sh, top, dh, used, pitch, strip = sizes
-    for plane in range(first, stop):
-        x0, y0 = plane * h * w, plane * oh * ow
-        known = end = 0  # the rows whose winners are known
-        for v0 in range(0, oh, strip):
-            v1 = min(oh, v0 + strip)
-            begin = max(0, v0 * sh - top)
-            kept = max(0, end - begin) * pitch
-            move_down(best, (begin - known) * pitch, 0, kept)
-            move_down(winners, (begin - known) * pitch, 0, kept)
-            r = max(begin, end)
-            known, end = begin, min(h, (v1 - 1) * sh - top + (kh - 1) * dh + 1)
-            # The strip after the next, which is on its way meanwhile.
-            length = strip * sh * w
-            ahead = x0 + end * w + length
-            fetch(x, ahead, min(length, x.size - ahead))
-            rows = end - r
-            split_rows(x, x0 + r * w, w, rows, lines, starts, pitch, used)
-            line_max(
-                lines, offsets, steps, steps.size, first_taps, rows * pitch, best, winners, kept
-            )
-            for v in range(v0, v1):
-                r = first_rows[v]
-                window_max(
-                    best, winners, (r - known) * pitch, dh * pitch, row_counts[v], r * w, dh * w,
-                    corners, y, switches, y0 + v * ow, ow,
-                )  # fmt: skip
+# Elements of a vector at most.
+_LANES = VECTOR_BYTES // 4
 
 
 @njit(parallel=True, cache=True)
-def _max_pool(
-    x, y, switches, reals, ints, starts, offsets, steps, first_rows, row_counts, corners, sizes,
-    planes, group,
-):  # fmt: skip
-    phases = starts.size
-    real, integer = reals.shape[1] // (phases + 3), ints.shape[1] // (phases + 3)
+def _max_pool(x, y, switches, first_rows, row_counts, first_columns, corners, sizes, planes, group):
+    h, w, oh, ow, sh, sw, left, dh, kw, dw = sizes
     for task in prange((planes + group - 1) // group):
-        lines, numbers = reals[get_thread_id()], ints[get_thread_id()]
-        scratch = (
-            lines, lines[phases * real :], numbers[(phases + 1) * integer :],
-            numbers[(phases + 2) * integer :],
-        )  # fmt: skip
-        taps, windows = (starts, offsets, steps), (first_rows, row_counts, corners)
         first, stop = chunk_bounds(task, group, planes)
-        _pool_planes(x, y, switches, first, stop, scratch, taps, windows, sizes)
+        for plane in range(first, stop):
+            x0, y0 = plane * h * w, plane * oh * ow
+            for v in range(oh):
+                pixel = first_rows[v] * w
+                fetch_ahead(x, x0 + pixel, sh * w)
+                window_max(
+                    x, x0 + pixel, w, row_counts[v], dh * w, left, sw, kw, dw, first_columns,
+                    corners, pixel, y, switches, y0 + v * ow, ow,
+                )  # fmt: skip
 
 
 @lru_cache
-def _max_pool_plan(plane_shape, output_shape, kernel_size, stride, padding, dilation, itemsize):
-    """(bytes of a slot, first taps) and then what `_max_pool` takes from `starts` to `sizes`."""
-    (h, w), (oh, ow), (kh, kw), (sh, sw) = plane_shape, output_shape, kernel_size, stride
-    lanes = VECTOR_BYTES // itemsize
-    reach = [(k - 1) * d for k, d in zip(kernel_size, dilation, strict=True)]
-    pitch = ow + reach[1] // sw
-    overlap = max(0, reach[0] + 1 - sh)
-    strip = min(oh, max(1, overlap // sh, _STRIP // (sh * pitch)))
-    rows = min(h, (strip - 1) * sh + reach[0] + 1)
-    size = -(-rows * pitch // lanes) * lanes + lanes
-    slot = (size + reach[1] // sw + lanes) * itemsize
-    slot += (_APART - slot) % (2 * _APART)
-    phase = slot // itemsize
-    starts, offsets = (
-        columns % sw * phase + columns // sw
-        for columns in (np.arange(sw) + padding[2], np.arange(kw) * dilation[1])
-    )
-    steps = np.arange(kw, dtype=np.int32) * dilation[1]
-    corners = np.arange(ow + lanes, dtype=np.int32) * sw - padding[2]
-    lead = np.arange(size) % pitch * sw - padding[2]
-    first_tap = np.where(lead < 0, -(lead // dilation[1]) * dilation[1], 0)
-    row = np.arange(oh) * sh - padding[0]
-    first_row = np.where(row < 0, row % dilation[0], row)
-    row_count = (np.minimum(row + reach[0], h - 1) - first_row) // dilation[0] + 1
-    used = min(w, pitch * sw - padding[2])
-    sizes = h, w, oh, ow, kh, sh, padding[0], dilation[0], used, pitch, strip
-    return (
-        slot, first_tap.astype(np.int32), starts, offsets, steps, first_row, row_count, corners,
-        sizes,
-    )  # fmt: skip
+def _max_pool_plan(plane_shape, output_shape, kernel_size, stride, padding, dilation):
+    """What `_max_pool` takes from `first_rows` to `sizes`."""
+    (h, w), (oh, ow), (sh, sw), (dh, dw) = plane_shape, output_shape, stride, dilation
+    row, column = np.arange(oh) * sh - padding[0], np.arange(ow + _LANES) * sw - padding[2]
+    first_row = np.where(row < 0, row % dh, row)
+    first_column = np.where(column < 0, column % dw, column)
+    last_row = np.minimum(row + (kernel_size[0] - 1) * dh, h - 1)
+    row_count = (last_row - first_row) // dh + 1
+    sizes = h, w, oh, ow, sh, sw, padding[2], dh, kernel_size[1], dw
+    return first_row, row_count, first_column.astype(np.int32), column.astype(np.int32), sizes
 
 
 @njit(parallel=True, cache=True)
@@ -202,17 +141,16 @@ def max_pool2d(x, kernel_size, stride, padding=(0, 0, 0, 0), dilation=(1, 1), ce
     if (kernel_size, stride, padding, dilation, whole) == ((2, 2), (2, 2), (0,) * 4, (1, 1), True):
         _max_pool_2x2(*arrays)
         return y, switches
-    slot, first_taps, *plan = _max_pool_plan(
-        x.shape[2:], y_shape[2:], kernel_size, stride, padding, dilation, x.itemsize
-    )
-    memory = workspace("pool", (num_threads(), (stride[1] + 3) * slot), np.uint8)
-    reals, ints = memory.view(x.dtype), memory.view(np.int32)
-    reals[:, : stride[1] * slot // x.itemsize].fill(-np.inf)
-    start = (stride[1] + 2) * slot // ints.itemsize
-    ints[:, start : start + first_taps.size] = first_taps
+    if is_tall(kernel_size, stride):
+        (kh, kw), (sh, sw), (dh, dw) = kernel_size, stride, dilation
+        along = max_pool2d(x, (1, kw), (1, sw), (0, 0, *padding[2:]), (1, dw), ceil_mode)
+        y, rows = max_pool2d(along[0], (kh, 1), (sh, 1), (*padding[:2], 0, 0), (dh, 1), ceil_mode)
+        _gather(_flat_planes(along[1]), _flat_planes(rows), _flat_planes(switches))
+        return y, switches
+    plan = _max_pool_plan(x.shape[2:], y_shape[2:], kernel_size, stride, padding, dilation)
     flat = (array.reshape(-1) for array in arrays)
     planes, area = len(arrays[0]), x.shape[2] * x.shape[3]
-    _max_pool(*flat, reals, ints, *plan, planes, group_size(planes, area))
+    _max_pool(*flat, *plan, planes, group_size(planes, area))
     return y, switches
 
 

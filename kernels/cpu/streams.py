@@ -25,6 +25,8 @@ from kernels.cpu.workspace import workspace
 # Elements of a piece that is streamed: reading, computing and writing take turns often enough to
 # overlap. And of one that is not: enough to hide its start, few enough to share out a small layer.
 PIECE, LONG_PIECE = 1 << 10, 1 << 14
+# Elements from what is read to what is fetched: memory's latency, and far less than a second cache.
+_AHEAD = 1 << 12
 # Bytes of all arrays of a kernel: twice a usual last cache, or one's share of a larger one. Up to
 # there the cache still holds a part of them from one kernel to the next.
 _CACHED = 64 << 20
@@ -139,3 +141,10 @@ def fetch(_, x, x0, length):
         return context.get_dummy_value()
 
     return types.void(x, types.int64, types.int64), emit
+
+
+@njit(inline="always")
+def fetch_ahead(x, x0, length):
+    """Fetch what comes in some time, where x[x0 : x0 + length] is read now."""
+    ahead = x0 + _AHEAD
+    fetch(x, ahead, min(length, x.size - ahead))

@@ -334,9 +334,7 @@ def test_avg_pool2d(data, p, dtype, count_include_pad):
     x = data.draw(arrays(p.x_shape, dtype))
     settings_ = (p.kernel_size, p.stride, p.padding, p.ceil_mode, count_include_pad)
     y = agree("avg_pool2d", x, *settings_)
-    for cache in (1 << 30, 0):  # the gradient through the caches, and past them
-        with mock.patch("kernels.cpu.streams._CACHED", cache):
-            agree("avg_pool2d_backward", y, p.x_shape, *settings_)
+    agree("avg_pool2d_backward", y, p.x_shape, *settings_)
     y = agree("global_avg_pool2d", x)
     agree("global_avg_pool2d_backward", y, p.x_shape)
 

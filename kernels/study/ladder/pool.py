@@ -200,11 +200,11 @@ def parallel_rows(p: Pooling):
 
 
 def house_kernel(p: Pooling):
-    """kernels.cpu.max_pool2d. One axis after the other: the best of each row's columns, which two
-    windows share where they overlap, then the best of the rows, kh + kw taps in place of kh kw. The
-    best and its index stay in registers, where the rung before stores and loads them for each tap.
-    What a stride sets apart is sorted side by side first, and the edges are padded by minus
-    infinity; windows of 2x2 without padding are written out instead."""
+    """kernels.cpu.max_pool2d. The best and its index stay in registers, where the rung before
+    stores and loads them for each tap. Shuffles pick what a stride sets apart from whole vectors,
+    and flags keep the edges from reading beyond the image. Windows that overlap much go one axis
+    after the other, kh + kw taps in place of kh kw; those of 2x2 without padding are written out
+    instead."""
     return cpu.max_pool2d(p.x, p.kernel_size, p.stride, p.padding)
 
 
@@ -215,7 +215,7 @@ _RUNGS = (
     Rung("windows clipped", clipped_windows),
     Rung("selections: vectors", selected_rows),
     Rung("all cores", parallel_rows),
-    Rung("columns, then rows, in registers", house_kernel),
+    Rung("in registers", house_kernel),
 )
 
 
