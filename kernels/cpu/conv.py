@@ -239,7 +239,10 @@ def _convolve(x, weight, y_shape, stride, padding, dilation, groups, epilogue):
     y = empty(y_shape, x.dtype)
     if not y.size:
         return y
-    if way == "winograd":
+    if not x.size:
+        y[...] = 0
+        finish(y, epilogue)
+    elif way == "winograd":
         size = winograd_outputs(weight.shape[2], stride[0])
         conv2d_winograd_strided(x, weight, y, stride[0], padding, size, groups, epilogue)
     elif way == "direct":
@@ -267,7 +270,9 @@ def conv2d_input_grad(
     dx = empty(x_shape, dy.dtype)
     if not dx.size:
         return dx
-    if way == "images":
+    if not dy.size:
+        dx[...] = 0
+    elif way == "images":
         input_grad_images(dy, weight, dx, padding, dilation, groups)
     elif way == "winograd":
         size = winograd_outputs(weight.shape[2], stride[0])
@@ -294,7 +299,7 @@ def conv2d_weight_grad(
     way = choose("dw", dy.shape, x.shape, weight_shape, *settings, dy.dtype)
     if way == "product":
         return matmul(_rows(dy).T, _rows(x)).reshape(weight_shape)
-    if not dy.size:
+    if not dy.size or not x.size:
         return np.zeros(weight_shape, dy.dtype)
     if way == "winograd":
         size = winograd_outputs(kernel_size[0], stride[0])

@@ -48,7 +48,7 @@ def is_gathered(
 ) -> bool:
     """True where these kernels are the faster ones for "y" or "dx", as measured."""
     image_bytes = (math.prod(x_shape[1:]) + math.prod(y_shape[1:])) * dtype.itemsize
-    if x_shape[0] == 0 or image_bytes > _LARGEST_BYTES:
+    if 0 in (*x_shape, *weight_shape) or image_bytes > _LARGEST_BYTES:
         return False
     outputs, channels, *taps = weight_shape
     outputs //= groups

@@ -200,6 +200,18 @@ def test_input_gradients_of_many_small_images_go_by_images():
     assert [way == "images" for way in chosen] == [True, False, False]
 
 
+@pytest.mark.parametrize("channels, outputs", [(0, 4), (4, 0), (0, 0)])
+@pytest.mark.parametrize("kernel, stride", [(1, 1), (1, 2), (3, 1), (3, 2)])
+@pytest.mark.parametrize("padding", [0, 1])
+def test_convolution_of_no_channels(channels, outputs, kernel, stride, padding):
+    """A sum of no terms is 0."""
+    x, weight = np.ones((20, channels, 5, 6)), np.ones((outputs, channels, kernel, kernel))
+    settings_ = ((stride, stride), (padding,) * 4, (1, 1), 1)
+    y = agree("conv2d", x, weight, np.ones(outputs), *settings_)
+    agree("conv2d_input_grad", y, weight, x.shape, *settings_)
+    agree("conv2d_weight_grad", y, x, (kernel, kernel), *settings_)
+
+
 @pytest.mark.parametrize(
     "n, channels, size, outputs", [(1, 40, 40, 16), (20, 3, 9, 5), (2, 70, 5, 8), (18, 2, 60, 2)]
 )
