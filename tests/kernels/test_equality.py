@@ -595,6 +595,9 @@ def test_softmax_cross_entropy_checks_its_arrays():
             kernels.softmax_cross_entropy(logits, logits, "product")
         with pytest.raises(TypeError, match="one dtype"):
             kernels.softmax_cross_entropy(logits, logits.astype(np.float32))
+        for dtype in (np.int32, np.uint8):
+            with pytest.raises(TypeError, match=f"int64 labels, got {np.dtype(dtype)}"):
+                kernels.softmax_cross_entropy(logits, np.zeros(len(logits), dtype))
 
 
 @pytest.mark.parametrize("wrong", [3, -1])
