@@ -225,7 +225,8 @@ def softmax_cross_entropy(logits, target, reduction="none", smoothing=0.0, ignor
     rows = _samples(logits)
     places = _places(target, rows)
     losses = np.empty(rows.shape[:2], logits.dtype)
-    total, counted, wrong = _cross_entropy(rows, places, smoothing, ignore_index, losses)
+    settings = float(smoothing), int(ignore_index)  # Numba compiles for each kind anew
+    total, counted, wrong = _cross_entropy(rows, places, *settings, losses)
     if wrong >= 0:
         raise wrong_label(places.flat[wrong], rows.shape[2])
     if reduction == "none":
@@ -244,8 +245,8 @@ def softmax_cross_entropy_backward(
     rows = _samples(logits)
     places = _places(target, rows)
     wrong = _cross_entropy_backward(
-        np.ascontiguousarray(grad).reshape(-1), reduction == "mean", rows, places, smoothing,
-        ignore_index, _samples(dlogits),
+        np.ascontiguousarray(grad).reshape(-1), reduction == "mean", rows, places,
+        float(smoothing), int(ignore_index), _samples(dlogits),
     )  # fmt: skip
     if wrong >= 0:
         raise wrong_label(places.flat[wrong], rows.shape[2])
