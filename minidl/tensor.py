@@ -6,7 +6,8 @@ inside the engine and `data` outside it. What guards it against unnoticed writes
 `minidl.storage`.
 """
 
-from contextlib import ContextDecorator, contextmanager
+from contextlib import contextmanager
+from functools import wraps
 from threading import local
 
 import numpy as np
@@ -47,9 +48,17 @@ def listening(listen):
         _mode.listener = previous
 
 
-class _SetGrad(ContextDecorator):
+class _SetGrad:
     target = True
     _previous = ()  # one for each time that it was entered
+
+    def __call__(self, function):
+        @wraps(function)
+        def decorated(*args, **kwargs):
+            with type(self)():  # each call has its own: other threads may be in the function, too
+                return function(*args, **kwargs)
+
+        return decorated
 
     def __enter__(self):
         self._previous = (*self._previous, _mode.enabled)

@@ -2,12 +2,13 @@
 
 import copy as copying
 import gc
+from threading import Event, Thread
 
 import numpy as np
 import pytest
 
 import minidl
-from minidl import Function, Tensor, grad, no_grad, ops
+from minidl import Function, Tensor, grad, is_grad_enabled, no_grad, ops
 from minidl.nn import Parameter
 from minidl.ops.elementwise import ReLU
 
@@ -407,3 +408,31 @@ def test_a_gradient_that_is_a_part_of_another_is_copied():
     (ops.stack([a, b]) * whole).sum().backward()
     assert not np.shares_memory(a.grad._array, b.grad._array)
     np.testing.assert_array_equal(b.grad._array, whole._array[1])
+
+
+def test_no_grad_of_a_function_that_two_threads_run():
+    entered, left, states = Event(), Event(), []
+
+    @no_grad()
+    def run(inside):
+        inside()
+
+    def pause():
+        entered.set()
+        left.wait(60)
+
+    def run_without_grad():
+        with no_grad():
+            run(pause)
+            states.append(is_grad_enabled())
+
+    def start():
+        thread.start()
+        entered.wait(60)
+
+    thread = Thread(target=run_without_grad)
+    run(start)
+    states.append(is_grad_enabled())
+    left.set()
+    thread.join()
+    assert states == [True, False]

@@ -103,17 +103,15 @@ def _losses(logits, target, smoothing, ignore_index, losses, start, stop):
         largest, total = _exponentiate(row, line)
         log_total = math.log(total)
         mass = _mass(target, image, p, ignore_index)
+        even = smoothing * mass / classes
         loss = 0.0
-        if target.ndim == 3:
-            weights = target[image, p]
+        if target.ndim == 3 or even:
             for c in range(classes):
-                term = (1 - smoothing) * weights[c] * (log_total - (row[c] - largest))
-                loss += term if weights[c] != 0 else 0.0
+                weight = (1 - smoothing) * _weight(target, image, p, c) + even
+                term = weight * (log_total - (row[c] - largest))
+                loss += term if weight != 0 else 0.0
         elif mass:
-            loss = (1 - smoothing) * (log_total - (row[target[image, p]] - largest))
-        if smoothing:
-            for c in range(classes):
-                loss += smoothing * mass / classes * (log_total - (row[c] - largest))
+            loss = log_total - (row[target[image, p]] - largest)
         losses[image, p] = loss
 
 
@@ -153,6 +151,16 @@ def _mass(target, image, p, ignore_index):
     else:
         mass = 0.0 if target[image, p] == ignore_index else 1.0
     return mass
+
+
+@njit(cache=True, fastmath=_SUM_FLAGS)
+def _weight(target, image, p, c):
+    """What one of them weighs, of a sample that is not ignored."""
+    if target.ndim == 3:
+        weight = target[image, p, c]
+    else:
+        weight = 1.0 if target[image, p] == c else 0.0
+    return weight
 
 
 @njit(cache=True)
@@ -217,7 +225,8 @@ def softmax_cross_entropy(logits, target, reduction="none", smoothing=0.0, ignor
     rows = _samples(logits)
     places = _places(target, rows)
     losses = np.empty(rows.shape[:2], logits.dtype)
-    total, counted, wrong = _cross_entropy(rows, places, smoothing, ignore_index, losses)
+    settings = float(smoothing), int(ignore_index)  # Numba compiles for each kind anew
+    total, counted, wrong = _cross_entropy(rows, places, *settings, losses)
     if wrong >= 0:
         raise wrong_label(places.flat[wrong], rows.shape[2])
     if reduction == "none":
@@ -236,8 +245,8 @@ def softmax_cross_entropy_backward(
     rows = _samples(logits)
     places = _places(target, rows)
     wrong = _cross_entropy_backward(
-        np.ascontiguousarray(grad).reshape(-1), reduction == "mean", rows, places, smoothing,
-        ignore_index, _samples(dlogits),
+        np.ascontiguousarray(grad).reshape(-1), reduction == "mean", rows, places,
+        float(smoothing), int(ignore_index), _samples(dlogits),
     )  # fmt: skip
     if wrong >= 0:
         raise wrong_label(places.flat[wrong], rows.shape[2])

@@ -30,8 +30,8 @@ def softmax_cross_entropy(logits, target, reduction="none", smoothing=0.0, ignor
     `smoothing` spreads that part of a sample's weight evenly over all classes. A class of weight 0
     adds nothing, whatever its logit, even -inf.
 
-    Raises TypeError for mixed dtypes or other than float32 and float64, ValueError for shapes that
-    differ, no classes, another reduction, or a label outside of [0, C).
+    Raises TypeError for mixed dtypes or other than float32, float64 and int64 labels, ValueError
+    for shapes that differ, no classes, another reduction, or a label outside of [0, C).
     """
     check_cross_entropy(logits, target, reduction)
     losses = weighted_losses(logits, class_weights(logits, target, smoothing, ignore_index))
@@ -97,7 +97,7 @@ def sample_factor(target, reduction, ignore_index) -> float:
 
 def is_labels(target) -> bool:
     """Whether a target is labels, and not weights of classes."""
-    return target.dtype.kind == "i"
+    return target.dtype.kind in "iu"
 
 
 def check_labels(labels, classes: int, ignore_index: int) -> None:
@@ -120,6 +120,8 @@ def check_cross_entropy(logits, target, reduction, grad=None) -> None:
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}")
     labels, samples = is_labels(target), shape[:1] + shape[2:]
+    if labels and target.dtype != np.int64:
+        raise TypeError(f"target must hold int64 labels, got {target.dtype}")
     check_dtypes(logits=logits, target=None if labels else target, grad=grad)
     check_shape("target", target.shape, samples if labels else shape)
     if grad is not None:

@@ -70,3 +70,10 @@ def check_cross_entropy_of_extremes(forward, backward):
             dlogits = backward(np.ones(5, dtype), logits.astype(dtype), target)
             np.testing.assert_array_equal(dlogits[:3], [[0, 0], [-1, 1], [0, 0]])
             assert np.isnan(dlogits[3:]).all()
+    # Ruled out, it counts where labels are smoothed; no class does of a sample that weighs nothing.
+    logits, labels = np.array([[0, -np.inf]] * 3), np.array([0, 1, -100])
+    nothing = np.array([[1.0, 0], [0, 1], [0, 0]])
+    for target in (labels, nothing):
+        for smoothing in (0.1, 1.0):
+            losses = forward(logits, target, "none", smoothing)
+            np.testing.assert_array_equal(losses, [np.inf, np.inf, 0])

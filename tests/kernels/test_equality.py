@@ -594,6 +594,18 @@ def test_softmax_cross_entropy_of_extremes():
         )
 
 
+def test_softmax_cross_entropy_is_not_compiled_for_each_kind_of_number():
+    logits, labels, grad = np.zeros((2, 3)), np.zeros(2, np.int64), np.zeros(2)
+    compiled = set()
+    for smoothing, ignored in ((0.0, -100), (0, np.int32(1)), (np.float32(1), np.int64(0))):
+        settings_ = "none", smoothing, ignored
+        cpu.softmax_cross_entropy(logits, labels, *settings_)
+        cpu.softmax_cross_entropy_backward(grad, logits, labels, *settings_)
+        ways = cpu.loss._cross_entropy, cpu.loss._cross_entropy_backward
+        compiled.add(tuple(len(way.signatures) for way in ways))
+    assert len(compiled) == 1
+
+
 def test_softmax_cross_entropy_checks_its_arrays():
     logits, grad = np.zeros((2, 3, 4)), np.zeros((2, 4))
     for kernels in (reference, cpu):
@@ -607,6 +619,9 @@ def test_softmax_cross_entropy_checks_its_arrays():
             kernels.softmax_cross_entropy(logits, logits, "product")
         with pytest.raises(TypeError, match="one dtype"):
             kernels.softmax_cross_entropy(logits, logits.astype(np.float32))
+        for dtype in (np.int32, np.uint8):
+            with pytest.raises(TypeError, match=f"int64 labels, got {np.dtype(dtype)}"):
+                kernels.softmax_cross_entropy(logits, np.zeros(len(logits), dtype))
 
 
 @pytest.mark.parametrize("wrong", [3, -1])
