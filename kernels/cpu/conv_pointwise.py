@@ -109,7 +109,8 @@ def _planes(x, weight, strides, y, size, target, epilogue):
     depth = PART_BYTES // (VECTORS * width * x.itemsize)
     places = np.arange(channels) * strides[2]
     filters = pack_filters(weight, groups, outputs, places, strides[:2], depth, rows)
-    most = -(-tiles // pieces) * rows * VECTORS * width
+    # A row of results that begins within a tile is read up to a tile beyond.
+    most = (-(-tiles // pieces) * rows + 1) * VECTORS * width
     scratch = workspace("conv", (num_threads(), most), x.dtype)
     _multiply(
         x.reshape(-1), filters.packed, y, scratch, np.arange(channels) * columns,
