@@ -11,7 +11,7 @@ from kernels.study.inventory import ROOMS, Kernel, kernels
 from kernels.study.papers import PAPERS
 
 # A longer name gets a line of its own, so that the rest fits into 80 columns.
-_NAME = 26
+_NAME = 24
 
 
 @click.command("list", help="List the kernels: where each is implemented, what papers call it.")
