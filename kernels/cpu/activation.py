@@ -8,6 +8,7 @@ import math
 import numpy as np
 from numba import njit, prange
 
+from kernels.cpu.reduce import STRETCH, total_of
 from kernels.cpu.streams import LONG_PIECE, landing, landings, settle
 from kernels.cpu.tasks import chunk_bounds, split
 from kernels.cpu.workspace import empty
@@ -60,17 +61,19 @@ def _bias_relu(x, bias, y):
             y[image, c, p] = zero if value < zero else value
 
 
-@njit(parallel=True, cache=True, fastmath={"reassoc", "nsz"})
-def _bias_relu_backward(dy, y, dx, sums):
-    n, channels, size = y.shape
-    zero = dy.dtype.type(0)
+@njit(parallel=True, cache=True)
+def _bias_relu_backward(dy, y, dx, sums, size):
+    """dy, y, dx flat; sums (N, C)."""
+    n, channels = sums.shape
     for task in prange(n * channels):
         image, c = split(task, channels)
-        total = zero
-        for p in range(size):
-            value = dy[image, c, p] if y[image, c, p] > zero else zero
-            dx[image, c, p] = value
-            total += value
+        begin = (image * channels + c) * size
+        total = 0.0
+        for first in range(0, size, STRETCH):
+            start = begin + first
+            stop = start + min(STRETCH, size - first)
+            _relu_backward_piece(dy[start:stop], y[start:stop], dx[start:stop])
+            total += total_of(dx, start, stop - start)
         sums[image, c] = total
 
 
@@ -120,8 +123,7 @@ def bias_relu_backward(dy, y):
     if dy.size == dy.shape[0] * dy.shape[1]:
         dx = relu_backward(dy, y)
         return dx, dx.reshape(dy.shape[:2]).sum(axis=0)
-    grads, planes = _planes(dy), _planes(y)
-    dx = empty(grads.shape, grads.dtype)
-    sums = empty(dy.shape[:2], dy.dtype)
-    _bias_relu_backward(grads, planes, dx, sums)
-    return dx.reshape(dy.shape), sums.sum(axis=0)
+    dx, sums = empty(dy.shape, dy.dtype), empty(dy.shape[:2], dy.dtype)
+    grad, output = (np.ascontiguousarray(array).reshape(-1) for array in (dy, y))
+    _bias_relu_backward(grad, output, dx.reshape(-1), sums, math.prod(dy.shape[2:]))
+    return dx, sums.sum(axis=0)

@@ -13,15 +13,13 @@ from numba import njit, prange
 
 from kernels.cpu.emitter import VECTOR_BYTES
 from kernels.cpu.lines import is_tall
-from kernels.cpu.mean_windows import run_total, window_means, window_shares
+from kernels.cpu.mean_windows import window_means, window_shares
+from kernels.cpu.reduce import total_of
 from kernels.cpu.streams import fetch_ahead
 from kernels.cpu.tasks import chunk_bounds, group_size
 from kernels.cpu.workspace import empty
 from kernels.geometry import check_shape, pool_output_size
 from kernels.reference.pool import check_avg_pool2d_backward, check_images, window_counts
-
-# Elements of a plane that are summed in its own dtype; their sums are added in float64.
-_RUN = 1 << 10
 
 
 @njit(parallel=True, cache=True)
@@ -71,10 +69,7 @@ def _counts(x_shape, y_shape, kernel_size, stride, padding, count_include_pad, d
 @njit(parallel=True, cache=True)
 def _plane_means(x, y, size):
     for plane in prange(y.size):
-        total = 0.0
-        for start in range(0, size, _RUN):
-            total += run_total(x, plane * size + start, min(_RUN, size - start))
-        y[plane] = total / size
+        y[plane] = total_of(x, np.int64(plane) * size, size) / size
 
 
 @njit(parallel=True, cache=True)

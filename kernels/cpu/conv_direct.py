@@ -134,7 +134,7 @@ def _conv(x, weight, y, scratch, offsets, padding, parts, epilogue):
                     target[u] = floor if value < floor else value
 
 
-@njit(parallel=True, cache=True, fastmath=_SUM_FLAGS)
+@njit(parallel=True, cache=True)
 def _weight_grad(dy, x, slices, scratch, offsets, planes, before, width):
     """slices (S, G, O/G, taps), each summed over its share of the images.
 

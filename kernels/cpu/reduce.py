@@ -10,31 +10,38 @@ import math
 import numpy as np
 from numba import njit, prange
 
+from kernels.cpu.mean_windows import run_total
 from kernels.cpu.tasks import split
 from kernels.geometry import check_channels
 
-_STRETCH = 1024
+# Elements that are summed in the array's own dtype.
+STRETCH = 1024
 
 
-@njit(parallel=True, cache=True, fastmath={"reassoc", "nsz"})
-def _plane_sums(x, sums):
-    n, channels, size = x.shape
+@njit(inline="always")
+def total_of(x, start, size):
+    """The sum of x[start : start + size], flat, in float64.
+
+    In an order that is written out: which the compiler would choose may differ between code that is
+    new and the same code from its cache.
+    """
+    total = 0.0
+    for first in range(0, size, STRETCH):
+        total += run_total(x, start + first, min(STRETCH, size - first))
+    return total
+
+
+@njit(parallel=True, cache=True)
+def _plane_sums(x, sums, size):
+    n, channels = sums.shape
     for task in prange(n * channels):
         image, c = split(task, channels)
-        total = 0.0
-        for start in range(0, size, _STRETCH):
-            part = x.dtype.type(0)
-            stretch = x[image, c, start : min(size, start + _STRETCH)]
-            for p in range(stretch.size):
-                part += stretch[p]
-            total += part
-        sums[image, c] = total
+        sums[image, c] = total_of(x, (image * channels + c) * size, size)
 
 
 def channel_sums(x):
     """See kernels.reference.channel_sums."""
     check_channels(x)
     sums = np.empty(x.shape[:2])
-    planes = np.ascontiguousarray(x).reshape(*x.shape[:2], math.prod(x.shape[2:]))
-    _plane_sums(planes, sums)
+    _plane_sums(np.ascontiguousarray(x).reshape(-1), sums, math.prod(x.shape[2:]))
     return sums.sum(axis=0).astype(x.dtype)
