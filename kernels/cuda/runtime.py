@@ -49,6 +49,12 @@ def require() -> None:
         )
 
 
+@cache
+def multiplies_tf32() -> bool:
+    """Whether the device's tensor cores take TF32, as they do from Ampere (8.0) on."""
+    return int(array_module().cuda.Device().compute_capability) >= 80
+
+
 def is_device_array(array) -> bool:
     """True for a CuPy array; does not import CuPy."""
     cupy = sys.modules.get("cupy")

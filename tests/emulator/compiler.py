@@ -119,7 +119,8 @@ def _compile(text, dtype, kernels) -> Path:
         *(f"EMULATE({name})" for name in kernels), "",
     ])  # fmt: skip
     command = (*FLAGS, *runtime.compiler_options(dtype))
-    key = hashlib.sha256("\n".join([unit, (HERE / "cuda.h").read_text(), *command]).encode())
+    headers = [(HERE / name).read_text() for name in ("cuda.h", "tensor.h")]
+    key = hashlib.sha256("\n".join([unit, *headers, *command]).encode())
     folder = Path(tempfile.gettempdir()) / f"minidl-emulator-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     assert folder.stat().st_uid == os.getuid(), f"{folder} belongs to someone else"

@@ -75,7 +75,19 @@ struct Fibre {
     bool started;
 };
 
+// Copies to shared memory that a thread has started (tensor.h), closed groups first.
+struct Copy {
+    float *to;
+    const float *from;  // null for zeros
+    int count;
+};
+struct Copies {
+    std::vector<std::vector<Copy>> groups;
+    std::vector<Copy> open;
+};
+
 static std::vector<Thread> threads;
+static std::vector<Copies> copies;  // by thread
 static std::vector<int> order;
 static std::vector<Fibre> fibres;
 static std::vector<int> idle;
@@ -321,6 +333,7 @@ static void run_block()
 {
     for (Thread &thread : threads)
         thread.state = NEW;
+    copies.assign(threads.size(), Copies());
     next = 0;
     for (;;) {
         bool moved = false, left = false;
@@ -606,6 +619,8 @@ inline int __all_sync(unsigned mask, int predicate, EMULATOR_LINE)
 {
     return __ballot_sync(mask, !predicate, line) == 0;
 }
+
+#include "tensor.h"
 
 inline void __threadfence() {}
 inline void __threadfence_block() {}

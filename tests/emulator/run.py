@@ -195,5 +195,6 @@ def emulated(texts=None):
     with mock.patch.multiple(
         runtime, launch=launch_text, array_module=lambda: module,
         is_device_array=lambda array: isinstance(array, np.ndarray),
+        multiplies_tf32=lambda: True,
     ):  # fmt: skip
         yield

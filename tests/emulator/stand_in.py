@@ -277,6 +277,7 @@ def _forget_kernels():
     """Those that runtime has compiled belong to the CuPy that compiled them."""
     runtime._function.cache_clear()
     runtime._module.cache_clear()
+    runtime.multiplies_tf32.cache_clear()
 
 
 @contextlib.contextmanager
