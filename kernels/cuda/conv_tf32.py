@@ -36,7 +36,10 @@ def takes(dtype, sizes) -> bool:
 
 
 def convolve(x, weight, y, sizes, scale=None, shift=None, others=None, rectify=False) -> None:
-    """y = the convolution of x times scale plus shift (O,) plus others, rectified; all C-contiguous."""
+    """y = the convolution of x times scale plus shift (O,) plus others, rectified.
+
+    All are C-contiguous.
+    """
     forward = (sizes.images, sizes.channels, *sizes.plane, sizes.outputs, sizes.rows, sizes.columns)
     finish = scale, shift, others, bool(rectify)
     _launch_products(
@@ -57,8 +60,8 @@ def input_grad(dy, weight, dx, sizes, shift=None) -> None:
     positions = sizes.images * math.prod(largest)
     finish = None, shift, None, False
     _launch_products(
-        dy, turned, dx, finish, capacity, backward, sizes, positions, sizes.group_channels, capacity,
-        classes,
+        dy, turned, dx, finish, capacity, backward, sizes, positions, sizes.group_channels,
+        capacity, classes,
     )  # fmt: skip
 
 
@@ -90,11 +93,12 @@ def _launch_products(
     grid = tiles, rows, splits
     kernel = f"conv2d_tf32_{side}"
     if splits == 1:
-        _launch(kernel, grid, (source, filters, *finish[:3], target, finish[3], *settings), side)
+        args = source, filters, *finish[:3], target, finish[3], *settings
+        _launch(kernel, grid, args, side, 2 * DEPTH)
         return
     parts = runtime.empty((splits, target.size), target.dtype)
     nothing = None, None, None, parts, False
-    _launch(kernel, grid, (source, filters, *nothing, *settings), side)
+    _launch(kernel, grid, (source, filters, *nothing, *settings), side, 2 * DEPTH)
     numbers = runtime.ints(splits, target.shape[1], math.prod(target.shape[2:]))
     args = parts, *finish[:3], target, finish[3], *numbers, target.size
     runtime.launch_elements("conv_tf32", "finish_splits", target.dtype, target.size, args)
@@ -124,7 +128,7 @@ def _most_taps(kernel, stride, dilation):
     return -(-kernel // (stride // math.gcd(stride, dilation)))
 
 
-def _launch(kernel, grid, args, side, table=DEPTH * 2):
+def _launch(kernel, grid, args, side, table):
     """`table`: how many taps the kernel keeps in shared memory."""
     floats = STAGES * 2 * side * (DEPTH + 4)
     shared = 4 * floats + TAP_BYTES * table
