@@ -1,9 +1,11 @@
-// Convolutions as products on tensor cores: how the kernels of conv_tf32.cu read and write images.
+// Convolutions as products on tensor cores: how the kernels of conv_tf32.cu read images.
+//
+// Images lie there with the channels last (N, H, W, C), each group's channels filled up with zeros to
+// a multiple of 4: four channels of a pixel are a copy of 16 bytes. All numbers are rounded to TF32.
 
 #pragma once
 
-#include "tiles_tf32.cuh"
-#include "windows.cuh"
+#include "matrix_tf32.cuh"
 
 struct Kernel {
     int height, width, stride_h, stride_w, top, left, dilation_h, dilation_w;
@@ -14,6 +16,11 @@ struct Maps {
     int channels, rows, columns;
 
     __device__ int pixels() const { return rows * columns; }
+
+    __device__ bool holds(int row, int column) const
+    {
+        return (unsigned)row < (unsigned)rows && (unsigned)column < (unsigned)columns;
+    }
 };
 
 // Along one axis, what a product's positions read and where they lie: position p, of `positions`, is
@@ -32,166 +39,104 @@ struct Axis {
     }
 };
 
-// What is done to a sum before it is stored: times the output's scale, plus its shift, plus the value
-// of `others` there, and rectified. Each may be missing.
-struct Finish {
-    const float *scale, *shift, *others;
-    bool rectified;
 
-    __device__ float operator()(float value, int output, long long index) const
-    {
-        if (scale)
-            value *= scale[output];
-        if (shift)
-            value += shift[output];
-        if (others)
-            value += others[index];
-        return rectified ? rectify(value) : value;
-    }
-};
+static const int FAR = 1 << 29;  // a row that no image has
 
-// A tap as an offset from where the window of a position begins. A tap or a position that does not
-// exist is far below every image, so that its pixel is outside.
-struct alignas(16) Tap {
-    int offset, row, column, unused;
-};
-
-static const int FAR = 1 << 29;
-
-__device__ inline bool is_inside(int row, int column, const Maps &maps)
-{
-    return (unsigned)row < (unsigned)maps.rows && (unsigned)column < (unsigned)maps.columns;
-}
-
-// SIDE rows of A, DEPTH values of k of each: rows `first` ... of a matrix (rows, depth) that lies in
-// memory, row after row `row_step` apart, from k on. Four values at a time, where `by_four`.
+// SIDE columns of the matrix of im2col, turned: a row is a position, and k counts (tap, channel). A
+// thread copies four channels at a time, of the same taps for all its positions.
 template <int SIDE>
-__device__ inline void fetch_rows(
-    float *tile, const float *matrix, long long row_step, int first, int rows, int k, int depth,
-    bool by_four)
-{
-    if (by_four) {
-#pragma unroll
-        for (int r = 0; r < SIDE * DEPTH / 4 / TILE_THREADS; ++r) {
-            int number = threadIdx.x + r * TILE_THREADS;
-            int row = number / (DEPTH / 4), at = number % (DEPTH / 4) * 4;
-            bool wanted = first + row < rows && k + at < depth;
-            copy_later<4>(tile + row * Layout<SIDE>::DEEP_ROW + at,
-                          wanted ? matrix + (first + row) * row_step + k + at : matrix, wanted);
-        }
-    } else {
-#pragma unroll 4
-        for (int r = 0; r < SIDE * DEPTH / TILE_THREADS; ++r) {
-            int number = threadIdx.x + r * TILE_THREADS;
-            int row = number / DEPTH, at = number % DEPTH;
-            bool wanted = first + row < rows && k + at < depth;
-            copy_later<1>(tile + row * Layout<SIDE>::DEEP_ROW + at,
-                          wanted ? matrix + (first + row) * row_step + k + at : matrix, wanted);
-        }
-    }
-}
-
-// Whether rows of this matrix can be copied four values at a time.
-__device__ inline bool lies_by_four(const float *matrix, long long row_step)
-{
-    return row_step % 4 == 0 && (unsigned long long)matrix % 16 == 0;
-}
-
-// The tiles of a convolution: A is the filters (outputs, depth), B the columns of im2col. The taps of
-// the next tile are written to a table in shared memory, which all threads read.
-template <int SIDE>
-struct ConvTiles {
-    const float *source, *filters;
-    Tap *table;  // two of DEPTH taps
+struct WindowTile {
+    static const bool DEEP = true, ROUNDED = true;
+    static const int PASS = TILE_THREADS * 4 / DEPTH, READS = SIDE / PASS;
+    const float *source;
     Maps from;
     Axis down, across;
-    long long window;  // where that of the thread's position begins in the source
-    int row, column;   // the same in its plane
-    int row_step, first, outputs, k, depth;
-    Digits tap, step;  // of the table's next entry
-    bool by_four;
-    int turn;
+    int row[READS], column[READS];   // where the window of a position begins in its plane,
+    long long window[READS];         // and in the source
+    int quads;                       // of channels
+    Digits tap, step;
 
-    // `position`: the thread's, -1 for none.
-    __device__ ConvTiles(
-        const float *source, const Maps &from, int first_channel, const float *filters,
-        int row_step, int first, int outputs, int depth, const Axis &down, const Axis &across,
-        long long position, int k, float *memory)
-        : source(source), filters(filters), table((Tap *)memory), from(from), down(down), across(across),
-          row_step(row_step), first(first), outputs(outputs), k(k), depth(depth),
-          tap(k + threadIdx.x % DEPTH, max(down.taps, 1), max(across.taps, 1)),
-          step(DEPTH, max(down.taps, 1), max(across.taps, 1)),
-          by_four(depth % 4 == 0 && lies_by_four(filters, row_step)), turn(0)
+    // `quads`: of the channels of a group, which begin at `source`.
+    __device__ WindowTile(
+        const float *source, const Maps &from, int quads, const Axis &down, const Axis &across,
+        long long first, long long positions, int k)
+        : source(source), from(from), down(down), across(across), quads(quads),
+          tap(k / 4 + threadIdx.x % (DEPTH / 4), max(across.taps, 1), quads),
+          step(DEPTH / 4, max(across.taps, 1), quads)
     {
-        Digits place(max(position, 0LL), down.positions, across.positions);
-        row = down.start + place.middle * down.stride;
-        column = across.start + place.low * across.stride;
-        long long plane = (long long)place.high * from.channels + first_channel;
-        window = (plane * from.rows + row) * from.columns + column;
-        if (position < 0)
-            row = FAR;
-        prepare();
-    }
-
-    // The table of the tile after the next to be fetched, or at first of the first.
-    __device__ void prepare()
-    {
-        if (threadIdx.x < DEPTH) {
-            int down_by = tap.middle * down.tap_step, across_by = tap.low * across.tap_step;
-            int offset = (tap.high * from.rows + down_by) * from.columns + across_by;
-            bool exists = k + turn * DEPTH + (int)threadIdx.x < depth;
-            Tap entry = {exists ? offset : 0, exists ? down_by : FAR, across_by, 0};
-            table[turn % 2 * DEPTH + threadIdx.x] = entry;
-            tap.add(step, max(down.taps, 1), max(across.taps, 1));
-        }
-        ++turn;
-    }
-
-    __device__ void fetch(float *stage)
-    {
-        const Tap *taps = table + (turn - 1) % 2 * DEPTH;
-        int done = k + (turn - 1) * DEPTH;
-        fetch_rows<SIDE>(stage, filters, row_step, first, outputs, done, depth, by_four);
-        float *b = stage + Layout<SIDE>::TILE + threadIdx.x % SIDE;
 #pragma unroll
-        for (int r = 0; r < SIDE * DEPTH / TILE_THREADS; ++r) {
-            int at = threadIdx.x / SIDE + r * (TILE_THREADS / SIDE);
-            Tap here = taps[at];
-            bool wanted = is_inside(row + here.row, column + here.column, from);
-            copy_later<1>(b + at * Layout<SIDE>::WIDE_ROW,
-                          wanted ? source + window + here.offset : source, wanted);
+        for (int r = 0; r < READS; ++r) {
+            long long position = first + threadIdx.x / (DEPTH / 4) + r * PASS;
+            bool exists = position < positions;
+            Digits place(exists ? position : 0, down.positions, across.positions);
+            row[r] = down.start + place.middle * down.stride;
+            column[r] = across.start + place.low * across.stride;
+            window[r] = ((long long)place.high * from.rows + row[r]) * from.columns + column[r];
+            if (!exists)
+                row[r] = FAR;
         }
+    }
+
+    __device__ void fetch(float *tile)
+    {
+        int down_by = tap.high * down.tap_step, across_by = tap.middle * across.tap_step;
+        if (tap.high >= down.taps)
+            down_by = FAR;
+        tile += threadIdx.x / (DEPTH / 4) * Layout<SIDE>::DEEP_ROW + threadIdx.x % (DEPTH / 4) * 4;
+        const float *channel = source + 4 * tap.low;
+#pragma unroll
+        for (int r = 0; r < READS; ++r) {
+            bool wanted = from.holds(row[r] + down_by, column[r] + across_by);
+            long long pixel = window[r] + (long long)down_by * from.columns + across_by;
+            copy_later<4>(tile + r * PASS * Layout<SIDE>::DEEP_ROW,
+                          wanted ? channel + pixel * from.channels : source, wanted);
+        }
+        tap.add(step, max(across.taps, 1), quads);
     }
 };
 
-// Stores sums at the pixels of the target that their positions stand for.
-struct ConvResults {
-    float *target;
-    const Finish &finish;
-    Maps to;
-    Axis down, across;
-    long long start, count;
-    int first, outputs, first_output;  // of the tile, of a group, of the group
-    long long pixel;                   // of the present column, in the group's first plane
-    bool wanted;
+// SIDE columns of the matrix of im2col: a column is a (tap, channel), and k counts positions. A
+// thread copies the same four channels of the same tap for all its positions.
+template <int SIDE>
+struct CorrelationTile {
+    static const bool DEEP = false, ROUNDED = true;
+    static const int PASS = TILE_THREADS * 4 / SIDE;
+    const float *source;
+    Maps from, to;
+    int stride_h, stride_w, row, column;  // row, column: of the tap at the first position
+    bool exists;
+    long long left;     // positions to come, from the thread's next on
+    Digits at, step;
 
-    __device__ void column(int n)
+    // `quads`: of the channels of a group, which begin at `source`. Positions start ... stop - 1.
+    __device__ CorrelationTile(
+        const float *source, const Maps &from, const Maps &to, int quads, const Kernel &kernel,
+        int first, long long start, long long stop)
+        : source(source), from(from), to(to), stride_h(kernel.stride_h), stride_w(kernel.stride_w),
+          left(stop - start - threadIdx.x / (SIDE / 4)),
+          at(start + threadIdx.x / (SIDE / 4), to.rows, to.columns),
+          step(PASS, to.rows, to.columns)
     {
-        long long position = start + n;
-        wanted = position < count;
-        Digits at(wanted ? position : 0, down.positions, across.positions);
-        long long plane = (long long)at.high * to.channels + first_output;
-        pixel = plane * to.pixels() + (down.first + at.middle * down.step) * to.columns
-            + across.first + at.low * across.step;
+        Digits tap(first / 4 + threadIdx.x % (SIDE / 4), kernel.width, quads);
+        exists = tap.high < kernel.height;
+        row = tap.high * kernel.dilation_h - kernel.top;
+        column = tap.middle * kernel.dilation_w - kernel.left;
+        this->source += 4 * tap.low;
     }
 
-    __device__ void row(int m, float sum)
+    __device__ void fetch(float *tile)
     {
-        int output = first + m;
-        if (!wanted || output >= outputs)
-            return;
-        long long index = pixel + (long long)output * to.pixels();
-        target[index] = finish(sum, first_output + output, index);
+        tile += threadIdx.x / (SIDE / 4) * Layout<SIDE>::WIDE_ROW + threadIdx.x % (SIDE / 4) * 4;
+#pragma unroll
+        for (int r = 0; r < DEPTH; r += PASS) {
+            int y = row + at.middle * stride_h, x = column + at.low * stride_w;
+            bool wanted = exists && left > 0 && from.holds(y, x);
+            long long pixel = ((long long)at.high * from.rows + y) * from.columns + x;
+            copy_later<4>(tile + r * Layout<SIDE>::WIDE_ROW,
+                          source + (wanted ? pixel * from.channels : 0), wanted);
+            at.add(step, to.rows, to.columns);
+            left -= PASS;
+        }
     }
 };
 
@@ -224,128 +169,28 @@ __device__ inline void convolve(
 
     int group_channels = from.channels / groups, group_outputs = to.channels / groups;
     int depth = group_channels * down.taps * across.taps;
-    int steps = (depth + DEPTH - 1) / DEPTH, each = (steps + gridDim.z - 1) / gridDim.z;
-    int first_step = min(steps, (int)blockIdx.z * each);
-    int first = blockIdx.y * SIDE, first_output = group * group_outputs;
     int row_step = turned ? turned : depth;
-    filters += ((long long)number * to.channels + first_output) * row_step;
-    long long mine = start + threadIdx.x % SIDE;
-    ConvTiles<SIDE> product(
-        source, from, group * group_channels, filters, row_step, first, group_outputs, depth, down,
-        across, mine < count ? mine : -1, first_step * DEPTH,
-        memory + STAGES * Layout<SIDE>::STAGE);
+    filters += ((long long)number * to.channels + group * group_outputs) * row_step;
+    Matrix matrix = {filters, row_step, {max(depth, 1), 0}};
+    Share share(depth);
+    int first = blockIdx.y * SIDE, k = share.first * DEPTH;
+    DeepTile<SIDE, true> left(matrix, first, group_outputs, k, depth);
+    WindowTile<SIDE> right(source + group * group_channels, from, group_channels / 4, down, across,
+                           start, count, k);
     Sums<SIDE> sums;
-    multiply<SIDE, false>(product, min(each, steps - first_step), memory, sums);
-    ConvResults results = {
-        y + blockIdx.z * (long long)images * to.channels * to.pixels(), finish, to, down, across,
-        start, count, first, group_outputs, first_output, 0, false};
-    sums.each(results);
+    multiply<SIDE>(left, right, share.steps, memory, sums);
+
+    long long mine = start + threadIdx.x % SIDE, column = -1;
+    if (mine < count) {
+        Digits at(mine, down.positions, across.positions);
+        int row = down.first + at.middle * down.step;
+        column = ((long long)at.high * to.channels + group * group_outputs) * to.pixels()
+            + row * to.columns + across.first + at.low * across.step;
+    }
+    y += blockIdx.z * (long long)images * to.channels * to.pixels();
+    store<SIDE>(sums, finish, y, group * group_outputs, first, group_outputs, to.pixels(), column,
+                memory);
 }
-
-// The tiles of a gradient by the weight: A is dy (outputs, positions), B the columns of im2col
-// turned (taps, positions). A thread reads the same of every DEPTH positions of all its rows.
-template <int SIDE>
-struct CorrelationTiles {
-    const float *dy, *x;
-    Tap *table;  // of the block's taps
-    Maps from, to;
-    Kernel kernel;
-    int first, outputs;
-    long long left, left_by_four;  // positions to come, from the thread's own one on
-    Digits at, at_by_four, step;
-    bool by_four;
-
-    __device__ CorrelationTiles(
-        const float *dy, const float *x, const Maps &from, const Maps &to, const Kernel &kernel,
-        int first, int outputs, int first_tap, int taps, long long start, long long stop,
-        float *memory)
-        : dy(dy), x(x), table((Tap *)memory), from(from), to(to), kernel(kernel), first(first),
-          outputs(outputs), left(stop - start - threadIdx.x % DEPTH),
-          left_by_four(stop - start - threadIdx.x % (DEPTH / 4) * 4),
-          at(start + threadIdx.x % DEPTH, to.rows, to.columns),
-          at_by_four(start + threadIdx.x % (DEPTH / 4) * 4, to.rows, to.columns),
-          step(DEPTH, to.rows, to.columns), by_four(lies_by_four(dy, to.pixels()))
-    {
-        if (threadIdx.x >= SIDE)
-            return;
-        Digits tap(first_tap + threadIdx.x, kernel.height, kernel.width);
-        int down = tap.middle * kernel.dilation_h, across = tap.low * kernel.dilation_w;
-        int offset = (tap.high * from.rows + down) * from.columns + across;
-        bool exists = first_tap + (int)threadIdx.x < taps;
-        Tap entry = {exists ? offset : 0, exists ? down : FAR, across, 0};
-        table[threadIdx.x] = entry;
-    }
-
-    __device__ void prepare() {}
-
-    __device__ void fetch(float *stage)
-    {
-        fetch_dy(stage);
-        fetch_x(stage + Layout<SIDE>::TILE);
-        at.add(step, to.rows, to.columns);
-        at_by_four.add(step, to.rows, to.columns);
-        left -= DEPTH;
-        left_by_four -= DEPTH;
-    }
-
-    __device__ void fetch_dy(float *tile)
-    {
-        const Digits &here = by_four ? at_by_four : at;
-        const float *pixel = dy + (long long)here.high * to.channels * to.pixels()
-            + here.middle * to.columns + here.low;
-        if (by_four) {
-            int place = threadIdx.x % (DEPTH / 4) * 4;
-#pragma unroll
-            for (int r = 0; r < SIDE * DEPTH / 4 / TILE_THREADS; ++r) {
-                int row = threadIdx.x / (DEPTH / 4) + r * (TILE_THREADS / (DEPTH / 4));
-                bool wanted = left_by_four > 0 && first + row < outputs;
-                copy_later<4>(
-                    tile + row * Layout<SIDE>::DEEP_ROW + place,
-                    wanted ? pixel + (long long)(first + row) * to.pixels() : dy, wanted);
-            }
-        } else {
-#pragma unroll 4
-            for (int r = 0; r < SIDE * DEPTH / TILE_THREADS; ++r) {
-                int row = threadIdx.x / DEPTH + r * (TILE_THREADS / DEPTH);
-                bool wanted = left > 0 && first + row < outputs;
-                copy_later<1>(
-                    tile + row * Layout<SIDE>::DEEP_ROW + threadIdx.x % DEPTH,
-                    wanted ? pixel + (long long)(first + row) * to.pixels() : dy, wanted);
-            }
-        }
-    }
-
-    __device__ void fetch_x(float *tile)
-    {
-        int row = left > 0 ? at.middle * kernel.stride_h - kernel.top : FAR;
-        int column = at.low * kernel.stride_w - kernel.left;
-        long long window = ((long long)at.high * from.channels * from.rows + row) * from.columns
-            + column;
-        tile += threadIdx.x % DEPTH;
-#pragma unroll
-        for (int r = 0; r < SIDE * DEPTH / TILE_THREADS; ++r) {
-            int n = threadIdx.x / DEPTH + r * (TILE_THREADS / DEPTH);
-            Tap here = table[n];
-            bool wanted = is_inside(row + here.row, column + here.column, from);
-            copy_later<1>(tile + n * Layout<SIDE>::DEEP_ROW,
-                          wanted ? x + window + here.offset : x, wanted);
-        }
-    }
-};
-
-// Stores sums of (output, tap).
-struct CorrelationResults {
-    float *parts;  // from the group's first output on
-    int first, outputs, first_tap, taps, tap;
-
-    __device__ void column(int n) { tap = first_tap + n; }
-
-    __device__ void row(int m, float sum)
-    {
-        if (first + m < outputs && tap < taps)
-            parts[(long long)(first + m) * taps + tap] = sum;
-    }
-};
 
 // The kernels conv2d_weight_grad_tf32_*.
 template <int SIDE>
@@ -359,14 +204,14 @@ __device__ inline void correlate(
     int first = blockIdx.y * SIDE, first_tap = blockIdx.x % tiles * SIDE;
     long long count = (long long)images * to.pixels();
     long long start = blockIdx.z * length, stop = min(start + length, count);
-    CorrelationTiles<SIDE> product(
-        dy + (long long)group * group_outputs * to.pixels(),
-        x + (long long)group * group_channels * from.pixels(), from, to, kernel, first,
-        group_outputs, first_tap, taps, start, stop, memory + STAGES * Layout<SIDE>::STAGE);
+    Matrix matrix = {dy + group * group_outputs, to.channels, {group_outputs, 0}};
+    WideTile<SIDE, true> left(matrix, first, group_outputs, start, stop);
+    CorrelationTile<SIDE> right(x + group * group_channels, from, to, group_channels / 4, kernel,
+                                first_tap, start, stop);
     Sums<SIDE> sums;
-    multiply<SIDE, true>(product, (int)((stop - start + DEPTH - 1) / DEPTH), memory, sums);
+    multiply<SIDE>(left, right, (int)((stop - start + DEPTH - 1) / DEPTH), memory, sums);
     long long row = (long long)blockIdx.z * to.channels + group * group_outputs;
-    CorrelationResults results = {
-        parts + row * taps, first, group_outputs, first_tap, taps, 0};
-    sums.each(results);
+    int tap = first_tap + threadIdx.x % SIDE;
+    store<SIDE>(sums, Finish(), parts + row * taps, 0, first, group_outputs, taps,
+                tap < taps ? tap : -1, memory);
 }

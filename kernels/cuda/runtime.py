@@ -15,7 +15,7 @@ from types import ModuleType
 
 import numpy as np
 
-from kernels.dispatch import precision_choice
+from kernels.dispatch import precision_choice, products_choice
 
 SOURCES = Path(__file__).parent
 THREADS, WARP = 256, 32
@@ -53,6 +53,12 @@ def require() -> None:
 def multiplies_tf32() -> bool:
     """Whether the device's tensor cores take TF32, as they do from Ampere (8.0) on."""
     return int(array_module().cuda.Device().compute_capability) >= 80
+
+
+def by_tensor_cores(dtype) -> bool:
+    """Whether products of this dtype are those of our kernels for tensor cores."""
+    wanted = precision_choice() == "tf32" and products_choice() == "auto"
+    return wanted and dtype == np.float32 and multiplies_tf32()
 
 
 def is_device_array(array) -> bool:
