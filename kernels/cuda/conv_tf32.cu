@@ -10,11 +10,11 @@
 
 extern __shared__ float memory[];
 
-// A block makes SIDE outputs of a group at SIDE positions of a class, or a split of their sums; grid
+// A block makes some outputs of a group at WIDTH positions of a class, or a split of their sums; grid
 // (tiles of positions x groups x classes, tiles of outputs, splits). y (N, O, H, W): of every split
 // its own. scale to rectified: see Finish. turned: 0, or the length of a row of turned filters; then
 // the source is dy and the target dx.
-extern "C" __global__ void __launch_bounds__(128, 2) conv2d_tf32_128(
+extern "C" __global__ void __launch_bounds__(128, 2) conv2d_tf32_high(
     const float *source, const float *filters, const float *scale, const float *shift,
     const float *others, float *y, int rectified, int turned, int images, int channels, int height,
     int width, int outputs, int rows, int columns, int kernel_h, int kernel_w, int stride_h,
@@ -26,7 +26,7 @@ extern "C" __global__ void __launch_bounds__(128, 2) conv2d_tf32_128(
     convolve<128>(source, filters, finish, y, images, from, to, kernel, groups, turned, memory);
 }
 
-extern "C" __global__ void __launch_bounds__(128, 4) conv2d_tf32_64(
+extern "C" __global__ void __launch_bounds__(128, 4) conv2d_tf32_low(
     const float *source, const float *filters, const float *scale, const float *shift,
     const float *others, float *y, int rectified, int turned, int images, int channels, int height,
     int width, int outputs, int rows, int columns, int kernel_h, int kernel_w, int stride_h,
@@ -38,10 +38,10 @@ extern "C" __global__ void __launch_bounds__(128, 4) conv2d_tf32_64(
     convolve<64>(source, filters, finish, y, images, from, to, kernel, groups, turned, memory);
 }
 
-// A block sums SIDE outputs x SIDE taps of a group over the positions of one split, `length` of them;
+// A block sums some outputs x WIDTH taps of a group over the positions of one split, `length` of them;
 // grid (tiles of taps x groups, tiles of outputs, splits). dy, x: channels last, C' and O' of them.
-// parts: (splits, O', kh kw C'/G).
-extern "C" __global__ void __launch_bounds__(128, 2) conv2d_weight_grad_tf32_128(
+// parts: (splits, O', kh kw C'/G), taps in the order of a filter's (lay_filters).
+extern "C" __global__ void __launch_bounds__(128, 2) conv2d_weight_grad_tf32_high(
     const float *dy, const float *x, float *parts, long long length, int images, int channels,
     int height, int width, int outputs, int rows, int columns, int kernel_h, int kernel_w,
     int stride_h, int stride_w, int top, int left, int dilation_h, int dilation_w, int groups)
@@ -51,7 +51,7 @@ extern "C" __global__ void __launch_bounds__(128, 2) conv2d_weight_grad_tf32_128
     correlate<128>(dy, x, parts, length, images, from, to, kernel, groups, memory);
 }
 
-extern "C" __global__ void __launch_bounds__(128, 4) conv2d_weight_grad_tf32_64(
+extern "C" __global__ void __launch_bounds__(128, 4) conv2d_weight_grad_tf32_low(
     const float *dy, const float *x, float *parts, long long length, int images, int channels,
     int height, int width, int outputs, int rows, int columns, int kernel_h, int kernel_w,
     int stride_h, int stride_w, int top, int left, int dilation_h, int dilation_w, int groups)
@@ -90,61 +90,91 @@ extern "C" __global__ void put_channels_last(
     }
 }
 
-// Filters (O, C/G, kh, kw) as (O, kh, kw, C'), filled up with zeros to `filled`. A thread writes one.
+// The same for few channels: a thread writes four of one pixel; grid (tiles of pixels, C' / 4, images).
+extern "C" __global__ void put_few_channels_last(
+    const float *x, float *turned, int group_channels, int filled, int groups, int pixels)
+{
+    int pixel = (int)thread_number(), channel = 4 * blockIdx.y, all = groups * filled;
+    if (pixel >= pixels)
+        return;
+    int group = channel / filled, c = channel % filled;
+    x += ((long long)blockIdx.z * groups + group) * group_channels * pixels + pixel;
+    turned += ((long long)blockIdx.z * pixels + pixel) * all + channel;
+    for (int k = 0; k < 4; ++k)
+        turned[k] = c + k < group_channels ? rounded(x[(long long)(c + k) * pixels]) : 0;
+}
+
+// Filters (O, C/G, area) as (O, chunk, area, channel): the channels filled up with zeros to `filled`,
+// in chunks of so many. A thread writes one of `size`.
 extern "C" __global__ void lay_filters(
-    const float *weight, float *laid, int group_channels, int area, int filled, long long size)
+    const float *weight, float *laid, int group_channels, int area, int filled, int chunk,
+    long long size)
 {
     long long i = thread_number();
     if (i >= size)
         return;
-    int c, tap;
-    long long output = divide(divide(i, filled, &c), area, &tap);
+    int within, tap, number;
+    long long output = divide(
+        divide(divide(i, chunk, &within), area, &tap), filled / chunk, &number);
+    int c = number * chunk + within;
     bool exists = c < group_channels;
     laid[i] = exists ? rounded(weight[(output * group_channels + c) * area + tap]) : 0;
 }
 
-// Filters as the classes of pixels of dx need them: (class, C, t, u, O'), the outputs of a channel's
-// group filled up with zeros to `filled`. Rows have room for the taps of the class with the most of
-// them, `capacity`; what is behind the taps of others is not written. A thread writes one.
+// Filters as the classes of pixels of dx need them: (class, C, chunk, t, u, output), the outputs of a
+// channel's group filled up with zeros to `filled`, in chunks of so many. Rows are `length` long, for
+// the class with the most taps; what is behind the taps of others is not written. A block of 32 x 8
+// threads turns 32 outputs of 32 (channel, tap); grid (tiles of these, of the outputs, groups).
 extern "C" __global__ void turn_filters(
     const float *weight, float *turned, int channels, int outputs, int kernel_h, int kernel_w,
-    int stride_h, int stride_w, int dilation_h, int dilation_w, int groups, int filled,
-    int capacity, long long size)
+    int stride_h, int stride_w, int dilation_h, int dilation_w, int groups, int filled, int chunk,
+    int length)
 {
-    long long i = thread_number();
-    if (i >= size)
-        return;
-    int o, place, channel;
-    long long number = divide(divide(divide(i, filled, &o), capacity, &place), channels, &channel);
-    Residue down((int)number / stride_w, 1, 0, stride_h, kernel_h, dilation_h);
-    Residue across((int)number % stride_w, 1, 0, stride_w, kernel_w, dilation_w);
-    if (place >= down.taps * across.taps)
-        return;
-    int row = down.tap + place / across.taps * down.tap_step;
-    int column = across.tap + place % across.taps * across.tap_step;
+    __shared__ float tile[32][33];
     int group_channels = channels / groups, group_outputs = outputs / groups;
-    long long output = channel / group_channels * group_outputs + o;
-    long long filter = output * group_channels + channel % group_channels;
-    bool exists = o < group_outputs;
-    turned[i] = exists ? rounded(weight[(filter * kernel_h + row) * kernel_w + column]) : 0;
+    int area = kernel_h * kernel_w, all = group_channels * area, first = blockIdx.x * 32;
+    weight += (long long)blockIdx.z * group_outputs * all;
+    for (int r = threadIdx.y; r < 32; r += 8) {
+        int o = blockIdx.y * 32 + r, n = first + threadIdx.x;
+        bool exists = o < group_outputs && n < all;
+        tile[r][threadIdx.x] = exists ? rounded(weight[(long long)o * all + n]) : 0;
+    }
+    __syncthreads();
+    int o = blockIdx.y * 32 + threadIdx.x;
+    if (o >= filled)
+        return;
+    for (int r = threadIdx.y; r < 32 && first + r < all; r += 8) {
+        Digits tap(first + r, kernel_h, kernel_w);
+        int down_class = tap.middle * dilation_h % stride_h;
+        int across_class = tap.low * dilation_w % stride_w;
+        Residue down(down_class, 1, 0, stride_h, kernel_h, dilation_h);
+        Residue across(across_class, 1, 0, stride_w, kernel_w, dilation_w);
+        int t = (tap.middle - down.tap) / down.tap_step, u = (tap.low - across.tap) / across.tap_step;
+        long long row = (long long)(down_class * stride_w + across_class) * channels
+            + blockIdx.z * group_channels + tap.high;
+        int place = (o / chunk * down.taps + t) * across.taps + u;
+        turned[row * length + place * chunk + o % chunk] = tile[threadIdx.x][r];
+    }
 }
 
-// The sum of all parts (splits, O', kh kw, C'/G), in order and in float64, as (O, C/G, kh kw). O' and
-// C' are filled up, each group's to so many. A thread sums one, of `size`.
+// The sum of all parts (splits, O', chunk, area, channel), in order and in float64, as (O, C/G, area).
+// O' and the channels are filled up, each group's to so many. A thread sums one, of `size`.
 extern "C" __global__ void sum_weight_parts(
-    const float *parts, float *dw, int splits, int groups, int group_channels, int filled_channels,
+    const float *parts, float *dw, int splits, int group_channels, int filled_channels, int chunk,
     int group_outputs, int filled_outputs, int area, long long size)
 {
     long long i = thread_number();
     if (i >= size)
         return;
-    int tap, c, o;
-    long long group = divide(divide(divide(i, area, &tap), group_channels, &c), group_outputs, &o);
-    long long output = group * filled_outputs + o;
-    const float *part = parts + (output * area + tap) * filled_channels + c;
-    long long step = (long long)groups * filled_outputs * area * filled_channels;
+    int within, tap, number, o;
+    long long group = divide(
+        divide(divide(divide(i, chunk, &within), area, &tap), filled_channels / chunk, &number),
+        filled_outputs, &o);
+    int c = number * chunk + within;
+    if (c >= group_channels || o >= group_outputs)
+        return;
     wide total = 0;
     for (int split = 0; split < splits; ++split)
-        total += part[split * step];
-    dw[i] = (float)total;
+        total += parts[split * size + i];
+    dw[((group * group_outputs + o) * group_channels + c) * area + tap] = (float)total;
 }

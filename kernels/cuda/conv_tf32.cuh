@@ -2,6 +2,9 @@
 //
 // Images lie there with the channels last (N, H, W, C), each group's channels filled up with zeros to
 // a multiple of 4: four channels of a pixel are a copy of 16 bytes. All numbers are rounded to TF32.
+//
+// Products sum over taps of the kernel and channels. A few channels at a time, a chunk of 4, 8 or 16,
+// pass all taps: neighbouring taps read the same pixels, which the first level of cache keeps so long.
 
 #pragma once
 
@@ -42,36 +45,64 @@ struct Axis {
 
 static const int FAR = 1 << 29;  // a row that no image has
 
-// SIDE columns of the matrix of im2col, turned: a row is a position, and k counts (tap, channel). A
-// thread copies four channels at a time, of the same taps for all its positions.
-template <int SIDE>
+// Which channels of a pixel a thread copies, and which taps: quads of channels are numbered by
+// (chunk, tap, quad of the chunk), and from one of a thread's to its next it is a multiple of a chunk.
+struct Channels {
+    int quads;  // of a chunk
+
+    __device__ explicit Channels(int filled) : quads(filled % 16 == 0 ? 4 : filled % 8 ? 1 : 2) {}
+
+    // (chunk, row and column of the tap) of quad number `quad`.
+    __device__ Digits tap(int quad, int height, int width) const
+    {
+        return Digits(quad / quads, height, width);
+    }
+
+    // The first of the quad's channels.
+    __device__ int first(int quad, const Digits &tap) const
+    {
+        return 4 * (tap.high * quads + quad % quads);
+    }
+};
+
+// The columns of im2col: a column is a position, and k counts (chunk, tap, channel). A thread copies
+// four channels at a time, of the same taps for all its positions.
 struct WindowTile {
     static const bool DEEP = true, ROUNDED = true;
-    static const int PASS = TILE_THREADS * 4 / DEPTH, READS = SIDE / PASS;
+    static const int QUADS = DEPTH / 4, PASS = TILE_THREADS / QUADS, READS = WIDTH / PASS;
     const float *source;
     Maps from;
     Axis down, across;
     int row[READS], column[READS];   // where the window of a position begins in its plane,
-    long long window[READS];         // and in the source
-    int quads;                       // of channels
+    int window[READS];               // and at which pixel of the source
+    int chunk, chunks;               // channels of a chunk; how many chunks there are
     Digits tap, step;
 
-    // `quads`: of the channels of a group, which begin at `source`.
+    // `source`: the group's first channel, of `filled`.
     __device__ WindowTile(
-        const float *source, const Maps &from, int quads, const Axis &down, const Axis &across,
+        const float *source, const Maps &from, int filled, const Axis &down, const Axis &across,
         long long first, long long positions, int k)
-        : source(source), from(from), down(down), across(across), quads(quads),
-          tap(k / 4 + threadIdx.x % (DEPTH / 4), max(across.taps, 1), quads),
-          step(DEPTH / 4, max(across.taps, 1), quads)
+        : WindowTile(source, from, filled, down, across, first, positions, Channels(filled),
+                     k / 4 + threadIdx.x % QUADS)
+    {
+    }
+
+    __device__ WindowTile(
+        const float *source, const Maps &from, int filled, const Axis &down, const Axis &across,
+        long long first, long long positions, const Channels &channels, int quad)
+        : source(source + quad % channels.quads * 4), from(from), down(down), across(across),
+          chunk(4 * channels.quads), chunks(filled / (4 * channels.quads)),
+          tap(channels.tap(quad, max(down.taps, 1), max(across.taps, 1))),
+          step(QUADS / channels.quads, max(down.taps, 1), max(across.taps, 1))
     {
 #pragma unroll
         for (int r = 0; r < READS; ++r) {
-            long long position = first + threadIdx.x / (DEPTH / 4) + r * PASS;
+            long long position = first + threadIdx.x / QUADS + r * PASS;
             bool exists = position < positions;
             Digits place(exists ? position : 0, down.positions, across.positions);
             row[r] = down.start + place.middle * down.stride;
             column[r] = across.start + place.low * across.stride;
-            window[r] = ((long long)place.high * from.rows + row[r]) * from.columns + column[r];
+            window[r] = (place.high * from.rows + row[r]) * from.columns + column[r];
             if (!exists)
                 row[r] = FAR;
         }
@@ -79,61 +110,64 @@ struct WindowTile {
 
     __device__ void fetch(float *tile)
     {
-        int down_by = tap.high * down.tap_step, across_by = tap.middle * across.tap_step;
-        if (tap.high >= down.taps)
+        const int ROW = Layout<WIDTH, DEEP>::ROW;
+        int down_by = tap.middle * down.tap_step, across_by = tap.low * across.tap_step;
+        int by = down_by * from.columns + across_by;
+        if (tap.high >= chunks)
             down_by = FAR;
-        tile += threadIdx.x / (DEPTH / 4) * Layout<SIDE>::DEEP_ROW + threadIdx.x % (DEPTH / 4) * 4;
-        const float *channel = source + 4 * tap.low;
+        tile += threadIdx.x / QUADS * ROW + threadIdx.x % QUADS * 4;
+        const float *channel = source + tap.high * chunk;
 #pragma unroll
         for (int r = 0; r < READS; ++r) {
             bool wanted = from.holds(row[r] + down_by, column[r] + across_by);
-            long long pixel = window[r] + (long long)down_by * from.columns + across_by;
-            copy_later<4>(tile + r * PASS * Layout<SIDE>::DEEP_ROW,
-                          wanted ? channel + pixel * from.channels : source, wanted);
+            long long pixel = window[r] + by;
+            copy_later<4, true>(tile + r * PASS * ROW,
+                                wanted ? channel + pixel * from.channels : source, wanted);
         }
-        tap.add(step, max(across.taps, 1), quads);
+        tap.add(step, max(down.taps, 1), max(across.taps, 1));
     }
 };
 
-// SIDE columns of the matrix of im2col: a column is a (tap, channel), and k counts positions. A
-// thread copies the same four channels of the same tap for all its positions.
-template <int SIDE>
+// The columns of im2col turned: a column is a (chunk, tap, channel), and k counts positions. A thread
+// copies the same four channels of the same tap for all its positions.
 struct CorrelationTile {
     static const bool DEEP = false, ROUNDED = true;
-    static const int PASS = TILE_THREADS * 4 / SIDE;
+    static const int QUADS = WIDTH / 4, PASS = TILE_THREADS / QUADS;
     const float *source;
     Maps from, to;
     int stride_h, stride_w, row, column;  // row, column: of the tap at the first position
     bool exists;
-    long long left;     // positions to come, from the thread's next on
+    long long left;  // positions to come, from the thread's next on
     Digits at, step;
 
-    // `quads`: of the channels of a group, which begin at `source`. Positions start ... stop - 1.
+    // `source`: the group's first channel, of `filled`. Positions start ... stop - 1.
     __device__ CorrelationTile(
-        const float *source, const Maps &from, const Maps &to, int quads, const Kernel &kernel,
+        const float *source, const Maps &from, const Maps &to, int filled, const Kernel &kernel,
         int first, long long start, long long stop)
         : source(source), from(from), to(to), stride_h(kernel.stride_h), stride_w(kernel.stride_w),
-          left(stop - start - threadIdx.x / (SIDE / 4)),
-          at(start + threadIdx.x / (SIDE / 4), to.rows, to.columns),
-          step(PASS, to.rows, to.columns)
+          left(stop - start - threadIdx.x / QUADS),
+          at(start + threadIdx.x / QUADS, to.rows, to.columns), step(PASS, to.rows, to.columns)
     {
-        Digits tap(first / 4 + threadIdx.x % (SIDE / 4), kernel.width, quads);
-        exists = tap.high < kernel.height;
-        row = tap.high * kernel.dilation_h - kernel.top;
-        column = tap.middle * kernel.dilation_w - kernel.left;
-        this->source += 4 * tap.low;
+        Channels channels(filled);
+        int quad = first / 4 + threadIdx.x % QUADS;
+        Digits tap = channels.tap(quad, kernel.height, kernel.width);
+        exists = channels.first(quad, tap) < filled;
+        row = tap.middle * kernel.dilation_h - kernel.top;
+        column = tap.low * kernel.dilation_w - kernel.left;
+        this->source += exists ? channels.first(quad, tap) : 0;
     }
 
     __device__ void fetch(float *tile)
     {
-        tile += threadIdx.x / (SIDE / 4) * Layout<SIDE>::WIDE_ROW + threadIdx.x % (SIDE / 4) * 4;
+        const int ROW = Layout<WIDTH, DEEP>::ROW;
+        tile += threadIdx.x / QUADS * ROW + threadIdx.x % QUADS * 4;
 #pragma unroll
         for (int r = 0; r < DEPTH; r += PASS) {
             int y = row + at.middle * stride_h, x = column + at.low * stride_w;
             bool wanted = exists && left > 0 && from.holds(y, x);
-            long long pixel = ((long long)at.high * from.rows + y) * from.columns + x;
-            copy_later<4>(tile + r * Layout<SIDE>::WIDE_ROW,
-                          source + (wanted ? pixel * from.channels : 0), wanted);
+            long long pixel = (at.high * from.rows + y) * from.columns + x;
+            copy_later<4, true>(
+                tile + r * ROW, source + (wanted ? pixel * from.channels : 0), wanted);
             at.add(step, to.rows, to.columns);
             left -= PASS;
         }
@@ -141,7 +175,7 @@ struct CorrelationTile {
 };
 
 // The kernels conv2d_tf32_*.
-template <int SIDE>
+template <int HEIGHT>
 __device__ inline void convolve(
     const float *source, const float *filters, const Finish &finish, float *y, int images,
     const Maps &from, const Maps &to, const Kernel &kernel, int groups, int turned, float *memory)
@@ -162,7 +196,7 @@ __device__ inline void convolve(
         across = Axis::forward(
             to.columns, kernel.left, kernel.stride_w, kernel.width, kernel.dilation_w);
     }
-    long long start = (long long)(blockIdx.x % tiles) * SIDE;
+    long long start = (long long)(blockIdx.x % tiles) * WIDTH;
     long long count = (long long)images * down.positions * across.positions;
     if (start >= count)
         return;
@@ -173,14 +207,14 @@ __device__ inline void convolve(
     filters += ((long long)number * to.channels + group * group_outputs) * row_step;
     Matrix matrix = {filters, row_step, {max(depth, 1), 0}};
     Share share(depth);
-    int first = blockIdx.y * SIDE, k = share.first * DEPTH;
-    DeepTile<SIDE, true> left(matrix, first, group_outputs, k, depth);
-    WindowTile<SIDE> right(source + group * group_channels, from, group_channels / 4, down, across,
-                           start, count, k);
-    Sums<SIDE> sums;
-    multiply<SIDE>(left, right, share.steps, memory, sums);
+    int first = blockIdx.y * HEIGHT, k = share.first * DEPTH;
+    DeepTile<HEIGHT, true> left(matrix, first, group_outputs, k, depth);
+    WindowTile right(
+        source + group * group_channels, from, group_channels, down, across, start, count, k);
+    Sums<HEIGHT> sums;
+    multiply<HEIGHT>(left, right, share.steps, memory, sums);
 
-    long long mine = start + threadIdx.x % SIDE, column = -1;
+    long long mine = start + threadIdx.x, column = -1;
     if (mine < count) {
         Digits at(mine, down.positions, across.positions);
         int row = down.first + at.middle * down.step;
@@ -188,12 +222,12 @@ __device__ inline void convolve(
             + row * to.columns + across.first + at.low * across.step;
     }
     y += blockIdx.z * (long long)images * to.channels * to.pixels();
-    store<SIDE>(sums, finish, y, group * group_outputs, first, group_outputs, to.pixels(), column,
-                memory);
+    store<HEIGHT>(sums, finish, y, group * group_outputs, first, group_outputs, to.pixels(),
+                  column, memory);
 }
 
 // The kernels conv2d_weight_grad_tf32_*.
-template <int SIDE>
+template <int HEIGHT>
 __device__ inline void correlate(
     const float *dy, const float *x, float *parts, long long length, int images, const Maps &from,
     const Maps &to, const Kernel &kernel, int groups, float *memory)
@@ -201,17 +235,17 @@ __device__ inline void correlate(
     int group_channels = from.channels / groups, group_outputs = to.channels / groups;
     int taps = group_channels * kernel.height * kernel.width;
     int tiles = gridDim.x / groups, group = blockIdx.x / tiles;
-    int first = blockIdx.y * SIDE, first_tap = blockIdx.x % tiles * SIDE;
+    int first = blockIdx.y * HEIGHT, first_tap = blockIdx.x % tiles * WIDTH;
     long long count = (long long)images * to.pixels();
     long long start = blockIdx.z * length, stop = min(start + length, count);
     Matrix matrix = {dy + group * group_outputs, to.channels, {group_outputs, 0}};
-    WideTile<SIDE, true> left(matrix, first, group_outputs, start, stop);
-    CorrelationTile<SIDE> right(x + group * group_channels, from, to, group_channels / 4, kernel,
-                                first_tap, start, stop);
-    Sums<SIDE> sums;
-    multiply<SIDE>(left, right, (int)((stop - start + DEPTH - 1) / DEPTH), memory, sums);
+    WideTile<HEIGHT, true> left(matrix, first, group_outputs, start, stop);
+    CorrelationTile right(
+        x + group * group_channels, from, to, group_channels, kernel, first_tap, start, stop);
+    Sums<HEIGHT> sums;
+    multiply<HEIGHT>(left, right, (int)((stop - start + DEPTH - 1) / DEPTH), memory, sums);
     long long row = (long long)blockIdx.z * to.channels + group * group_outputs;
-    int tap = first_tap + threadIdx.x % SIDE;
-    store<SIDE>(sums, Finish(), parts + row * taps, 0, first, group_outputs, taps,
-                tap < taps ? tap : -1, memory);
+    int tap = first_tap + threadIdx.x;
+    store<HEIGHT>(sums, Finish(), parts + row * taps, 0, first, group_outputs, taps,
+                  tap < taps ? tap : -1, memory);
 }

@@ -12,10 +12,20 @@ import math
 
 from kernels.cuda import runtime
 from kernels.cuda.matmul_tf32 import NO_FINISH, Stack, multiply
-from kernels.cuda.tiles_tf32 import DEPTH, choose_side, choose_splits, finish_splits, launch
+from kernels.cuda.tiles_tf32 import (
+    DEPTH,
+    HEIGHTS,
+    WIDTH,
+    choose_height,
+    choose_splits,
+    finish_splits,
+    launch,
+)
 
 # Positions that a split of a weight gradient sums in float32, at most.
 MOST_POSITIONS = 16384
+# Up to so many channels a tile of 32 pixels x 32 channels would be mostly empty.
+FEW_CHANNELS = 16
 
 
 def takes(sizes) -> bool:
@@ -27,7 +37,8 @@ def takes(sizes) -> bool:
         return False
     thick = max(sizes.group_outputs, sizes.group_channels) >= 4 or sizes.groups == 1
     weights = 4 * sizes.outputs * (sizes.taps + 3 * sizes.area)
-    return thick and weights < 2**31 and sizes.images < 2**16
+    pixels = sizes.images * max(math.prod(sizes.plane), sizes.rows * sizes.columns)
+    return thick and max(weights, pixels) < 2**31 and sizes.images < 2**16
 
 
 def _lies_right(sizes):
@@ -62,9 +73,13 @@ def input_grad(dy, weight, dx, sizes, shift=None) -> None:
     capacity = math.prod(map(_most_taps, sizes.kernel_size, sizes.stride, sizes.dilation))
     classes = math.prod(sizes.stride)
     turned = runtime.empty((classes, sizes.channels, capacity * filled), dy.dtype)
-    settings = *sizes.kernel_size, *sizes.stride, *sizes.dilation, sizes.groups, filled, capacity
-    args = weight, turned, *runtime.ints(sizes.channels, sizes.outputs, *settings), turned.size
-    runtime.launch_elements("conv_tf32", "turn_filters", dy.dtype, turned.size, args)
+    settings = (
+        *sizes.kernel_size, *sizes.stride, *sizes.dilation, sizes.groups, filled, _chunk(filled),
+        capacity * filled,
+    )  # fmt: skip
+    args = weight, turned, *runtime.ints(sizes.channels, sizes.outputs, *settings)
+    grid = runtime.blocks(sizes.taps, 32), runtime.blocks(filled, 32), sizes.groups
+    runtime.launch("conv_tf32", "turn_filters", dy.dtype, grid, (32, 8), args)
     shapes = sizes.images, sizes.groups * filled, sizes.rows, sizes.columns, *dx.shape[1:]
     largest = [-(-n // step) for n, step in zip(sizes.plane, sizes.stride, strict=True)]
     positions = sizes.images * math.prod(largest)
@@ -80,9 +95,9 @@ def weight_grad(dy, x, sizes):
     groups, filled = sizes.groups, (_filled(sizes.group_channels), _filled(sizes.group_outputs))
     channels, outputs = (groups * side for side in filled)
     taps = sizes.area * filled[0]
-    side = choose_side(filled[1], taps, groups)
-    tiles, rows = runtime.blocks(taps, side) * groups, runtime.blocks(filled[1], side)
-    splits = choose_splits(tiles * rows, sizes.positions, outputs * taps)
+    height = "high" if filled[1] > HEIGHTS["low"] else "low"
+    grid = runtime.blocks(taps, WIDTH) * groups, runtime.blocks(filled[1], HEIGHTS[height])
+    splits = choose_splits(math.prod(grid), sizes.positions, outputs * taps)
     splits = max(splits, -(-sizes.positions // MOST_POSITIONS))
     length = DEPTH * runtime.blocks(runtime.blocks(sizes.positions, splits), DEPTH)
     splits = runtime.blocks(sizes.positions, length)
@@ -92,12 +107,13 @@ def weight_grad(dy, x, sizes):
         _channels_last(dy, groups), _channels_last(x, groups), parts, length,
         *runtime.ints(*shapes, *sizes.settings, groups),
     )  # fmt: skip
-    launch("conv_tf32", "conv2d_weight_grad_tf32", side, (tiles, rows, splits), args)
+    launch("conv_tf32", "conv2d_weight_grad_tf32", height, (*grid, splits), args)
     numbers = runtime.ints(
-        splits, groups, sizes.group_channels, filled[0], sizes.group_outputs, filled[1], sizes.area
-    )
-    args = parts, dw, *numbers, dw.size
-    runtime.launch_elements("conv_tf32", "sum_weight_parts", dy.dtype, dw.size, args)
+        splits, sizes.group_channels, filled[0], _chunk(filled[0]), sizes.group_outputs, filled[1],
+        sizes.area,
+    )  # fmt: skip
+    args = parts, dw, *numbers, parts[0].size
+    runtime.launch_elements("conv_tf32", "sum_weight_parts", dy.dtype, parts[0].size, args)
     return dw
 
 
@@ -106,20 +122,30 @@ def _filled(channels):
     return -(-channels // 4) * 4
 
 
+def _chunk(filled):
+    """Channels that pass all taps at a time (Channels in conv_tf32.cuh)."""
+    return math.gcd(filled, 16)
+
+
 def _channels_last(x, groups):
     """x (N, C, H, W) as (N, H, W, C), each group's channels filled up with zeros."""
     n, channels, h, w = x.shape
     filled = _filled(channels // groups)
     turned = runtime.empty((n, h, w, groups * filled), x.dtype)
     args = x, turned, *runtime.ints(channels // groups, filled, groups, h * w)
-    grid = runtime.blocks(h * w, 32), runtime.blocks(groups * filled, 32), n
-    runtime.launch("conv_tf32", "put_channels_last", x.dtype, grid, (32, 8), args)
+    if turned.shape[3] <= FEW_CHANNELS:
+        grid = runtime.blocks(h * w), turned.shape[3] // 4, n
+        runtime.launch("conv_tf32", "put_few_channels_last", x.dtype, grid, runtime.THREADS, args)
+    else:
+        grid = runtime.blocks(h * w, 32), runtime.blocks(turned.shape[3], 32), n
+        runtime.launch("conv_tf32", "put_channels_last", x.dtype, grid, (32, 8), args)
     return turned
 
 
 def _lay_filters(weight, sizes, filled):
     laid = runtime.empty((sizes.outputs, sizes.area, filled), weight.dtype)
-    args = weight, laid, *runtime.ints(sizes.group_channels, sizes.area, filled), laid.size
+    numbers = runtime.ints(sizes.group_channels, sizes.area, filled, _chunk(filled))
+    args = weight, laid, *numbers, laid.size
     runtime.launch_elements("conv_tf32", "lay_filters", weight.dtype, laid.size, args)
     return laid
 
@@ -133,18 +159,18 @@ def _convolve(source, filters, y, finish, turned, shapes, sizes, positions, clas
     """`positions`: of a class, at most; `turned`: the length of a turned filter, 0 for others."""
     outputs = y.shape[1] // sizes.groups
     slices = sizes.groups * classes
-    side = choose_side(outputs, positions, slices)
-    grid = runtime.blocks(positions, side) * slices, runtime.blocks(outputs, side)
+    height = choose_height(outputs, positions, slices)
+    grid = runtime.blocks(positions, WIDTH) * slices, runtime.blocks(outputs, HEIGHTS[height])
     depth = filters.size // (classes * y.shape[1])
     splits = choose_splits(math.prod(grid), depth, y.size)
     settings = runtime.ints(turned, *shapes, *sizes.settings, sizes.groups)
     if splits == 1:
         args = source, filters, *finish[:3], y, finish[3], *settings
-        launch("conv_tf32", "conv2d_tf32", side, grid, args)
+        launch("conv_tf32", "conv2d_tf32", height, grid, args)
         return
     parts = runtime.empty((splits, y.size), y.dtype)
     args = source, filters, *NO_FINISH[:3], parts, False, *settings
-    launch("conv_tf32", "conv2d_tf32", side, (*grid, splits), args)
+    launch("conv_tf32", "conv2d_tf32", height, (*grid, splits), args)
     finish_splits(parts, finish, y, y.shape[1], math.prod(y.shape[2:]))
 
 

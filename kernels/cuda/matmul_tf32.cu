@@ -24,48 +24,53 @@ struct Results {
     long long step, inner, outer, group, split;
 };
 
-template <int SIDE, class Left, class Right>
+template <int HEIGHT, class Left, class Right>
 __device__ inline void multiply_tile(
     const Stack &a, const Stack &b, const Finish &finish, const Results &y, int m, long long n,
     long long k, int groups)
 {
     int tiles = gridDim.x / groups, group = blockIdx.x / tiles;
-    long long first_column = (long long)(blockIdx.x % tiles) * SIDE;
-    int first = blockIdx.y * SIDE;
+    long long first_column = (long long)(blockIdx.x % tiles) * WIDTH;
+    int first = blockIdx.y * HEIGHT;
     Share share(k);
     long long start = (long long)share.first * DEPTH;
     Left left(a.matrix(group), first, m, start, k);
     Right right(b.matrix(group), first_column, n, start, k);
-    Sums<SIDE> sums;
-    multiply<SIDE>(left, right, share.steps, memory, sums);
-    long long mine = first_column + threadIdx.x % SIDE;
+    Sums<HEIGHT> sums;
+    multiply<HEIGHT>(left, right, share.steps, memory, sums);
+    long long mine = first_column + threadIdx.x;
     Neighbours columns = {(int)y.inner, y.outer};
     long long column = mine < n ? group * y.group + columns.offset(mine) : -1;
     float *part = y.base + blockIdx.z * y.split;
-    store<SIDE>(sums, finish, part, group * m, first, m, y.step, column, memory);
+    store<HEIGHT>(sums, finish, part, group * m, first, m, y.step, column, memory);
 }
 
-template <int SIDE>
+template <int HEIGHT, class Left>
+__device__ inline void multiply_rows(
+    const Stack &a, const Stack &b, const Finish &finish, const Results &y, int m, long long n,
+    long long k, int groups)
+{
+    if (b.deep)
+        multiply_tile<HEIGHT, Left, DeepTile<WIDTH, false>>(a, b, finish, y, m, n, k, groups);
+    else
+        multiply_tile<HEIGHT, Left, WideTile<WIDTH, false>>(a, b, finish, y, m, n, k, groups);
+}
+
+template <int HEIGHT>
 __device__ inline void multiply_matrices(
     const Stack &a, const Stack &b, const Finish &finish, const Results &y, int m, long long n,
     long long k, int groups)
 {
-    typedef DeepTile<SIDE, false> Deep;
-    typedef WideTile<SIDE, false> Wide;
-    if (a.deep && b.deep)
-        multiply_tile<SIDE, Deep, Deep>(a, b, finish, y, m, n, k, groups);
-    else if (a.deep)
-        multiply_tile<SIDE, Deep, Wide>(a, b, finish, y, m, n, k, groups);
-    else if (b.deep)
-        multiply_tile<SIDE, Wide, Deep>(a, b, finish, y, m, n, k, groups);
+    if (a.deep)
+        multiply_rows<HEIGHT, DeepTile<HEIGHT, false>>(a, b, finish, y, m, n, k, groups);
     else
-        multiply_tile<SIDE, Wide, Wide>(a, b, finish, y, m, n, k, groups);
+        multiply_rows<HEIGHT, WideTile<HEIGHT, false>>(a, b, finish, y, m, n, k, groups);
 }
 
 // A block makes a tile of y = A B of a group, or a split of its sums; grid (tiles of columns x groups,
 // tiles of rows, splits). A (m, k), B (k, n): `deep` where neighbours are along k; see Matrix and
 // Stack. scale to rectified: see Finish, whose rows are those of all groups.
-extern "C" __global__ void __launch_bounds__(128, 2) multiply_tf32_128(
+extern "C" __global__ void __launch_bounds__(128, 2) multiply_tf32_high(
     const float *a, const float *b, const float *scale, const float *shift, const float *others,
     float *y, int rectified, int m, long long n, long long k, int groups, int a_deep,
     long long a_step, long long a_inner, long long a_outer, long long a_group, int b_deep,
@@ -79,7 +84,7 @@ extern "C" __global__ void __launch_bounds__(128, 2) multiply_tf32_128(
     multiply_matrices<128>(left, right, finish, results, m, n, k, groups);
 }
 
-extern "C" __global__ void __launch_bounds__(128, 4) multiply_tf32_64(
+extern "C" __global__ void __launch_bounds__(128, 4) multiply_tf32_low(
     const float *a, const float *b, const float *scale, const float *shift, const float *others,
     float *y, int rectified, int m, long long n, long long k, int groups, int a_deep,
     long long a_step, long long a_inner, long long a_outer, long long a_group, int b_deep,

@@ -1,11 +1,19 @@
 """Products of matrices on tensor cores: the launchers of matmul_tf32.cu."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 
 from kernels.cuda import runtime
-from kernels.cuda.tiles_tf32 import choose_side, choose_splits, finish_splits, launch
+from kernels.cuda.tiles_tf32 import (
+    HEIGHTS,
+    WIDTH,
+    choose_height,
+    choose_splits,
+    finish_splits,
+    launch,
+)
 
 # What is done to results before they are stored: (scale, shift, others, rectify).
 NO_FINISH = None, None, None, False
@@ -32,18 +40,17 @@ def multiply(a: Stack, b: Stack, y: Stack, sizes, groups=1, finish=NO_FINISH, ro
     `rows`, `length`: of y's array, as `finish_splits` takes them.
     """
     m, n, k = sizes
-    side = choose_side(m, n, groups)
-    tiles = runtime.blocks(n, side) * groups
-    grid = tiles, runtime.blocks(m, side)
-    splits = choose_splits(tiles * grid[1], k, y.array.size)
+    height = choose_height(m, n, groups)
+    grid = runtime.blocks(n, WIDTH) * groups, runtime.blocks(m, HEIGHTS[height])
+    splits = choose_splits(math.prod(grid), k, y.array.size)
     settings = (np.int32(m), n, k, np.int32(groups), *_place(a), *_place(b), *y[2:])
     if splits == 1:
         args = a.array, b.array, *finish[:3], y.array, finish[3], *settings, 0
-        launch("matmul_tf32", "multiply_tf32", side, grid, args)
+        launch("matmul_tf32", "multiply_tf32", height, grid, args)
         return
     parts = runtime.empty((splits, y.array.size), y.array.dtype)
     args = a.array, b.array, *NO_FINISH[:3], parts, False, *settings, y.array.size
-    launch("matmul_tf32", "multiply_tf32", side, (*grid, splits), args)
+    launch("matmul_tf32", "multiply_tf32", height, (*grid, splits), args)
     finish_splits(parts, finish, y.array, rows, length)
 
 

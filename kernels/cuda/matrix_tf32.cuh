@@ -34,8 +34,8 @@ struct Matrix {
     }
 };
 
-// SIDE rows of a matrix whose neighbours are along k.
-template <int SIDE, bool IS_ROUNDED>
+// LENGTH rows of A, or columns of B, whose neighbours are along k.
+template <int LENGTH, bool IS_ROUNDED>
 struct DeepTile {
     static const bool DEEP = true, ROUNDED = IS_ROUNDED;
     Matrix matrix;
@@ -62,9 +62,9 @@ struct DeepTile {
         const int PASS = TILE_THREADS * COUNT / DEPTH;
         const float *from = matrix.base + place + row * matrix.step;
 #pragma unroll 4
-        for (int r = 0; r < SIDE; r += PASS) {
+        for (int r = 0; r < LENGTH; r += PASS) {
             bool wanted = left > 0 && row + r < rows;
-            copy_later<COUNT>(tile + (row + r) * Layout<SIDE>::DEEP_ROW + at,
+            copy_later<COUNT>(tile + (row + r) * Layout<LENGTH, true>::ROW + at,
                               wanted ? from + r * matrix.step : matrix.base, wanted);
         }
     }
@@ -82,8 +82,8 @@ struct DeepTile {
     }
 };
 
-// SIDE columns of a matrix whose neighbours are along m or n; its rows count k.
-template <int SIDE, bool IS_ROUNDED>
+// LENGTH rows of A, or columns of B, whose neighbours are among them.
+template <int LENGTH, bool IS_ROUNDED>
 struct WideTile {
     static const bool DEEP = false, ROUNDED = IS_ROUNDED;
     Matrix matrix;
@@ -96,8 +96,8 @@ struct WideTile {
         : matrix(matrix), by_four(matrix.is_by_four(columns)), k(k), depth(depth)
     {
         int count = by_four ? 4 : 1;
-        row = threadIdx.x / (SIDE / count);
-        at = threadIdx.x % (SIDE / count) * count;
+        row = threadIdx.x / (LENGTH / count);
+        at = threadIdx.x % (LENGTH / count) * count;
         exists = first + at < columns;
         this->matrix.base += exists ? matrix.axis.offset(first + at) : 0;
     }
@@ -105,11 +105,11 @@ struct WideTile {
     template <int COUNT>
     __device__ void copy(float *tile) const
     {
-        const int PASS = TILE_THREADS * COUNT / SIDE;
+        const int PASS = TILE_THREADS * COUNT / LENGTH;
 #pragma unroll 4
         for (int r = 0; r < DEPTH; r += PASS) {
             bool wanted = exists && k + row + r < depth;
-            copy_later<COUNT>(tile + (row + r) * Layout<SIDE>::WIDE_ROW + at,
+            copy_later<COUNT>(tile + (row + r) * Layout<LENGTH, false>::ROW + at,
                               matrix.base + (wanted ? (k + row + r) * matrix.step : 0), wanted);
         }
     }

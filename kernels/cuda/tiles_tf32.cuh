@@ -1,6 +1,6 @@
 // The product of two matrices on tensor cores, for kernels that differ in what the matrices are.
 //
-// A block of four warps makes SIDE x SIDE results C[m, n], the sums over k of A[m, k] B[k, n], and
+// A block of four warps makes HEIGHT x WIDTH results C[m, n], the sums over k of A[m, k] B[k, n], and
 // each warp a quarter of them in registers. DEPTH values of k at a time, tiles of A and of B are
 // copied to shared memory, 16 bytes at a time, while the tiles before them are multiplied: STAGES of
 // them are there or under way. Operands are rounded to TF32 on their way to the tensor cores, unless
@@ -16,22 +16,30 @@
 
 #include "tensor.cuh"
 
-static const int DEPTH = 16, STAGES = 4, TILE_THREADS = 128;
+static const int WIDTH = 128, DEPTH = 16, STAGES = 3, TILE_THREADS = 128;
 
-// Rows of tiles in shared memory. The paddings keep what a warp reads at once in different banks, and
-// copies on multiples of 16 bytes.
-template <int SIDE>
+// How the tile of a matrix that has LENGTH rows of A or columns of B lies in shared memory. The
+// paddings keep what a warp reads at once in different banks, and copies on multiples of 16 bytes.
+template <int LENGTH, bool DEEP>
 struct Layout {
-    static const int DEEP_ROW = DEPTH + 4;
-    static const int WIDE_ROW = SIDE + 8;
-    static const int TILE = SIDE * DEEP_ROW;  // the room for a tile of either kind, in floats
-    static const int STAGE = 2 * TILE;
+    static const int ROW = DEEP ? DEPTH + 4 : LENGTH + 8;
+    static const int NEXT = DEEP ? ROW : 1, NEXT_K = DEEP ? 1 : ROW;  // of A's rows or B's columns
+};
+
+// The room for a tile of either kind, and for a stage, in floats.
+template <int LENGTH>
+struct Room {
+    static const int TILE = LENGTH * (DEPTH + 4);
+};
+template <int HEIGHT>
+struct Stage {
+    static const int SIZE = Room<HEIGHT>::TILE + Room<WIDTH>::TILE;
 };
 
 // A warp's results: ROWS x COLUMNS tiles of the tensor cores, each 16 x 8.
-template <int SIDE>
+template <int HEIGHT>
 struct Sums {
-    static const int ROWS = SIDE / 32, COLUMNS = SIDE / 16;
+    static const int ROWS = HEIGHT / 32, COLUMNS = WIDTH / 16;
     float at[ROWS][COLUMNS][4];
 
     __device__ Sums()
@@ -47,10 +55,9 @@ struct Sums {
 };
 
 // The first row and column, of the block's tile, that are this warp's.
-template <int SIDE>
-__device__ inline int warp_row() { return threadIdx.x / (2 * WARP) * (SIDE / 2); }
-template <int SIDE>
-__device__ inline int warp_column() { return threadIdx.x / WARP % 2 * (SIDE / 2); }
+template <int HEIGHT>
+__device__ inline int warp_row() { return threadIdx.x / (2 * WARP) * (HEIGHT / 2); }
+__device__ inline int warp_column() { return threadIdx.x / WARP % 2 * (WIDTH / 2); }
 
 template <bool ROUNDED>
 __device__ inline unsigned operand(float x)
@@ -59,49 +66,48 @@ __device__ inline unsigned operand(float x)
 }
 
 // Adds the product of a stage's tiles.
-template <int SIDE, class Left, class Right>
-__device__ inline void multiply_stage(const float *stage, Sums<SIDE> &sums)
+template <int HEIGHT, class Left, class Right>
+__device__ inline void multiply_stage(const float *stage, Sums<HEIGHT> &sums)
 {
-    typedef Layout<SIDE> L;
-    const int next_m = Left::DEEP ? L::DEEP_ROW : 1, a_next_k = Left::DEEP ? 1 : L::WIDE_ROW;
-    const int next_n = Right::DEEP ? L::DEEP_ROW : 1, b_next_k = Right::DEEP ? 1 : L::WIDE_ROW;
+    typedef Layout<HEIGHT, Left::DEEP> A;
+    typedef Layout<WIDTH, Right::DEEP> B;
     int r = threadIdx.x % WARP / 4, c = threadIdx.x % 4;
-    const float *a = stage + (warp_row<SIDE>() + r) * next_m + c * a_next_k;
-    const float *b = stage + L::TILE + (warp_column<SIDE>() + r) * next_n + c * b_next_k;
+    const float *a = stage + (warp_row<HEIGHT>() + r) * A::NEXT + c * A::NEXT_K;
+    const float *b = stage + Room<HEIGHT>::TILE + (warp_column() + r) * B::NEXT + c * B::NEXT_K;
 #pragma unroll
     for (int k = 0; k < DEPTH; k += 8) {
-        unsigned left[Sums<SIDE>::ROWS][4], right[Sums<SIDE>::COLUMNS][2];
+        unsigned left[Sums<HEIGHT>::ROWS][4], right[Sums<HEIGHT>::COLUMNS][2];
 #pragma unroll
-        for (int i = 0; i < Sums<SIDE>::ROWS; ++i)
+        for (int i = 0; i < Sums<HEIGHT>::ROWS; ++i)
 #pragma unroll
             for (int part = 0; part < 4; ++part)
                 left[i][part] = operand<Left::ROUNDED>(
-                    a[(16 * i + part % 2 * 8) * next_m + (k + part / 2 * 4) * a_next_k]);
+                    a[(16 * i + part % 2 * 8) * A::NEXT + (k + part / 2 * 4) * A::NEXT_K]);
 #pragma unroll
-        for (int j = 0; j < Sums<SIDE>::COLUMNS; ++j)
+        for (int j = 0; j < Sums<HEIGHT>::COLUMNS; ++j)
 #pragma unroll
             for (int part = 0; part < 2; ++part)
                 right[j][part] = operand<Right::ROUNDED>(
-                    b[8 * j * next_n + (k + 4 * part) * b_next_k]);
+                    b[8 * j * B::NEXT + (k + 4 * part) * B::NEXT_K]);
 #pragma unroll
-        for (int i = 0; i < Sums<SIDE>::ROWS; ++i)
+        for (int i = 0; i < Sums<HEIGHT>::ROWS; ++i)
 #pragma unroll
-            for (int j = 0; j < Sums<SIDE>::COLUMNS; ++j)
+            for (int j = 0; j < Sums<HEIGHT>::COLUMNS; ++j)
                 multiply_tf32(sums.at[i][j], left[i], right[j]);
     }
 }
 
 // The sums over `steps` tiles along k. All threads of the block must come here. `memory`: STAGES *
-// Layout<SIDE>::STAGE floats of shared memory.
-template <int SIDE, class Left, class Right>
+// Stage<HEIGHT>::SIZE floats of shared memory.
+template <int HEIGHT, class Left, class Right>
 __device__ inline void multiply(
-    Left &left, Right &right, int steps, float *memory, Sums<SIDE> &sums)
+    Left &left, Right &right, int steps, float *memory, Sums<HEIGHT> &sums)
 {
-    typedef Layout<SIDE> L;
+    const int SIZE = Stage<HEIGHT>::SIZE, RIGHT = Room<HEIGHT>::TILE;
     for (int step = 0; step < STAGES - 1; ++step) {
         if (step < steps) {
-            left.fetch(memory + step * L::STAGE);
-            right.fetch(memory + step * L::STAGE + L::TILE);
+            left.fetch(memory + step * SIZE);
+            right.fetch(memory + step * SIZE + RIGHT);
         }
         close_copies();
     }
@@ -110,11 +116,11 @@ __device__ inline void multiply(
         wait_for_copies<STAGES - 2>();
         __syncthreads();  // all have this stage, and are done with the one before
         if (step + STAGES - 1 < steps) {
-            left.fetch(memory + then * L::STAGE);
-            right.fetch(memory + then * L::STAGE + L::TILE);
+            left.fetch(memory + then * SIZE);
+            right.fetch(memory + then * SIZE + RIGHT);
         }
         close_copies();
-        multiply_stage<SIDE, Left, Right>(memory + now * L::STAGE, sums);
+        multiply_stage<HEIGHT, Left, Right>(memory + now * SIZE, sums);
         now = now + 1 == STAGES ? 0 : now + 1;
         then = then + 1 == STAGES ? 0 : then + 1;
     }
@@ -152,23 +158,23 @@ struct Finish {
 
 // Stores the block's sums. Row m of the tile is row first + m, of `rows`; it lies that many `step`
 // behind y, and is row number `before` + first + m for the finish. `column`: where this thread's
-// column, number threadIdx.x % SIDE, lies in a row; negative for none. The sums pass through shared
-// memory, a half of the rows at a time, so that neighbouring threads store neighbours.
-template <int SIDE>
+// column, number threadIdx.x, lies in a row; negative for none. The sums pass through shared memory,
+// a half of the rows at a time, so that neighbouring threads store neighbours.
+template <int HEIGHT>
 __device__ inline void store(
-    const Sums<SIDE> &sums, const Finish &finish, float *y, int before, int first, int rows,
+    const Sums<HEIGHT> &sums, const Finish &finish, float *y, int before, int first, int rows,
     long long step, long long column, float *memory)
 {
-    const int ROW = Layout<SIDE>::WIDE_ROW, HALF = SIDE / 2;
+    const int ROW = WIDTH + 8, HALF = HEIGHT / 2;
     for (int half = 0; half < 2; ++half, first += HALF) {
         __syncthreads();
-        if (warp_row<SIDE>() == half * HALF) {
-            float *at = memory + threadIdx.x % WARP / 4 * ROW + warp_column<SIDE>()
+        if (warp_row<HEIGHT>() == half * HALF) {
+            float *at = memory + threadIdx.x % WARP / 4 * ROW + warp_column()
                 + threadIdx.x % 4 * 2;
 #pragma unroll
-            for (int i = 0; i < Sums<SIDE>::ROWS; ++i)
+            for (int i = 0; i < Sums<HEIGHT>::ROWS; ++i)
 #pragma unroll
-                for (int j = 0; j < Sums<SIDE>::COLUMNS; ++j)
+                for (int j = 0; j < Sums<HEIGHT>::COLUMNS; ++j)
 #pragma unroll
                     for (int part = 0; part < 4; ++part)
                         at[(16 * i + part / 2 * 8) * ROW + 8 * j + part % 2] = sums.at[i][j][part];
@@ -178,9 +184,9 @@ __device__ inline void store(
             continue;
         int stop = min(HALF, rows - first);
 #pragma unroll 4
-        for (int m = threadIdx.x / SIDE; m < stop; m += TILE_THREADS / SIDE) {
+        for (int m = 0; m < stop; ++m) {
             long long index = (first + m) * step + column;
-            y[index] = finish(memory[m * ROW + threadIdx.x % SIDE], before + first + m, index);
+            y[index] = finish(memory[m * ROW + threadIdx.x], before + first + m, index);
         }
     }
 }

@@ -4,9 +4,9 @@ import numpy as np
 
 from kernels.cuda import runtime
 
-# As in tiles_tf32.cuh.
-SIDES = (128, 64)
-DEPTH, STAGES, THREADS = 16, 4, 128
+# As in tiles_tf32.cuh. Of every kernel there are two, with tiles of so many rows.
+HEIGHTS = {"high": 128, "low": 64}
+WIDTH, DEPTH, STAGES, THREADS = 128, 16, 3, 128
 # Blocks that occupy a large GPU; a split sums at least so many tiles, and no more memory than this
 # goes to the results of all splits.
 ENOUGH_BLOCKS = 264
@@ -14,11 +14,11 @@ FEWEST_TILES = 8
 PARTS_BYTES = 64 << 20
 
 
-def choose_side(rows: int, columns: int, slices: int) -> int:
-    """The larger tile where it is filled, and there are enough of them for `slices` products."""
-    large, small = SIDES
-    blocks = runtime.blocks(columns, large) * runtime.blocks(rows, large) * slices
-    return large if rows > small and blocks >= ENOUGH_BLOCKS // 2 else small
+def choose_height(rows: int, columns: int, slices: int) -> str:
+    """Of the tiles of `slices` products: high ones where they are filled, and enough."""
+    high = HEIGHTS["high"]
+    blocks = runtime.blocks(columns, WIDTH) * runtime.blocks(rows, high) * slices
+    return "high" if rows > HEIGHTS["low"] and blocks >= ENOUGH_BLOCKS // 2 else "low"
 
 
 def choose_splits(blocks: int, depth: int, size: int) -> int:
@@ -29,10 +29,10 @@ def choose_splits(blocks: int, depth: int, size: int) -> int:
     return max(1, min(wanted, PARTS_BYTES // (4 * size)))
 
 
-def launch(source: str, kernel: str, side: int, grid, args) -> None:
-    """Run <kernel>_<side>."""
-    shared = 4 * STAGES * 2 * side * (DEPTH + 4)
-    runtime.launch(source, f"{kernel}_{side}", np.float32, grid, THREADS, args, shared)
+def launch(source: str, kernel: str, height: str, grid, args) -> None:
+    """Run <kernel>_<height>."""
+    shared = 4 * STAGES * (HEIGHTS[height] + WIDTH) * (DEPTH + 4)
+    runtime.launch(source, f"{kernel}_{height}", np.float32, grid, THREADS, args, shared)
 
 
 def finish_splits(parts, finish, y, rows: int, length: int) -> None:

@@ -62,7 +62,7 @@ inline void multiply_tf32(
     }
 }
 
-template <int COUNT>
+template <int COUNT, bool AGAIN = false>
 void copy_later(float *shared, const float *global, bool wanted)
 {
     using namespace emulator;
