@@ -109,6 +109,8 @@ def test_max_pool2d(device, data, p, dtype):
         return
     y, switches = device.agree("max_pool2d", *arguments, exact=True)
     device.agree("max_unpool2d", y, switches, p.x_shape[2:], exact=True)
+    dy, windows = data.draw(arrays(y.shape, dtype)), arguments[1:-1]
+    device.agree("max_pool2d_backward", dy, switches, p.x_shape, *windows, exact=True)
     device.agree("max_pool2d_gather", x, switches, exact=True)
 
 
@@ -171,6 +173,16 @@ def test_global_average_of_planes_around_a_warp(device, size):
 def test_lrn(device, data, shape, dtype, size, beta, size_normalized):
     x, dy = data.draw(arrays(shape, dtype)), data.draw(arrays(shape, dtype))
     settings_ = (size, 0.2, beta, 1.5, size_normalized)
+    _, scale = device.agree("lrn", x, *settings_)
+    device.agree("lrn_backward", dy, x, scale, *settings_)
+
+
+@pytest.mark.parametrize("size", [1, 5, 12, 170, 10**6])
+@pytest.mark.parametrize("channels", [33, 100])
+def test_lrn_of_many_channels(device, size, channels):
+    """Several tiles of channels and of pixels; windows of several chunks, and of all channels."""
+    x, dy = np.random.default_rng(0).standard_normal((2, 2, channels, 6, 7)).astype(np.float32)
+    settings_ = (size, 0.2, 0.75, 1.5, True)
     _, scale = device.agree("lrn", x, *settings_)
     device.agree("lrn_backward", dy, x, scale, *settings_)
 
@@ -349,6 +361,7 @@ def test_shapes_of_networks(device):
         ("lrn_backward", x, x, scale, 5, 1e-4, 0.75, 2.0),
         ("batchnorm_backward", x, x, gamma, mean, inv_std),
         ("max_unpool2d", dy, switches, x.shape[2:]),
+        ("max_pool2d_backward", dy, switches, x.shape, (3, 3), (2, 2)),
         ("avg_pool2d_backward", dy, x.shape, (3, 3), (2, 2)),
         ("bias_relu", x, beta),
         ("bias_relu_backward", x, x),
