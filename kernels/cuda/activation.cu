@@ -8,6 +8,7 @@ extern "C" __global__ void relu(const real *x, real *y, long long size)
     if (!here.inside())
         return;
     Pack pack = here.load(x);
+    #pragma unroll
     for (int k = 0; k < PACK; ++k)
         pack.values[k] = rectify(pack.values[k]);
     here.store(y, pack);
@@ -29,6 +30,7 @@ extern "C" __global__ void bias_relu(
     ChannelWalk walk(here.first, channels, positions);
     Pack pack = here.load(x);
     real shift = bias[walk.channel];
+    #pragma unroll
     for (int k = 0; k < PACK; ++k) {
         pack.values[k] = rectify(pack.values[k] + shift);
         if (walk.advance())
@@ -42,11 +44,13 @@ __device__ wide pass_stretch(
     const ChannelStretch &here, const real *dy, const real *y, real *dx)
 {
     Pack grads[SHARE], results[SHARE];
+    #pragma unroll
     for (int turn = 0; turn < SHARE; ++turn) {
         grads[turn] = here.load<PACKED>(dy, turn);
         results[turn] = here.load<PACKED>(y, turn);
     }
     wide total = 0;
+    #pragma unroll
     for (int turn = 0; turn < SHARE; ++turn) {
         Pack grad = passed(grads[turn], results[turn]);
         here.store<PACKED>(dx, turn, grad);
@@ -80,6 +84,7 @@ extern "C" __global__ void affine(
     if (others)
         added = here.load(others);
     real factor = scale[walk.channel], term = shift[walk.channel];
+    #pragma unroll
     for (int k = 0; k < PACK; ++k) {
         real value = pack.values[k] * factor + term;
         if (others)

@@ -8,6 +8,7 @@ extern "C" __global__ void add(const real *a, const real *b, real *y, long long 
     if (!here.inside())
         return;
     Pack sum = here.load(a), other = here.load(b);
+    #pragma unroll
     for (int k = 0; k < PACK; ++k)
         sum.values[k] += other.values[k];
     here.store(y, sum);

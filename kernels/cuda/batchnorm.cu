@@ -10,8 +10,8 @@
 
 #include "channels.cuh"
 
-// Packs that a thread has of a long channel, which is only normalised.
-static const int LONG_SHARE = 8;
+// Packs that a thread has of a long channel, in a block of at most 512.
+static const int LONG_SHARE = 13;
 
 // A mean as two numbers of type T.
 template <class T>
@@ -27,6 +27,7 @@ struct Centre {
 template <bool PACKED, int PACKS>
 __device__ void load_all(const ChannelStretch &here, const real *x, Pack (&packs)[PACKS])
 {
+    #pragma unroll
     for (int turn = 0; turn < PACKS; ++turn)
         packs[turn] = here.load<PACKED>(x, turn);
 }
@@ -37,8 +38,10 @@ __device__ wide block_sum_about(
     const Centre<T> &centre, bool squared, const ChannelStretch &here, const Pack (&packs)[PACKS])
 {
     wide total = 0;
+    #pragma unroll
     for (int turn = 0; turn < PACKS; ++turn) {
         T apart[PACK];
+        #pragma unroll
         for (int k = 0; k < PACK; ++k) {
             T distance = centre.distance((T)packs[turn].values[k]);
             distance = squared ? distance * distance : distance;
@@ -215,10 +218,12 @@ __device__ void normalise_stretch(
     __syncthreads();
     Normalise normalise = {
         Centre<real>(found.mean), deviation * gamma[here.channel], beta[here.channel]};
+    #pragma unroll
     for (int turn = 0; turn < PACKS; ++turn) {
         Pack added = {};
         if (others)
             added = here.load<PACKED>(others, turn);
+        #pragma unroll
         for (int k = 0; k < PACK; ++k)
             normalise_pack(packs[turn], k, normalise, added, others, rectified);
         here.store<PACKED>(y, turn, packs[turn]);
@@ -248,7 +253,7 @@ extern "C" __global__ void __launch_bounds__(1024) normalise_channels(
 }
 
 // The same for longer channels.
-extern "C" __global__ void __launch_bounds__(1024) normalise_long_channels(
+extern "C" __global__ void __launch_bounds__(512) normalise_long_channels(
     const real *x, const real *gamma, const real *beta, const real *others, int rectified, real *y,
     real *mean, real *var, real *inv_std, real *running_mean, real *running_var, real kept,
     real momentum, wide eps, int channels, int positions, long long length, int part, int parts)
@@ -277,6 +282,7 @@ extern "C" __global__ void normalise(
     Pack pack = here.load(x), added = {};
     if (others)
         added = here.load(others);
+    #pragma unroll
     for (int k = 0; k < PACK; ++k) {
         normalise_pack(pack, k, normalise, added, others, rectified);
         if (walk.advance())
@@ -296,8 +302,10 @@ struct GradientSums {
         real mean)
         : plain(0), weighted(0), apart(0)
     {
+        #pragma unroll
         for (int turn = 0; turn < PACKS; ++turn) {
             Pack grad = grads[turn], product, centred;
+            #pragma unroll
             for (int k = 0; k < PACK; ++k) {
                 centred.values[k] = here.inside(turn, k) ? packs[turn].values[k] - mean : (real)0;
                 product.values[k] = grad.values[k] * centred.values[k];
@@ -322,6 +330,7 @@ __device__ void load_gradients(
         return;
     Pack results[PACKS];
     load_all<PACKED>(here, y, results);
+    #pragma unroll
     for (int turn = 0; turn < PACKS; ++turn)
         grads[turn] = passed(grads[turn], results[turn]);
 }
@@ -381,15 +390,17 @@ __device__ void gradients_of_stretch(
     __syncthreads();
     InputGradient gradient = {
         {centre, means[2]}, deviation, deviation * gamma[c], means[0], means[1]};
+    #pragma unroll
     for (int turn = 0; turn < SHARE; ++turn) {
+        #pragma unroll
         for (int k = 0; k < PACK; ++k)
             grads[turn].values[k] = gradient(grads[turn].values[k], packs[turn].values[k]);
         here.store<PACKED>(dx, turn, grads[turn]);
     }
 }
 
-// All gradients, a block a channel.
-extern "C" __global__ void __launch_bounds__(1024) channel_gradients(
+// All gradients, a block a channel. Threads hold two arrays, and so a block has at most 512.
+extern "C" __global__ void __launch_bounds__(512) channel_gradients(
     const real *dy, const real *x, const real *y, const real *gamma, const real *mean,
     const real *inv_std, int training, real *dx, real *dgamma, real *dbeta,
     int channels, int positions, long long length, int part, int parts)
@@ -472,6 +483,7 @@ extern "C" __global__ void input_gradient(
     Pack grad = here.load(dy), pack = here.load(x);
     if (y)
         grad = passed(grad, here.load(y));
+    #pragma unroll
     for (int k = 0; k < PACK; ++k) {
         grad.values[k] = gradient(grad.values[k], pack.values[k]);
         if (walk.advance())

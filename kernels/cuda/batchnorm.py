@@ -8,7 +8,9 @@ from kernels.cuda.reduce import ChannelParts
 from kernels.reference.batchnorm import check_batchnorm, check_batchnorm_train
 
 # Packs of a long channel that a thread holds, as batchnorm.cu has it.
-LONG_SHARE = 8
+LONG_SHARE = 13
+# Of a block whose threads hold a long channel, or the values of x and those of dy.
+_FEW_THREADS = 512
 
 
 def _per_channel(x, count):
@@ -43,7 +45,7 @@ def batchnorm_train(x, gamma, beta, eps, others=None, rectify=False, running=Non
     statistics = (*results, *moved, float(1 - momentum), float(momentum), np.float64(eps))
     for kernel, cut in (
         ("normalise_channels", ChannelParts.of(x)),
-        ("normalise_long_channels", ChannelParts.of(x, LONG_SHARE)),
+        ("normalise_long_channels", ChannelParts.of(x, LONG_SHARE, _FEW_THREADS)),
     ):
         if cut.parts == 1:
             y = runtime.empty(x.shape, x.dtype)
@@ -82,7 +84,7 @@ def batchnorm_eval(x, gamma, beta, mean, var, eps):
 
 def _backward(dy, x, y, gamma, mean, inv_std, training):
     dy, x, y, gamma, mean, inv_std = runtime.all_contiguous(dy, x, y, gamma, mean, inv_std)
-    cut = ChannelParts.of(x)
+    cut = ChannelParts.of(x, most=_FEW_THREADS)
     dx = runtime.empty(x.shape, x.dtype)
     dgamma, dbeta = _per_channel(x, 2)
     if cut.parts == 1:

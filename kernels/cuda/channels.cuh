@@ -1,8 +1,8 @@
 // Shares of the values of one channel of x (N, C, P), for reductions by channel.
 //
 // A channel has `length` = N P values, cut into `parts` of `part` values: block number
-// c * parts + k takes part k of channel c. The part is small enough for the registers of the block's
-// threads, so that whatever is done with it, it is read once. Values are added up in packs of 16
+// c * parts + k takes part k of channel c. The part, of less than 2^15 values, is small enough for
+// the registers of the block's threads: whatever is done with it, it is read once. Values are added up in packs of 16
 // bytes first, in their own type; sums of packs are float64.
 
 #pragma once
@@ -23,6 +23,7 @@ __device__ inline int part_size(long long length, int part, int parts, int k)
 // so that those of neighbouring threads are neighbours.
 struct ChannelStretch {
     int channel, count, positions, position;  // position: in its plane, of the first value
+    unsigned reciprocal;                      // 2^31 / positions, rounded up; 0 for large planes
     bool whole;
     long long origin, image_step;  // offsets: of that plane, and from image to image
 
@@ -36,6 +37,7 @@ struct ChannelStretch {
         image_step = (long long)channels * positions;
         origin = image * image_step + (long long)channel * positions;
         whole = positions % PACK == 0;
+        reciprocal = positions < 1 << 15 ? 0x7FFFFFFFu / positions + 1 : 0;
     }
 
     // The number of a value in the part.
@@ -47,9 +49,13 @@ struct ChannelStretch {
 
     __device__ bool inside(int turn, int k) const { return value(turn, k) < count; }
 
+    // The plane is told by a product, as division is slow: it is exact for less than 2^15 positions
+    // and values. In larger planes a part meets the next one at most.
     __device__ long long offset(int value) const
     {
-        unsigned place = (unsigned)position + value, image = place / (unsigned)positions;
+        unsigned place = (unsigned)position + value;
+        unsigned image = reciprocal ? (unsigned)((unsigned long long)place * reciprocal >> 31)
+                                    : place >= (unsigned)positions;
         return origin + image * image_step + (place - image * positions);
     }
 
@@ -66,6 +72,7 @@ struct ChannelStretch {
             if (number < count)
                 pack = *(const Pack *)(x + offset(number));
         } else {
+            #pragma unroll
             for (int k = 0; k < PACK; ++k)
                 if (inside(turn, k))
                     pack.values[k] = x[offset(value(turn, k))];
@@ -81,6 +88,7 @@ struct ChannelStretch {
             if (number < count)
                 *(Pack *)(y + offset(number)) = pack;
         } else {
+            #pragma unroll
             for (int k = 0; k < PACK; ++k)
                 if (inside(turn, k))
                     y[offset(value(turn, k))] = pack.values[k];

@@ -54,12 +54,14 @@ __device__ inline void window_sums(
     for (int start = low; start < high; start += CHUNK) {
         int stop = min(start + CHUNK, high);
         __syncthreads();  // the chunk before may still be being read
+        #pragma unroll
         for (int k = 0; k < CHUNK / ROWS; ++k) {
             int c = start + tile.row + k * ROWS;
             if (c < stop && tile.inside(c))
                 terms[c - start][tile.column] = term(tile.offset(c));
         }
         __syncthreads();
+        #pragma unroll
         for (int k = 0; k < TILE / ROWS; ++k) {
             int last = min(tile.own(k) + after, stop - 1);
             for (int c = max(tile.own(k) - before, start); c <= last; ++c)
@@ -76,6 +78,7 @@ extern "C" __global__ void lrn(
     real totals[TILE / ROWS] = {};
     auto square = [&](long long i) { return x[i] * x[i]; };
     window_sums(tile, before, after, square, totals);
+    #pragma unroll
     for (int own = 0; own < TILE / ROWS; ++own) {
         if (!tile.inside(tile.own(own)))
             continue;
@@ -96,6 +99,7 @@ extern "C" __global__ void lrn_backward(
     real through[TILE / ROWS] = {};
     auto ratio = [&](long long i) { return dy[i] * damp(scale[i], beta) * x[i] / scale[i]; };
     window_sums(tile, after, before, ratio, through);
+    #pragma unroll
     for (int own = 0; own < TILE / ROWS; ++own) {
         if (!tile.inside(tile.own(own)))
             continue;

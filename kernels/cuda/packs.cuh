@@ -24,6 +24,7 @@ __device__ inline bool at_pack(const void *address)
 template <class T>
 __device__ inline T pair_sum(T *values)
 {
+    #pragma unroll
     for (int half = PACK / 2; half > 0; half /= 2)
         for (int k = 0; k < half; ++k)
             values[k] += values[k + half];
@@ -33,6 +34,7 @@ __device__ inline T pair_sum(T *values)
 // The gradient behind the rectifier that made y.
 __device__ inline Pack passed(Pack dy, const Pack &y)
 {
+    #pragma unroll
     for (int k = 0; k < PACK; ++k)
         dy.values[k] = y.values[k] > 0 ? dy.values[k] : (real)0;
     return dy;
@@ -61,6 +63,7 @@ struct Elements {
         if (together)
             return *(const Pack *)(x + first);
         Pack pack;
+        #pragma unroll
         for (int k = 0; k < PACK; ++k)
             pack.values[k] = k < count ? x[first + k] : (real)0;
         return pack;
@@ -71,6 +74,7 @@ struct Elements {
         if (together)
             *(Pack *)(y + first) = pack;
         else
+            #pragma unroll
             for (int k = 0; k < PACK; ++k)
                 if (k < count)
                     y[first + k] = pack.values[k];

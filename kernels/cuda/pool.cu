@@ -55,14 +55,18 @@ __device__ inline void consider_square(
     Winner &winner, const real *x, Span rows, Span columns, int w, int dh, int dw)
 {
     real taps[SIZE][SIZE];
+    #pragma unroll
     for (int i = 0; i < SIZE; ++i)
+        #pragma unroll
         for (int j = 0; j < SIZE; ++j) {
             int r = rows.first + i * dh, c = columns.first + j * dw;
             // What is not there never wins.
             bool there = r < rows.stop && c < columns.stop;
             taps[i][j] = there ? x[r * w + c] : winner.best;
         }
+    #pragma unroll
     for (int i = 0; i < SIZE; ++i)
+        #pragma unroll
         for (int j = 0; j < SIZE; ++j)
             winner.consider(taps[i][j], (rows.first + i * dh) * w + columns.first + j * dw);
 }
@@ -110,14 +114,18 @@ __device__ inline real chosen_sum(
     const real *dy, const int *switches, Windows rows, Windows columns, int ow, int pixel)
 {
     bool chosen[REACH][REACH];
+    #pragma unroll
     for (int v = 0; v < REACH; ++v)
+        #pragma unroll
         for (int u = 0; u < REACH; ++u) {
             int row = rows.first + v, column = columns.first + u;
             bool there = row <= rows.last && column <= columns.last;
             chosen[v][u] = there && switches[row * ow + column] == pixel;
         }
     real total = 0;
+    #pragma unroll
     for (int v = 0; v < REACH; ++v)
+        #pragma unroll
         for (int u = 0; u < REACH; ++u)
             if (chosen[v][u])
                 total += dy[(rows.first + v) * ow + columns.first + u];
@@ -151,9 +159,10 @@ extern "C" __global__ void max_pool2d_backward(
     switches += first.plane * oh * ow;
     int start = first.row * w + first.column;
     Pack pack = {};
+    #pragma unroll
     for (int k = 0; k < PACK; ++k) {
         if (first.column + k >= w)
-            break;
+            continue;
         Windows columns(first.column + k, sw, left, rw, ow);
         pack.values[k] = reach == 1 ? chosen_sum<1>(dy, switches, rows, columns, ow, start + k)
             : reach == 2 ? chosen_sum<2>(dy, switches, rows, columns, ow, start + k)
@@ -164,6 +173,7 @@ extern "C" __global__ void max_pool2d_backward(
     if (w % PACK == 0 && at_pack(dx))
         *(Pack *)dx = pack;
     else
+        #pragma unroll
         for (int k = 0; k < PACK; ++k)
             if (first.column + k < w)
                 dx[k] = pack.values[k];
@@ -301,11 +311,13 @@ extern "C" __global__ void global_avg_pool2d_backward(
     int p;
     long long plane = divide(here.first, pixels, &p);
     Pack pack = {};
-    for (int k = 0; k < here.count; ++k) {
-        pack.values[k] = dy[plane] / (real)pixels;
-        if (++p == pixels) {
+    real share = dy[plane] / (real)pixels;
+    #pragma unroll
+    for (int k = 0; k < PACK; ++k) {
+        pack.values[k] = share;
+        if (++p == pixels && k + 1 < here.count) {
             p = 0;
-            ++plane;
+            share = dy[++plane] / (real)pixels;
         }
     }
     here.store(dx, pack);

@@ -9,7 +9,7 @@ from kernels.cuda import runtime
 from kernels.cuda.packs import pack_size
 from kernels.geometry import check_channels
 
-MAX_THREADS = 1024  # of a block
+MAX_THREADS = 1024  # of a block, where each holds one array's values
 # Packs of a part that a thread holds, as channels.cuh has it.
 SHARE = 4
 
@@ -26,8 +26,8 @@ class ChannelParts:
     threads: int
 
     @classmethod
-    def of(cls, x, share=SHARE) -> "ChannelParts":
-        """Those of the array x, for threads that hold `share` packs.
+    def of(cls, x, share=SHARE, most=MAX_THREADS) -> "ChannelParts":
+        """Those of the array x, for blocks of at most so many threads that hold `share` packs.
 
         A channel is one part if a block can hold it, and else cut evenly for smaller blocks, of
         which a processor has several.
@@ -35,7 +35,7 @@ class ChannelParts:
         channels, positions = x.shape[1], math.prod(x.shape[2:])
         length, pack = x.shape[0] * positions, pack_size(x.dtype)
         held = share * pack
-        if length <= MAX_THREADS * held:
+        if length <= most * held:
             parts, part = 1, length
             threads = max(1, runtime.blocks(length, runtime.WARP * held)) * runtime.WARP
         else:
