@@ -154,8 +154,9 @@ def max_pool2d_backward(
 def max_unpool2d(y, switches, plane_shape):
     """x (N, C, *plane_shape), zero but for y (N, C, OH, OW), added at its switches (int32).
 
-    Elements that share a switch are summed: the transpose of `max_pool2d_gather`. Raises TypeError for other dtypes, ValueError where the switches
-    have another shape than y or lie outside of the plane.
+    Elements that share a switch are summed: the transpose of `max_pool2d_gather`. Raises TypeError
+    for other dtypes, ValueError where the switches have another shape than y or lie outside of the
+    plane.
     """
     check_images("y", y)
     check_switches(switches, y.shape)

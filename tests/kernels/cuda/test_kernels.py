@@ -157,7 +157,7 @@ def test_batchnorm_moves_running_statistics(device, shape, dtype, step):
     draw = np.random.default_rng(0)
     x, (gamma, beta) = draw.standard_normal(shape).astype(dtype), np.ones((2, 4), dtype)
     averages = np.abs(draw.standard_normal((2, 4 * step))).astype(dtype)
-    expected, placed = averages.copy(), device.put(averages)
+    expected, placed = averages.copy(), device.put(averages.copy())
     reference.batchnorm_train(x, gamma, beta, 1e-3, running=(*expected[:, ::step], 0.25))
     cuda.batchnorm_train(
         *map(device.put, (x, gamma, beta)), 1e-3,
