@@ -71,7 +71,8 @@ extern "C" __global__ void __launch_bounds__(1024) bias_relu_backward(
     put_sum(block_sum(total), sums, dbias);
 }
 
-// The second half of conv2d_affine (kernels/reference/conv.py), in place; others is null for none.
+// The second half of conv2d_affine (kernels/reference/conv.py), in place; scale is null for 1,
+// others for none.
 extern "C" __global__ void affine(
     real *y, const real *scale, const real *shift, const real *others, int rectified,
     int channels, int positions, long long size)
@@ -83,7 +84,7 @@ extern "C" __global__ void affine(
     Pack pack = here.load(y), added = {};
     if (others)
         added = here.load(others);
-    real factor = scale[walk.channel], term = shift[walk.channel];
+    real factor = scale ? scale[walk.channel] : (real)1, term = shift[walk.channel];
     #pragma unroll
     for (int k = 0; k < PACK; ++k) {
         real value = pack.values[k] * factor + term;
@@ -91,7 +92,7 @@ extern "C" __global__ void affine(
             value += added.values[k];
         pack.values[k] = rectified ? rectify(value) : value;
         if (walk.advance()) {
-            factor = scale[walk.channel];
+            factor = scale ? scale[walk.channel] : (real)1;
             term = shift[walk.channel];
         }
     }

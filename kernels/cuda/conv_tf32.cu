@@ -38,27 +38,32 @@ extern "C" __global__ void __launch_bounds__(128, 4) conv2d_tf32_low(
     convolve<64>(source, filters, finish, y, images, from, to, kernel, groups, turned, memory);
 }
 
-// A block sums some outputs x WIDTH taps of a group over the positions of one split, `length` of them;
-// grid (tiles of taps x groups, tiles of outputs, splits). dy, x: channels last, C' and O' of them.
-// parts: (splits, O', kh kw C'/G), taps in the order of a filter's (lay_filters).
+// A block sums some outputs x WIDTH taps of a group over the positions of one split, `length` of
+// them; grid (tiles of taps x groups, tiles of outputs, splits). x: channels last, C' of them; dy:
+// the same, O' of them, or where `planes` (N, O, H, W), and O' is O. parts: (splits, O', kh kw C'/G),
+// taps in the order of a filter's (lay_filters).
 extern "C" __global__ void __launch_bounds__(128, 2) conv2d_weight_grad_tf32_high(
-    const float *dy, const float *x, float *parts, long long length, int images, int channels,
-    int height, int width, int outputs, int rows, int columns, int kernel_h, int kernel_w,
-    int stride_h, int stride_w, int top, int left, int dilation_h, int dilation_w, int groups)
+    const float *dy, const float *x, float *parts, int planes, long long length, int images,
+    int channels, int height, int width, int outputs, int rows, int columns, int kernel_h,
+    int kernel_w, int stride_h, int stride_w, int top, int left, int dilation_h, int dilation_w,
+    int groups)
 {
     Kernel kernel = {kernel_h, kernel_w, stride_h, stride_w, top, left, dilation_h, dilation_w};
     Maps from = {channels, height, width}, to = {outputs, rows, columns};
-    correlate<128>(dy, x, parts, length, images, from, to, kernel, groups, memory);
+    correlate<128>(
+        dy, x, parts, planes != 0, length, images, from, to, kernel, groups, memory);
 }
 
 extern "C" __global__ void __launch_bounds__(128, 4) conv2d_weight_grad_tf32_low(
-    const float *dy, const float *x, float *parts, long long length, int images, int channels,
-    int height, int width, int outputs, int rows, int columns, int kernel_h, int kernel_w,
-    int stride_h, int stride_w, int top, int left, int dilation_h, int dilation_w, int groups)
+    const float *dy, const float *x, float *parts, int planes, long long length, int images,
+    int channels, int height, int width, int outputs, int rows, int columns, int kernel_h,
+    int kernel_w, int stride_h, int stride_w, int top, int left, int dilation_h, int dilation_w,
+    int groups)
 {
     Kernel kernel = {kernel_h, kernel_w, stride_h, stride_w, top, left, dilation_h, dilation_w};
     Maps from = {channels, height, width}, to = {outputs, rows, columns};
-    correlate<64>(dy, x, parts, length, images, from, to, kernel, groups, memory);
+    correlate<64>(
+        dy, x, parts, planes != 0, length, images, from, to, kernel, groups, memory);
 }
 
 __device__ inline float rounded(float x)

@@ -226,26 +226,44 @@ __device__ inline void convolve(
                   column, memory);
 }
 
-// The kernels conv2d_weight_grad_tf32_*.
-template <int HEIGHT>
-__device__ inline void correlate(
-    const float *dy, const float *x, float *parts, long long length, int images, const Maps &from,
+// A block's tile of dW, for the tiles `left` of dy.
+template <int HEIGHT, class Left>
+__device__ inline void correlate_tile(
+    Left &left, const float *x, float *parts, long long start, long long stop, const Maps &from,
     const Maps &to, const Kernel &kernel, int groups, float *memory)
 {
     int group_channels = from.channels / groups, group_outputs = to.channels / groups;
     int taps = group_channels * kernel.height * kernel.width;
     int tiles = gridDim.x / groups, group = blockIdx.x / tiles;
-    int first = blockIdx.y * HEIGHT, first_tap = blockIdx.x % tiles * WIDTH;
-    long long count = (long long)images * to.pixels();
-    long long start = blockIdx.z * length, stop = min(start + length, count);
-    Matrix matrix = {dy + group * group_outputs, to.channels, {group_outputs, 0}};
-    WideTile<HEIGHT, true> left(matrix, first, group_outputs, start, stop);
+    int first_tap = blockIdx.x % tiles * WIDTH, tap = first_tap + threadIdx.x;
     CorrelationTile right(
         x + group * group_channels, from, to, group_channels, kernel, first_tap, start, stop);
     Sums<HEIGHT> sums;
     multiply<HEIGHT>(left, right, (int)((stop - start + DEPTH - 1) / DEPTH), memory, sums);
     long long row = (long long)blockIdx.z * to.channels + group * group_outputs;
-    int tap = first_tap + threadIdx.x;
-    store<HEIGHT>(sums, Finish(), parts + row * taps, 0, first, group_outputs, taps,
+    store<HEIGHT>(sums, Finish(), parts + row * taps, 0, blockIdx.y * HEIGHT, group_outputs, taps,
                   tap < taps ? tap : -1, memory);
+}
+
+// The kernels conv2d_weight_grad_tf32_*.
+template <int HEIGHT>
+__device__ inline void correlate(
+    const float *dy, const float *x, float *parts, bool planes, long long length, int images,
+    const Maps &from, const Maps &to, const Kernel &kernel, int groups, float *memory)
+{
+    int group_outputs = to.channels / groups, group = blockIdx.x / (gridDim.x / groups);
+    int first = blockIdx.y * HEIGHT, pixels = to.pixels();
+    long long start = blockIdx.z * length, stop = min(start + length, (long long)images * pixels);
+    if (planes) {
+        dy += (long long)group * group_outputs * pixels;
+        Matrix matrix = {dy, pixels, {pixels, (long long)to.channels * pixels}};
+        DeepTile<HEIGHT, false> left(matrix, first, group_outputs, start, stop);
+        correlate_tile<HEIGHT>(
+            left, x, parts, start, stop, from, to, kernel, groups, memory);
+    } else {
+        Matrix matrix = {dy + group * group_outputs, to.channels, {group_outputs, 0}};
+        WideTile<HEIGHT, true> left(matrix, first, group_outputs, start, stop);
+        correlate_tile<HEIGHT>(
+            left, x, parts, start, stop, from, to, kernel, groups, memory);
+    }
 }

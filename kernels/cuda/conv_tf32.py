@@ -92,28 +92,32 @@ def weight_grad(dy, x, sizes):
     if _lies_right(sizes):
         _correlate_images(dy, x, dw, sizes)
         return dw
-    groups, filled = sizes.groups, (_filled(sizes.group_channels), _filled(sizes.group_outputs))
-    channels, outputs = (groups * side for side in filled)
-    taps = sizes.area * filled[0]
-    height = "high" if filled[1] > HEIGHTS["low"] else "low"
-    grid = runtime.blocks(taps, WIDTH) * groups, runtime.blocks(filled[1], HEIGHTS[height])
-    splits = choose_splits(math.prod(grid), sizes.positions, outputs * taps)
+    groups, channels, outputs = sizes.groups, _filled(sizes.group_channels), sizes.group_outputs
+    planes = sizes.rows * sizes.columns % 4 == 0  # which can be copied four values at a time
+    if not planes:
+        dy, outputs = _channels_last(dy, groups), _filled(outputs)
+    taps = sizes.area * channels
+    height = "high" if outputs > HEIGHTS["low"] else "low"
+    grid = runtime.blocks(taps, WIDTH) * groups, runtime.blocks(outputs, HEIGHTS[height])
+    splits = choose_splits(math.prod(grid), sizes.positions, groups * outputs * taps)
     splits = max(splits, -(-sizes.positions // MOST_POSITIONS))
     length = DEPTH * runtime.blocks(runtime.blocks(sizes.positions, splits), DEPTH)
     splits = runtime.blocks(sizes.positions, length)
-    parts = runtime.empty((splits, outputs, taps), dy.dtype)
-    shapes = sizes.images, channels, *sizes.plane, outputs, sizes.rows, sizes.columns
+    parts = runtime.empty((splits, groups * outputs, taps), dw.dtype)
+    shapes = (
+        sizes.images, groups * channels, *sizes.plane, groups * outputs, sizes.rows, sizes.columns
+    )  # fmt: skip
     args = (
-        _channels_last(dy, groups), _channels_last(x, groups), parts, length,
+        dy, _channels_last(x, groups), parts, planes, length,
         *runtime.ints(*shapes, *sizes.settings, groups),
     )  # fmt: skip
     launch("conv_tf32", "conv2d_weight_grad_tf32", height, (*grid, splits), args)
     numbers = runtime.ints(
-        splits, sizes.group_channels, filled[0], _chunk(filled[0]), sizes.group_outputs, filled[1],
+        splits, sizes.group_channels, channels, _chunk(channels), sizes.group_outputs, outputs,
         sizes.area,
     )  # fmt: skip
     args = parts, dw, *numbers, parts[0].size
-    runtime.launch_elements("conv_tf32", "sum_weight_parts", dy.dtype, parts[0].size, args)
+    runtime.launch_elements("conv_tf32", "sum_weight_parts", dw.dtype, parts[0].size, args)
     return dw
 
 

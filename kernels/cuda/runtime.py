@@ -26,8 +26,6 @@ CUBLAS_TF32_TENSOR_OP_MATH = 3  # of cublasMath_t; CuPy gives it no name
 OLDEST_GPU = 70
 # What a kernel may take without asking; more has to be allowed first.
 _PLAIN_SHARED_BYTES = 48 << 10
-# How many blocks a grid may have along y; along x it may have 2^31 - 1.
-_MAX_GRID_Y = 65535
 
 
 def require() -> None:
@@ -242,18 +240,6 @@ def launch_elements(source: str, kernel: str, dtype, count: int, args) -> None:
 def launch_warps(source: str, kernel: str, dtype, count: int, args) -> None:
     """Run `kernel` on `count` warps, and a few idle ones."""
     launch_elements(source, kernel, dtype, WARP * count, args)
-
-
-def launch_planes(source: str, kernel: str, dtype, planes: int, positions: int, args) -> None:
-    """Run `kernel` on all elements of `planes` rows of `positions` elements, by PlaneWalk's shares.
-
-    A block has threads for several short planes, or for a stretch of one long plane, in which
-    every thread takes about four elements.
-    """
-    width = max(1, min(positions, THREADS))
-    height = THREADS // width
-    stretches = min(_MAX_GRID_Y, blocks(positions, 4 * width))
-    launch(source, kernel, dtype, (blocks(planes, height), stretches), (width, height), args)
 
 
 @cache

@@ -84,6 +84,7 @@ def test_epilogue_of_every_way(kernel, n, size, channels, outputs, stride, group
     scale, shift = draw.standard_normal((2, outputs))
     settings_ = ((stride, stride), (0, 0, 0, 0), (1, 1), groups)
     y = agree("conv2d_affine", x, weight, scale, shift, None, True, *settings_)
+    agree("conv2d_affine", x, weight, None, shift, None, True, *settings_)
     others = draw.standard_normal(y.shape)
     agree("conv2d_affine", x, weight, scale, shift, others, True, *settings_)
     x, y = np.nan_to_num(x), np.nan_to_num(y)

@@ -33,7 +33,7 @@ def agree_on_all(device, x, weight, bias, dy, settings_):
     device.agree("conv2d", x, weight, bias, *settings_)
     if bias is not None:
         device.agree("conv2d_affine", x, weight, bias, bias, dy, True, *settings_)
-        device.agree("conv2d_affine", x, weight, bias, bias, None, False, *settings_)
+        device.agree("conv2d_affine", x, weight, None, bias, None, False, *settings_)
     device.agree("conv2d_input_grad", dy, weight, x.shape, *settings_)
     device.agree("conv2d_weight_grad", dy, x, weight.shape[2:], *settings_)
 

@@ -54,7 +54,7 @@ def agree_on_all(device, x, weight, bias, dy, settings_):
     return [
         *launched(device, "conv2d", x, weight, bias, *settings_),
         *launched(device, "conv2d_affine", x, weight, 2 * bias, bias, dy, True, *settings_),
-        *launched(device, "conv2d_affine", x, weight, bias, bias, None, False, *settings_),
+        *launched(device, "conv2d_affine", x, weight, None, bias, None, False, *settings_),
         *launched(device, "conv2d_input_grad", dy, weight, x.shape, *settings_),
         *launched(device, "conv2d_weight_grad", dy, x, *arguments),
     ]
