@@ -14,7 +14,7 @@ extern __shared__ float memory[];
 // (tiles of positions x groups x classes, tiles of outputs, splits). y (N, O, H, W): of every split
 // its own. scale to rectified: see Finish. turned: 0, or the length of a row of turned filters; then
 // the source is dy and the target dx.
-extern "C" __global__ void __launch_bounds__(128, 2) conv2d_tf32_high(
+extern "C" __global__ void __launch_bounds__(TILE_THREADS, 2) conv2d_tf32_high(
     const float *source, const float *filters, const float *scale, const float *shift,
     const float *others, float *y, int rectified, int turned, int images, int channels, int height,
     int width, int outputs, int rows, int columns, int kernel_h, int kernel_w, int stride_h,
@@ -26,7 +26,7 @@ extern "C" __global__ void __launch_bounds__(128, 2) conv2d_tf32_high(
     convolve<128>(source, filters, finish, y, images, from, to, kernel, groups, turned, memory);
 }
 
-extern "C" __global__ void __launch_bounds__(128, 4) conv2d_tf32_low(
+extern "C" __global__ void __launch_bounds__(TILE_THREADS, 4) conv2d_tf32_low(
     const float *source, const float *filters, const float *scale, const float *shift,
     const float *others, float *y, int rectified, int turned, int images, int channels, int height,
     int width, int outputs, int rows, int columns, int kernel_h, int kernel_w, int stride_h,
@@ -42,7 +42,7 @@ extern "C" __global__ void __launch_bounds__(128, 4) conv2d_tf32_low(
 // them; grid (tiles of taps x groups, tiles of outputs, splits). x: channels last, C' of them; dy:
 // the same, O' of them, or where `planes` (N, O, H, W), and O' is O. parts: (splits, O', kh kw C'/G),
 // taps in the order of a filter's (lay_filters).
-extern "C" __global__ void __launch_bounds__(128, 2) conv2d_weight_grad_tf32_high(
+extern "C" __global__ void __launch_bounds__(TILE_THREADS, 2) conv2d_weight_grad_tf32_high(
     const float *dy, const float *x, float *parts, int planes, long long length, int images,
     int channels, int height, int width, int outputs, int rows, int columns, int kernel_h,
     int kernel_w, int stride_h, int stride_w, int top, int left, int dilation_h, int dilation_w,
@@ -54,7 +54,7 @@ extern "C" __global__ void __launch_bounds__(128, 2) conv2d_weight_grad_tf32_hig
         dy, x, parts, planes != 0, length, images, from, to, kernel, groups, memory);
 }
 
-extern "C" __global__ void __launch_bounds__(128, 4) conv2d_weight_grad_tf32_low(
+extern "C" __global__ void __launch_bounds__(TILE_THREADS, 4) conv2d_weight_grad_tf32_low(
     const float *dy, const float *x, float *parts, int planes, long long length, int images,
     int channels, int height, int width, int outputs, int rows, int columns, int kernel_h,
     int kernel_w, int stride_h, int stride_w, int top, int left, int dilation_h, int dilation_w,

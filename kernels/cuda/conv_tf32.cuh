@@ -214,7 +214,7 @@ __device__ inline void convolve(
     Sums<HEIGHT> sums;
     multiply<HEIGHT>(left, right, share.steps, memory, sums);
 
-    long long mine = start + threadIdx.x, column = -1;
+    long long mine = start + tile_column(), column = -1;
     if (mine < count) {
         Digits at(mine, down.positions, across.positions);
         int row = down.first + at.middle * down.step;
@@ -235,7 +235,7 @@ __device__ inline void correlate_tile(
     int group_channels = from.channels / groups, group_outputs = to.channels / groups;
     int taps = group_channels * kernel.height * kernel.width;
     int tiles = gridDim.x / groups, group = blockIdx.x / tiles;
-    int first_tap = blockIdx.x % tiles * WIDTH, tap = first_tap + threadIdx.x;
+    int first_tap = blockIdx.x % tiles * WIDTH, tap = first_tap + tile_column();
     CorrelationTile right(
         x + group * group_channels, from, to, group_channels, kernel, first_tap, start, stop);
     Sums<HEIGHT> sums;

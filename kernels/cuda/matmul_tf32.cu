@@ -38,7 +38,7 @@ __device__ inline void multiply_tile(
     Right right(b.matrix(group), first_column, n, start, k);
     Sums<HEIGHT> sums;
     multiply<HEIGHT>(left, right, share.steps, memory, sums);
-    long long mine = first_column + threadIdx.x;
+    long long mine = first_column + tile_column();
     Neighbours columns = {(int)y.inner, y.outer};
     long long column = mine < n ? group * y.group + columns.offset(mine) : -1;
     float *part = y.base + blockIdx.z * y.split;
@@ -70,7 +70,7 @@ __device__ inline void multiply_matrices(
 // A block makes a tile of y = A B of a group, or a split of its sums; grid (tiles of columns x groups,
 // tiles of rows, splits). A (m, k), B (k, n): `deep` where neighbours are along k; see Matrix and
 // Stack. scale to rectified: see Finish, whose rows are those of all groups.
-extern "C" __global__ void __launch_bounds__(128, 2) multiply_tf32_high(
+extern "C" __global__ void __launch_bounds__(TILE_THREADS, 2) multiply_tf32_high(
     const float *a, const float *b, const float *scale, const float *shift, const float *others,
     float *y, int rectified, int m, long long n, long long k, int groups, int a_deep,
     long long a_step, long long a_inner, long long a_outer, long long a_group, int b_deep,
@@ -84,7 +84,7 @@ extern "C" __global__ void __launch_bounds__(128, 2) multiply_tf32_high(
     multiply_matrices<128>(left, right, finish, results, m, n, k, groups);
 }
 
-extern "C" __global__ void __launch_bounds__(128, 4) multiply_tf32_low(
+extern "C" __global__ void __launch_bounds__(TILE_THREADS, 4) multiply_tf32_low(
     const float *a, const float *b, const float *scale, const float *shift, const float *others,
     float *y, int rectified, int m, long long n, long long k, int groups, int a_deep,
     long long a_step, long long a_inner, long long a_outer, long long a_group, int b_deep,

@@ -1,9 +1,9 @@
 // The product of two matrices on tensor cores, for kernels that differ in what the matrices are.
 //
-// A block of four warps makes HEIGHT x WIDTH results C[m, n], the sums over k of A[m, k] B[k, n], and
-// each warp a quarter of them in registers. DEPTH values of k at a time, tiles of A and of B are
-// copied to shared memory, 16 bytes at a time, while the tiles before them are multiplied: STAGES of
-// them are there or under way. Operands are rounded to TF32 on their way to the tensor cores, unless
+// A block makes HEIGHT x WIDTH results C[m, n], the sums over k of A[m, k] B[k, n], and each of its
+// warps, which lie in WARP_ROWS x WARP_COLUMNS, its part of them in registers. DEPTH values of k at a
+// time, tiles of A and of B are copied to shared memory, 16 bytes at a time, while the tiles before
+// them are multiplied: STAGES of them are there or under way. Operands are rounded to TF32 on their way to the tensor cores, unless
 // they are ROUNDED already.
 //
 // A tile lies in shared memory as its matrix does in global memory: `deep`, with neighbours along k,
@@ -16,7 +16,8 @@
 
 #include "tensor.cuh"
 
-static const int WIDTH = 128, DEPTH = 16, STAGES = 3, TILE_THREADS = 128;
+static const int WIDTH = 128, DEPTH = 16, STAGES = 3;
+static const int WARP_ROWS = 2, WARP_COLUMNS = 2, TILE_THREADS = WARP_ROWS * WARP_COLUMNS * WARP;
 
 // How the tile of a matrix that has LENGTH rows of A or columns of B lies in shared memory. The
 // paddings keep what a warp reads at once in different banks, and copies on multiples of 16 bytes.
@@ -39,7 +40,7 @@ struct Stage {
 // A warp's results: ROWS x COLUMNS tiles of the tensor cores, each 16 x 8.
 template <int HEIGHT>
 struct Sums {
-    static const int ROWS = HEIGHT / 32, COLUMNS = WIDTH / 16;
+    static const int ROWS = HEIGHT / WARP_ROWS / 16, COLUMNS = WIDTH / WARP_COLUMNS / 8;
     float at[ROWS][COLUMNS][4];
 
     __device__ Sums()
@@ -56,8 +57,15 @@ struct Sums {
 
 // The first row and column, of the block's tile, that are this warp's.
 template <int HEIGHT>
-__device__ inline int warp_row() { return threadIdx.x / (2 * WARP) * (HEIGHT / 2); }
-__device__ inline int warp_column() { return threadIdx.x / WARP % 2 * (WIDTH / 2); }
+__device__ inline int warp_row()
+{
+    return threadIdx.x / WARP / WARP_COLUMNS * (HEIGHT / WARP_ROWS);
+}
+
+__device__ inline int warp_column()
+{
+    return threadIdx.x / WARP % WARP_COLUMNS * (WIDTH / WARP_COLUMNS);
+}
 
 template <bool ROUNDED>
 __device__ inline unsigned operand(float x)
@@ -156,19 +164,22 @@ struct Finish {
     }
 };
 
+// The column, of the block's tile, that this thread stores.
+__device__ inline int tile_column() { return threadIdx.x % WIDTH; }
+
 // Stores the block's sums. Row m of the tile is row first + m, of `rows`; it lies that many `step`
-// behind y, and is row number `before` + first + m for the finish. `column`: where this thread's
-// column, number threadIdx.x, lies in a row; negative for none. The sums pass through shared memory,
-// a half of the rows at a time, so that neighbouring threads store neighbours.
+// behind y, and is row number `before` + first + m for the finish. `column`: where the thread's
+// column (tile_column) lies in a row; negative for none. The sums pass through shared memory, those
+// of a row of warps at a time, so that neighbouring threads store neighbours.
 template <int HEIGHT>
 __device__ inline void store(
     const Sums<HEIGHT> &sums, const Finish &finish, float *y, int before, int first, int rows,
     long long step, long long column, float *memory)
 {
-    const int ROW = WIDTH + 8, HALF = HEIGHT / 2;
-    for (int half = 0; half < 2; ++half, first += HALF) {
+    const int ROW = WIDTH + 8, ROWS = HEIGHT / WARP_ROWS;
+    for (int part = 0; part < WARP_ROWS; ++part, first += ROWS) {
         __syncthreads();
-        if (warp_row<HEIGHT>() == half * HALF) {
+        if (warp_row<HEIGHT>() == part * ROWS) {
             float *at = memory + threadIdx.x % WARP / 4 * ROW + warp_column()
                 + threadIdx.x % 4 * 2;
 #pragma unroll
@@ -176,17 +187,17 @@ __device__ inline void store(
 #pragma unroll
                 for (int j = 0; j < Sums<HEIGHT>::COLUMNS; ++j)
 #pragma unroll
-                    for (int part = 0; part < 4; ++part)
-                        at[(16 * i + part / 2 * 8) * ROW + 8 * j + part % 2] = sums.at[i][j][part];
+                    for (int k = 0; k < 4; ++k)
+                        at[(16 * i + k / 2 * 8) * ROW + 8 * j + k % 2] = sums.at[i][j][k];
         }
         __syncthreads();
         if (column < 0)
             continue;
-        int stop = min(HALF, rows - first);
+        int stop = min(ROWS, rows - first);
 #pragma unroll 4
-        for (int m = 0; m < stop; ++m) {
+        for (int m = threadIdx.x / WIDTH; m < stop; m += TILE_THREADS / WIDTH) {
             long long index = (first + m) * step + column;
-            y[index] = finish(memory[m * ROW + threadIdx.x], before + first + m, index);
+            y[index] = finish(memory[m * ROW + tile_column()], before + first + m, index);
         }
     }
 }
