@@ -25,7 +25,7 @@ import numpy as np
 from kernels.cuda import conv_tf32, runtime
 from kernels.cuda.activation import affine_in_place
 from kernels.cuda.matmul import TILE, TILE_THREADS
-from kernels.dispatch import precision_choice, products_choice
+from kernels.dispatch import products_choice
 from kernels.geometry import (
     check_conv2d,
     check_conv2d_affine,
@@ -127,8 +127,7 @@ class _Sizes:
 
 
 def _by_tensor_cores(dtype, sizes) -> bool:
-    wanted = precision_choice() == "tf32" and products_choice() == "auto"
-    return wanted and conv_tf32.takes(dtype, sizes) and runtime.multiplies_tf32()
+    return runtime.by_tensor_cores(dtype) and conv_tf32.takes(sizes)
 
 
 def _by_cublas(sizes) -> bool:
@@ -253,9 +252,8 @@ def conv2d_weight_grad(
     sizes = _Sizes.of(x.shape, dy.shape, kernel_size, stride, padding, dilation, groups)
     dy, x = runtime.all_contiguous(dy, x)
     if _by_tensor_cores(dy.dtype, sizes):
-        make_parts = conv_tf32.weight_grad
-    else:
-        make_parts = _parts_by_cublas if _by_cublas(sizes) else _own_parts
+        return conv_tf32.weight_grad(dy, x, sizes).reshape(weight_shape)
+    make_parts = _parts_by_cublas if _by_cublas(sizes) else _own_parts
     parts = make_parts(dy, x, sizes)
     if len(parts) > 1:
         dw = runtime.empty((sizes.outputs, sizes.taps), dy.dtype)

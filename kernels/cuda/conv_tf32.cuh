@@ -1,9 +1,14 @@
-// Convolutions as products on tensor cores: how the kernels of conv_tf32.cu read and write images.
+// Convolutions as products on tensor cores: how the kernels of conv_tf32.cu read images.
+//
+// Images lie there with the channels last (N, H, W, C), each group's channels filled up with zeros to
+// a multiple of 4: four channels of a pixel are a copy of 16 bytes. All numbers are rounded to TF32.
+//
+// Products sum over taps of the kernel and channels. A few channels at a time, a chunk of 4, 8 or 16,
+// pass all taps: neighbouring taps read the same pixels, which the first level of cache keeps so long.
 
 #pragma once
 
-#include "tiles_tf32.cuh"
-#include "windows.cuh"
+#include "matrix_tf32.cuh"
 
 struct Kernel {
     int height, width, stride_h, stride_w, top, left, dilation_h, dilation_w;
@@ -14,6 +19,11 @@ struct Maps {
     int channels, rows, columns;
 
     __device__ int pixels() const { return rows * columns; }
+
+    __device__ bool holds(int row, int column) const
+    {
+        return (unsigned)row < (unsigned)rows && (unsigned)column < (unsigned)columns;
+    }
 };
 
 // Along one axis, what a product's positions read and where they lie: position p, of `positions`, is
@@ -32,171 +42,140 @@ struct Axis {
     }
 };
 
-// What is done to a sum before it is stored: times the output's scale, plus its shift, plus the value
-// of `others` there, and rectified. Each may be missing.
-struct Finish {
-    const float *scale, *shift, *others;
-    bool rectified;
 
-    __device__ float operator()(float value, int output, long long index) const
+static const int FAR = 1 << 29;  // a row that no image has
+
+// Which channels of a pixel a thread copies, and which taps: quads of channels are numbered by
+// (chunk, tap, quad of the chunk), and from one of a thread's to its next it is a multiple of a chunk.
+struct Channels {
+    int quads;  // of a chunk
+
+    __device__ explicit Channels(int filled) : quads(filled % 16 == 0 ? 4 : filled % 8 ? 1 : 2) {}
+
+    // (chunk, row and column of the tap) of quad number `quad`.
+    __device__ Digits tap(int quad, int height, int width) const
     {
-        if (scale)
-            value *= scale[output];
-        if (shift)
-            value += shift[output];
-        if (others)
-            value += others[index];
-        return rectified ? rectify(value) : value;
+        return Digits(quad / quads, height, width);
+    }
+
+    // The first of the quad's channels.
+    __device__ int first(int quad, const Digits &tap) const
+    {
+        return 4 * (tap.high * quads + quad % quads);
     }
 };
 
-// A tap as an offset from where the window of a position begins. A tap or a position that does not
-// exist is far below every image, so that its pixel is outside.
-struct alignas(16) Tap {
-    int offset, row, column, unused;
-};
-
-static const int FAR = 1 << 29;
-
-__device__ inline bool is_inside(int row, int column, const Maps &maps)
-{
-    return (unsigned)row < (unsigned)maps.rows && (unsigned)column < (unsigned)maps.columns;
-}
-
-// SIDE rows of A, DEPTH values of k of each: rows `first` ... of a matrix (rows, depth) that lies in
-// memory, row after row `row_step` apart, from k on. Four values at a time, where `by_four`.
-template <int SIDE>
-__device__ inline void fetch_rows(
-    float *tile, const float *matrix, long long row_step, int first, int rows, int k, int depth,
-    bool by_four)
-{
-    if (by_four) {
-#pragma unroll
-        for (int r = 0; r < SIDE * DEPTH / 4 / TILE_THREADS; ++r) {
-            int number = threadIdx.x + r * TILE_THREADS;
-            int row = number / (DEPTH / 4), at = number % (DEPTH / 4) * 4;
-            bool wanted = first + row < rows && k + at < depth;
-            copy_later<4>(tile + row * Layout<SIDE>::DEEP_ROW + at,
-                          wanted ? matrix + (first + row) * row_step + k + at : matrix, wanted);
-        }
-    } else {
-#pragma unroll 4
-        for (int r = 0; r < SIDE * DEPTH / TILE_THREADS; ++r) {
-            int number = threadIdx.x + r * TILE_THREADS;
-            int row = number / DEPTH, at = number % DEPTH;
-            bool wanted = first + row < rows && k + at < depth;
-            copy_later<1>(tile + row * Layout<SIDE>::DEEP_ROW + at,
-                          wanted ? matrix + (first + row) * row_step + k + at : matrix, wanted);
-        }
-    }
-}
-
-// Whether rows of this matrix can be copied four values at a time.
-__device__ inline bool lies_by_four(const float *matrix, long long row_step)
-{
-    return row_step % 4 == 0 && (unsigned long long)matrix % 16 == 0;
-}
-
-// The tiles of a convolution: A is the filters (outputs, depth), B the columns of im2col. The taps of
-// the next tile are written to a table in shared memory, which all threads read.
-template <int SIDE>
-struct ConvTiles {
-    const float *source, *filters;
-    Tap *table;  // two of DEPTH taps
+// The columns of im2col: a column is a position, and k counts (chunk, tap, channel). A thread copies
+// four channels at a time, of the same taps for all its positions.
+struct WindowTile {
+    static const bool DEEP = true, ROUNDED = true;
+    static const int QUADS = DEPTH / 4, PASS = TILE_THREADS / QUADS, READS = WIDTH / PASS;
+    const float *source;
     Maps from;
     Axis down, across;
-    long long window;  // where that of the thread's position begins in the source
-    int row, column;   // the same in its plane
-    int row_step, first, outputs, k, depth;
-    Digits tap, step;  // of the table's next entry
-    bool by_four;
-    int turn;
+    int row[READS], column[READS];   // where the window of a position begins in its plane,
+    int window[READS];               // and at which pixel of the source
+    int chunk, chunks;               // channels of a chunk; how many chunks there are
+    Digits tap, step;
 
-    // `position`: the thread's, -1 for none.
-    __device__ ConvTiles(
-        const float *source, const Maps &from, int first_channel, const float *filters,
-        int row_step, int first, int outputs, int depth, const Axis &down, const Axis &across,
-        long long position, int k, float *memory)
-        : source(source), filters(filters), table((Tap *)memory), from(from), down(down), across(across),
-          row_step(row_step), first(first), outputs(outputs), k(k), depth(depth),
-          tap(k + threadIdx.x % DEPTH, max(down.taps, 1), max(across.taps, 1)),
-          step(DEPTH, max(down.taps, 1), max(across.taps, 1)),
-          by_four(depth % 4 == 0 && lies_by_four(filters, row_step)), turn(0)
+    // `source`: the group's first channel, of `filled`.
+    __device__ WindowTile(
+        const float *source, const Maps &from, int filled, const Axis &down, const Axis &across,
+        long long first, long long positions, int k)
+        : WindowTile(source, from, filled, down, across, first, positions, Channels(filled),
+                     k / 4 + threadIdx.x % QUADS)
     {
-        Digits place(max(position, 0LL), down.positions, across.positions);
-        row = down.start + place.middle * down.stride;
-        column = across.start + place.low * across.stride;
-        long long plane = (long long)place.high * from.channels + first_channel;
-        window = (plane * from.rows + row) * from.columns + column;
-        if (position < 0)
-            row = FAR;
-        prepare();
     }
 
-    // The table of the tile after the next to be fetched, or at first of the first.
-    __device__ void prepare()
+    __device__ WindowTile(
+        const float *source, const Maps &from, int filled, const Axis &down, const Axis &across,
+        long long first, long long positions, const Channels &channels, int quad)
+        : source(source + quad % channels.quads * 4), from(from), down(down), across(across),
+          chunk(4 * channels.quads), chunks(filled / (4 * channels.quads)),
+          tap(channels.tap(quad, max(down.taps, 1), max(across.taps, 1))),
+          step(QUADS / channels.quads, max(down.taps, 1), max(across.taps, 1))
     {
-        if (threadIdx.x < DEPTH) {
-            int down_by = tap.middle * down.tap_step, across_by = tap.low * across.tap_step;
-            int offset = (tap.high * from.rows + down_by) * from.columns + across_by;
-            bool exists = k + turn * DEPTH + (int)threadIdx.x < depth;
-            Tap entry = {exists ? offset : 0, exists ? down_by : FAR, across_by, 0};
-            table[turn % 2 * DEPTH + threadIdx.x] = entry;
-            tap.add(step, max(down.taps, 1), max(across.taps, 1));
-        }
-        ++turn;
-    }
-
-    __device__ void fetch(float *stage)
-    {
-        const Tap *taps = table + (turn - 1) % 2 * DEPTH;
-        int done = k + (turn - 1) * DEPTH;
-        fetch_rows<SIDE>(stage, filters, row_step, first, outputs, done, depth, by_four);
-        float *b = stage + Layout<SIDE>::TILE + threadIdx.x % SIDE;
 #pragma unroll
-        for (int r = 0; r < SIDE * DEPTH / TILE_THREADS; ++r) {
-            int at = threadIdx.x / SIDE + r * (TILE_THREADS / SIDE);
-            Tap here = taps[at];
-            bool wanted = is_inside(row + here.row, column + here.column, from);
-            copy_later<1>(b + at * Layout<SIDE>::WIDE_ROW,
-                          wanted ? source + window + here.offset : source, wanted);
+        for (int r = 0; r < READS; ++r) {
+            long long position = first + threadIdx.x / QUADS + r * PASS;
+            bool exists = position < positions;
+            Digits place(exists ? position : 0, down.positions, across.positions);
+            row[r] = down.start + place.middle * down.stride;
+            column[r] = across.start + place.low * across.stride;
+            window[r] = (place.high * from.rows + row[r]) * from.columns + column[r];
+            if (!exists)
+                row[r] = FAR;
         }
+    }
+
+    __device__ void fetch(float *tile)
+    {
+        const int ROW = Layout<WIDTH, DEEP>::ROW;
+        int down_by = tap.middle * down.tap_step, across_by = tap.low * across.tap_step;
+        int by = down_by * from.columns + across_by;
+        if (tap.high >= chunks)
+            down_by = FAR;
+        tile += threadIdx.x / QUADS * ROW + threadIdx.x % QUADS * 4;
+        const float *channel = source + tap.high * chunk;
+#pragma unroll
+        for (int r = 0; r < READS; ++r) {
+            bool wanted = from.holds(row[r] + down_by, column[r] + across_by);
+            long long pixel = window[r] + by;
+            copy_later<4, true>(tile + r * PASS * ROW,
+                                wanted ? channel + pixel * from.channels : source, wanted);
+        }
+        tap.add(step, max(down.taps, 1), max(across.taps, 1));
     }
 };
 
-// Stores sums at the pixels of the target that their positions stand for.
-struct ConvResults {
-    float *target;
-    const Finish &finish;
-    Maps to;
-    Axis down, across;
-    long long start, count;
-    int first, outputs, first_output;  // of the tile, of a group, of the group
-    long long pixel;                   // of the present column, in the group's first plane
-    bool wanted;
+// The columns of im2col turned: a column is a (chunk, tap, channel), and k counts positions. A thread
+// copies the same four channels of the same tap for all its positions.
+struct CorrelationTile {
+    static const bool DEEP = false, ROUNDED = true;
+    static const int QUADS = WIDTH / 4, PASS = TILE_THREADS / QUADS;
+    const float *source;
+    Maps from, to;
+    int stride_h, stride_w, row, column;  // row, column: of the tap at the first position
+    bool exists;
+    long long left;  // positions to come, from the thread's next on
+    Digits at, step;
 
-    __device__ void column(int n)
+    // `source`: the group's first channel, of `filled`. Positions start ... stop - 1.
+    __device__ CorrelationTile(
+        const float *source, const Maps &from, const Maps &to, int filled, const Kernel &kernel,
+        int first, long long start, long long stop)
+        : source(source), from(from), to(to), stride_h(kernel.stride_h), stride_w(kernel.stride_w),
+          left(stop - start - threadIdx.x / QUADS),
+          at(start + threadIdx.x / QUADS, to.rows, to.columns), step(PASS, to.rows, to.columns)
     {
-        long long position = start + n;
-        wanted = position < count;
-        Digits at(wanted ? position : 0, down.positions, across.positions);
-        long long plane = (long long)at.high * to.channels + first_output;
-        pixel = plane * to.pixels() + (down.first + at.middle * down.step) * to.columns
-            + across.first + at.low * across.step;
+        Channels channels(filled);
+        int quad = first / 4 + threadIdx.x % QUADS;
+        Digits tap = channels.tap(quad, kernel.height, kernel.width);
+        exists = channels.first(quad, tap) < filled;
+        row = tap.middle * kernel.dilation_h - kernel.top;
+        column = tap.low * kernel.dilation_w - kernel.left;
+        this->source += exists ? channels.first(quad, tap) : 0;
     }
 
-    __device__ void row(int m, float sum)
+    __device__ void fetch(float *tile)
     {
-        int output = first + m;
-        if (!wanted || output >= outputs)
-            return;
-        long long index = pixel + (long long)output * to.pixels();
-        target[index] = finish(sum, first_output + output, index);
+        const int ROW = Layout<WIDTH, DEEP>::ROW;
+        tile += threadIdx.x / QUADS * ROW + threadIdx.x % QUADS * 4;
+#pragma unroll
+        for (int r = 0; r < DEPTH; r += PASS) {
+            int y = row + at.middle * stride_h, x = column + at.low * stride_w;
+            bool wanted = exists && left > 0 && from.holds(y, x);
+            long long pixel = (at.high * from.rows + y) * from.columns + x;
+            copy_later<4, true>(
+                tile + r * ROW, source + (wanted ? pixel * from.channels : 0), wanted);
+            at.add(step, to.rows, to.columns);
+            left -= PASS;
+        }
     }
 };
 
 // The kernels conv2d_tf32_*.
-template <int SIDE>
+template <int HEIGHT>
 __device__ inline void convolve(
     const float *source, const float *filters, const Finish &finish, float *y, int images,
     const Maps &from, const Maps &to, const Kernel &kernel, int groups, int turned, float *memory)
@@ -217,138 +196,38 @@ __device__ inline void convolve(
         across = Axis::forward(
             to.columns, kernel.left, kernel.stride_w, kernel.width, kernel.dilation_w);
     }
-    long long start = (long long)(blockIdx.x % tiles) * SIDE;
+    long long start = (long long)(blockIdx.x % tiles) * WIDTH;
     long long count = (long long)images * down.positions * across.positions;
     if (start >= count)
         return;
 
     int group_channels = from.channels / groups, group_outputs = to.channels / groups;
     int depth = group_channels * down.taps * across.taps;
-    int steps = (depth + DEPTH - 1) / DEPTH, each = (steps + gridDim.z - 1) / gridDim.z;
-    int first_step = min(steps, (int)blockIdx.z * each);
-    int first = blockIdx.y * SIDE, first_output = group * group_outputs;
     int row_step = turned ? turned : depth;
-    filters += ((long long)number * to.channels + first_output) * row_step;
-    long long mine = start + threadIdx.x % SIDE;
-    ConvTiles<SIDE> product(
-        source, from, group * group_channels, filters, row_step, first, group_outputs, depth, down,
-        across, mine < count ? mine : -1, first_step * DEPTH,
-        memory + STAGES * Layout<SIDE>::STAGE);
-    Sums<SIDE> sums;
-    multiply<SIDE, false>(product, min(each, steps - first_step), memory, sums);
-    ConvResults results = {
-        y + blockIdx.z * (long long)images * to.channels * to.pixels(), finish, to, down, across,
-        start, count, first, group_outputs, first_output, 0, false};
-    sums.each(results);
+    filters += ((long long)number * to.channels + group * group_outputs) * row_step;
+    Matrix matrix = {filters, row_step, {max(depth, 1), 0}};
+    Share share(depth);
+    int first = blockIdx.y * HEIGHT, k = share.first * DEPTH;
+    DeepTile<HEIGHT, true> left(matrix, first, group_outputs, k, depth);
+    WindowTile right(
+        source + group * group_channels, from, group_channels, down, across, start, count, k);
+    Sums<HEIGHT> sums;
+    multiply<HEIGHT>(left, right, share.steps, memory, sums);
+
+    long long mine = start + threadIdx.x, column = -1;
+    if (mine < count) {
+        Digits at(mine, down.positions, across.positions);
+        int row = down.first + at.middle * down.step;
+        column = ((long long)at.high * to.channels + group * group_outputs) * to.pixels()
+            + row * to.columns + across.first + at.low * across.step;
+    }
+    y += blockIdx.z * (long long)images * to.channels * to.pixels();
+    store<HEIGHT>(sums, finish, y, group * group_outputs, first, group_outputs, to.pixels(),
+                  column, memory);
 }
 
-// The tiles of a gradient by the weight: A is dy (outputs, positions), B the columns of im2col
-// turned (taps, positions). A thread reads the same of every DEPTH positions of all its rows.
-template <int SIDE>
-struct CorrelationTiles {
-    const float *dy, *x;
-    Tap *table;  // of the block's taps
-    Maps from, to;
-    Kernel kernel;
-    int first, outputs;
-    long long left, left_by_four;  // positions to come, from the thread's own one on
-    Digits at, at_by_four, step;
-    bool by_four;
-
-    __device__ CorrelationTiles(
-        const float *dy, const float *x, const Maps &from, const Maps &to, const Kernel &kernel,
-        int first, int outputs, int first_tap, int taps, long long start, long long stop,
-        float *memory)
-        : dy(dy), x(x), table((Tap *)memory), from(from), to(to), kernel(kernel), first(first),
-          outputs(outputs), left(stop - start - threadIdx.x % DEPTH),
-          left_by_four(stop - start - threadIdx.x % (DEPTH / 4) * 4),
-          at(start + threadIdx.x % DEPTH, to.rows, to.columns),
-          at_by_four(start + threadIdx.x % (DEPTH / 4) * 4, to.rows, to.columns),
-          step(DEPTH, to.rows, to.columns), by_four(lies_by_four(dy, to.pixels()))
-    {
-        if (threadIdx.x >= SIDE)
-            return;
-        Digits tap(first_tap + threadIdx.x, kernel.height, kernel.width);
-        int down = tap.middle * kernel.dilation_h, across = tap.low * kernel.dilation_w;
-        int offset = (tap.high * from.rows + down) * from.columns + across;
-        bool exists = first_tap + (int)threadIdx.x < taps;
-        Tap entry = {exists ? offset : 0, exists ? down : FAR, across, 0};
-        table[threadIdx.x] = entry;
-    }
-
-    __device__ void prepare() {}
-
-    __device__ void fetch(float *stage)
-    {
-        fetch_dy(stage);
-        fetch_x(stage + Layout<SIDE>::TILE);
-        at.add(step, to.rows, to.columns);
-        at_by_four.add(step, to.rows, to.columns);
-        left -= DEPTH;
-        left_by_four -= DEPTH;
-    }
-
-    __device__ void fetch_dy(float *tile)
-    {
-        const Digits &here = by_four ? at_by_four : at;
-        const float *pixel = dy + (long long)here.high * to.channels * to.pixels()
-            + here.middle * to.columns + here.low;
-        if (by_four) {
-            int place = threadIdx.x % (DEPTH / 4) * 4;
-#pragma unroll
-            for (int r = 0; r < SIDE * DEPTH / 4 / TILE_THREADS; ++r) {
-                int row = threadIdx.x / (DEPTH / 4) + r * (TILE_THREADS / (DEPTH / 4));
-                bool wanted = left_by_four > 0 && first + row < outputs;
-                copy_later<4>(
-                    tile + row * Layout<SIDE>::DEEP_ROW + place,
-                    wanted ? pixel + (long long)(first + row) * to.pixels() : dy, wanted);
-            }
-        } else {
-#pragma unroll 4
-            for (int r = 0; r < SIDE * DEPTH / TILE_THREADS; ++r) {
-                int row = threadIdx.x / DEPTH + r * (TILE_THREADS / DEPTH);
-                bool wanted = left > 0 && first + row < outputs;
-                copy_later<1>(
-                    tile + row * Layout<SIDE>::DEEP_ROW + threadIdx.x % DEPTH,
-                    wanted ? pixel + (long long)(first + row) * to.pixels() : dy, wanted);
-            }
-        }
-    }
-
-    __device__ void fetch_x(float *tile)
-    {
-        int row = left > 0 ? at.middle * kernel.stride_h - kernel.top : FAR;
-        int column = at.low * kernel.stride_w - kernel.left;
-        long long window = ((long long)at.high * from.channels * from.rows + row) * from.columns
-            + column;
-        tile += threadIdx.x % DEPTH;
-#pragma unroll
-        for (int r = 0; r < SIDE * DEPTH / TILE_THREADS; ++r) {
-            int n = threadIdx.x / DEPTH + r * (TILE_THREADS / DEPTH);
-            Tap here = table[n];
-            bool wanted = is_inside(row + here.row, column + here.column, from);
-            copy_later<1>(tile + n * Layout<SIDE>::DEEP_ROW,
-                          wanted ? x + window + here.offset : x, wanted);
-        }
-    }
-};
-
-// Stores sums of (output, tap).
-struct CorrelationResults {
-    float *parts;  // from the group's first output on
-    int first, outputs, first_tap, taps, tap;
-
-    __device__ void column(int n) { tap = first_tap + n; }
-
-    __device__ void row(int m, float sum)
-    {
-        if (first + m < outputs && tap < taps)
-            parts[(long long)(first + m) * taps + tap] = sum;
-    }
-};
-
 // The kernels conv2d_weight_grad_tf32_*.
-template <int SIDE>
+template <int HEIGHT>
 __device__ inline void correlate(
     const float *dy, const float *x, float *parts, long long length, int images, const Maps &from,
     const Maps &to, const Kernel &kernel, int groups, float *memory)
@@ -356,17 +235,17 @@ __device__ inline void correlate(
     int group_channels = from.channels / groups, group_outputs = to.channels / groups;
     int taps = group_channels * kernel.height * kernel.width;
     int tiles = gridDim.x / groups, group = blockIdx.x / tiles;
-    int first = blockIdx.y * SIDE, first_tap = blockIdx.x % tiles * SIDE;
+    int first = blockIdx.y * HEIGHT, first_tap = blockIdx.x % tiles * WIDTH;
     long long count = (long long)images * to.pixels();
     long long start = blockIdx.z * length, stop = min(start + length, count);
-    CorrelationTiles<SIDE> product(
-        dy + (long long)group * group_outputs * to.pixels(),
-        x + (long long)group * group_channels * from.pixels(), from, to, kernel, first,
-        group_outputs, first_tap, taps, start, stop, memory + STAGES * Layout<SIDE>::STAGE);
-    Sums<SIDE> sums;
-    multiply<SIDE, true>(product, (int)((stop - start + DEPTH - 1) / DEPTH), memory, sums);
+    Matrix matrix = {dy + group * group_outputs, to.channels, {group_outputs, 0}};
+    WideTile<HEIGHT, true> left(matrix, first, group_outputs, start, stop);
+    CorrelationTile right(
+        x + group * group_channels, from, to, group_channels, kernel, first_tap, start, stop);
+    Sums<HEIGHT> sums;
+    multiply<HEIGHT>(left, right, (int)((stop - start + DEPTH - 1) / DEPTH), memory, sums);
     long long row = (long long)blockIdx.z * to.channels + group * group_outputs;
-    CorrelationResults results = {
-        parts + row * taps, first, group_outputs, first_tap, taps, 0};
-    sums.each(results);
+    int tap = first_tap + threadIdx.x;
+    store<HEIGHT>(sums, Finish(), parts + row * taps, 0, first, group_outputs, taps,
+                  tap < taps ? tap : -1, memory);
 }

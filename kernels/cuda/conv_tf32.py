@@ -2,37 +2,48 @@
 
 Operands are rounded to TF32, 10 bits of mantissa; sums are kept in float32. Sums that are too long
 for the blocks of a grid to be many are split, and the splits added up in a fixed order.
+
+A 1x1 convolution is a product of matrices that lie in the images as they are (matmul_tf32.cu). For
+others, images are copied with the channels last, so that the four neighbours which a thread copies
+at a time are channels of one pixel; filters likewise.
 """
 
 import math
 
-import numpy as np
-
 from kernels.cuda import runtime
+from kernels.cuda.matmul_tf32 import NO_FINISH, Stack, multiply
+from kernels.cuda.tiles_tf32 import (
+    DEPTH,
+    HEIGHTS,
+    WIDTH,
+    choose_height,
+    choose_splits,
+    finish_splits,
+    launch,
+)
 
-# As in tiles_tf32.cuh and conv_tf32.cuh.
-SIDES = (128, 64)
-DEPTH, STAGES, THREADS = 16, 3, 128
-TAP_BYTES = 16
-# Blocks that occupy a large GPU; a split sums at least so many tiles, and no more memory than this
-# goes to the results of all splits.
-ENOUGH_BLOCKS = 264
-FEWEST_TILES = 8
-PARTS_BYTES = 64 << 20
 # Positions that a split of a weight gradient sums in float32, at most.
 MOST_POSITIONS = 16384
+# Up to so many channels a tile of 32 pixels x 32 channels would be mostly empty.
+FEW_CHANNELS = 16
 
 
-def takes(dtype, sizes) -> bool:
+def takes(sizes) -> bool:
     """Whether these kernels can make a convolution of `sizes` (kernels.cuda.conv), and pay.
 
     Groups of very few channels waste the tiles.
     """
-    if dtype != np.float32 or not sizes.positions * sizes.outputs * sizes.taps:
+    if not sizes.positions * sizes.outputs * sizes.taps:
         return False
     thick = max(sizes.group_outputs, sizes.group_channels) >= 4 or sizes.groups == 1
-    source = sizes.channels * math.prod(sizes.plane), sizes.outputs * sizes.rows * sizes.columns
-    return thick and max(*source, sizes.outputs * sizes.taps) < 2**31
+    weights = 4 * sizes.outputs * (sizes.taps + 3 * sizes.area)
+    pixels = sizes.images * max(math.prod(sizes.plane), sizes.rows * sizes.columns)
+    return thick and max(weights, pixels) < 2**31 and sizes.images < 2**16
+
+
+def _lies_right(sizes):
+    """Whether its matrices are the images, and can be copied four values at a time."""
+    return sizes.is_pointwise and sizes.rows * sizes.columns % 4 == 0
 
 
 def convolve(x, weight, y, sizes, scale=None, shift=None, others=None, rectify=False) -> None:
@@ -40,87 +51,103 @@ def convolve(x, weight, y, sizes, scale=None, shift=None, others=None, rectify=F
 
     All are C-contiguous.
     """
-    forward = (sizes.images, sizes.channels, *sizes.plane, sizes.outputs, sizes.rows, sizes.columns)
     finish = scale, shift, others, bool(rectify)
-    _launch_products(
-        x, weight, y, finish, 0, forward, sizes, sizes.positions, sizes.group_outputs, sizes.taps, 1
-    )
+    if _lies_right(sizes):
+        _multiply_images(weight, x, y, sizes, finish, turned=False)
+        return
+    source = _channels_last(x, sizes.groups)
+    filled = _filled(sizes.group_channels)
+    laid = _lay_filters(weight, sizes, filled)
+    shapes = sizes.images, sizes.groups * filled, *sizes.plane, *y.shape[1:]
+    _convolve(source, laid, y, finish, 0, shapes, sizes, sizes.positions, 1)
 
 
 def input_grad(dy, weight, dx, sizes, shift=None) -> None:
     """dx = the gradient by the input, plus shift (C,); all C-contiguous."""
-    capacity = sizes.group_outputs * math.prod(map(_most_taps, *_axes(sizes)))
+    finish = None, shift, None, False
+    if _lies_right(sizes):
+        _multiply_images(weight, dy, dx, sizes, finish, turned=True)
+        return
+    source = _channels_last(dy, sizes.groups)
+    filled = _filled(sizes.group_outputs)
+    capacity = math.prod(map(_most_taps, sizes.kernel_size, sizes.stride, sizes.dilation))
     classes = math.prod(sizes.stride)
-    turned = runtime.empty((classes, sizes.channels, capacity), dy.dtype)
-    settings = *sizes.kernel_size, *sizes.stride, *sizes.dilation, sizes.groups, capacity
+    turned = runtime.empty((classes, sizes.channels, capacity * filled), dy.dtype)
+    settings = (
+        *sizes.kernel_size, *sizes.stride, *sizes.dilation, sizes.groups, filled, _chunk(filled),
+        capacity * filled,
+    )  # fmt: skip
     args = weight, turned, *runtime.ints(sizes.channels, sizes.outputs, *settings)
-    runtime.launch_elements("conv_tf32", "turn_filters", dy.dtype, weight.size, args)
-    backward = sizes.images, sizes.outputs, sizes.rows, sizes.columns, sizes.channels, *sizes.plane
+    grid = runtime.blocks(sizes.taps, 32), runtime.blocks(filled, 32), sizes.groups
+    runtime.launch("conv_tf32", "turn_filters", dy.dtype, grid, (32, 8), args)
+    shapes = sizes.images, sizes.groups * filled, sizes.rows, sizes.columns, *dx.shape[1:]
     largest = [-(-n // step) for n, step in zip(sizes.plane, sizes.stride, strict=True)]
     positions = sizes.images * math.prod(largest)
-    finish = None, shift, None, False
-    _launch_products(
-        dy, turned, dx, finish, capacity, backward, sizes, positions, sizes.group_channels,
-        capacity, classes,
-    )  # fmt: skip
+    _convolve(source, turned, dx, finish, capacity * filled, shapes, sizes, positions, classes)
 
 
 def weight_grad(dy, x, sizes):
-    """(parts, O, C/groups kh kw), each the sum over some of the positions."""
-    shape = sizes.outputs, sizes.taps
-    side = _side(sizes.taps, sizes.group_outputs, sizes.groups)
-    tiles = runtime.blocks(sizes.taps, side) * sizes.groups
-    rows = runtime.blocks(sizes.group_outputs, side)
-    splits = _splits(tiles * rows, runtime.blocks(sizes.positions, DEPTH), math.prod(shape))
+    """The gradient by the filters (O, C/groups kh kw)."""
+    dw = runtime.empty((sizes.outputs, sizes.taps), dy.dtype)
+    if _lies_right(sizes):
+        _correlate_images(dy, x, dw, sizes)
+        return dw
+    groups, filled = sizes.groups, (_filled(sizes.group_channels), _filled(sizes.group_outputs))
+    channels, outputs = (groups * side for side in filled)
+    taps = sizes.area * filled[0]
+    height = "high" if filled[1] > HEIGHTS["low"] else "low"
+    grid = runtime.blocks(taps, WIDTH) * groups, runtime.blocks(filled[1], HEIGHTS[height])
+    splits = choose_splits(math.prod(grid), sizes.positions, outputs * taps)
     splits = max(splits, -(-sizes.positions // MOST_POSITIONS))
     length = DEPTH * runtime.blocks(runtime.blocks(sizes.positions, splits), DEPTH)
     splits = runtime.blocks(sizes.positions, length)
-    parts = runtime.empty((splits, *shape), dy.dtype)
-    args = dy, x, parts, length, *sizes.arguments
-    grid = tiles, rows, splits
-    _launch(f"conv2d_weight_grad_tf32_{side}", grid, args, side, side)
-    return parts
+    parts = runtime.empty((splits, outputs, taps), dy.dtype)
+    shapes = sizes.images, channels, *sizes.plane, outputs, sizes.rows, sizes.columns
+    args = (
+        _channels_last(dy, groups), _channels_last(x, groups), parts, length,
+        *runtime.ints(*shapes, *sizes.settings, groups),
+    )  # fmt: skip
+    launch("conv_tf32", "conv2d_weight_grad_tf32", height, (*grid, splits), args)
+    numbers = runtime.ints(
+        splits, sizes.group_channels, filled[0], _chunk(filled[0]), sizes.group_outputs, filled[1],
+        sizes.area,
+    )  # fmt: skip
+    args = parts, dw, *numbers, parts[0].size
+    runtime.launch_elements("conv_tf32", "sum_weight_parts", dy.dtype, parts[0].size, args)
+    return dw
 
 
-def _launch_products(
-    source, filters, target, finish, turned, shapes, sizes, positions, outputs, depth, classes
-):
-    side = _side(positions, outputs, sizes.groups * classes)
-    tiles = runtime.blocks(positions, side) * sizes.groups * classes
-    rows = runtime.blocks(outputs, side)
-    splits = _splits(tiles * rows, runtime.blocks(depth, DEPTH), target.size)
-    settings = runtime.ints(turned, *shapes, *sizes.settings, sizes.groups)
-    grid = tiles, rows, splits
-    kernel = f"conv2d_tf32_{side}"
-    if splits == 1:
-        args = source, filters, *finish[:3], target, finish[3], *settings
-        _launch(kernel, grid, args, side, 2 * DEPTH)
-        return
-    parts = runtime.empty((splits, target.size), target.dtype)
-    nothing = None, None, None, parts, False
-    _launch(kernel, grid, (source, filters, *nothing, *settings), side, 2 * DEPTH)
-    numbers = runtime.ints(splits, target.shape[1], math.prod(target.shape[2:]))
-    args = parts, *finish[:3], target, finish[3], *numbers, target.size
-    runtime.launch_elements("conv_tf32", "finish_splits", target.dtype, target.size, args)
+def _filled(channels):
+    """So many channels fill copies of four."""
+    return -(-channels // 4) * 4
 
 
-def _side(columns, rows, slices):
-    """The largest tile that leaves enough blocks, and is not mostly empty."""
-    large = SIDES[0]
-    blocks = runtime.blocks(columns, large) * runtime.blocks(rows, large) * slices
-    return large if rows > SIDES[1] and blocks >= ENOUGH_BLOCKS // 2 else SIDES[1]
+def _chunk(filled):
+    """Channels that pass all taps at a time (Channels in conv_tf32.cuh)."""
+    return math.gcd(filled, 16)
 
 
-def _splits(blocks, steps, size):
-    """How many parts to cut sums of `steps` tiles into, for `size` results."""
-    if 2 * blocks > ENOUGH_BLOCKS:
-        return 1
-    wanted = min(runtime.blocks(ENOUGH_BLOCKS, blocks), steps // FEWEST_TILES)
-    return max(1, min(wanted, PARTS_BYTES // (4 * size)))
+def _channels_last(x, groups):
+    """x (N, C, H, W) as (N, H, W, C), each group's channels filled up with zeros."""
+    n, channels, h, w = x.shape
+    filled = _filled(channels // groups)
+    turned = runtime.empty((n, h, w, groups * filled), x.dtype)
+    args = x, turned, *runtime.ints(channels // groups, filled, groups, h * w)
+    if turned.shape[3] <= FEW_CHANNELS:
+        grid = runtime.blocks(h * w), turned.shape[3] // 4, n
+        runtime.launch("conv_tf32", "put_few_channels_last", x.dtype, grid, runtime.THREADS, args)
+    else:
+        grid = runtime.blocks(h * w, 32), runtime.blocks(turned.shape[3], 32), n
+        runtime.launch("conv_tf32", "put_channels_last", x.dtype, grid, (32, 8), args)
+    return turned
 
 
-def _axes(sizes):
-    return sizes.kernel_size, sizes.stride, sizes.dilation
+def _lay_filters(weight, sizes, filled):
+    laid = runtime.empty((sizes.outputs, sizes.area, filled), weight.dtype)
+    numbers = runtime.ints(sizes.group_channels, sizes.area, filled, _chunk(filled))
+    args = weight, laid, *numbers, laid.size
+    runtime.launch_elements("conv_tf32", "lay_filters", weight.dtype, laid.size, args)
+    return laid
 
 
 def _most_taps(kernel, stride, dilation):
@@ -128,8 +155,45 @@ def _most_taps(kernel, stride, dilation):
     return -(-kernel // (stride // math.gcd(stride, dilation)))
 
 
-def _launch(kernel, grid, args, side, table):
-    """`table`: how many taps the kernel keeps in shared memory."""
-    floats = STAGES * 2 * side * (DEPTH + 4)
-    shared = 4 * floats + TAP_BYTES * table
-    runtime.launch("conv_tf32", kernel, np.float32, grid, THREADS, args, shared)
+def _convolve(source, filters, y, finish, turned, shapes, sizes, positions, classes):
+    """`positions`: of a class, at most; `turned`: the length of a turned filter, 0 for others."""
+    outputs = y.shape[1] // sizes.groups
+    slices = sizes.groups * classes
+    height = choose_height(outputs, positions, slices)
+    grid = runtime.blocks(positions, WIDTH) * slices, runtime.blocks(outputs, HEIGHTS[height])
+    depth = filters.size // (classes * y.shape[1])
+    splits = choose_splits(math.prod(grid), depth, y.size)
+    settings = runtime.ints(turned, *shapes, *sizes.settings, sizes.groups)
+    if splits == 1:
+        args = source, filters, *finish[:3], y, finish[3], *settings
+        launch("conv_tf32", "conv2d_tf32", height, grid, args)
+        return
+    parts = runtime.empty((splits, y.size), y.dtype)
+    args = source, filters, *NO_FINISH[:3], parts, False, *settings
+    launch("conv_tf32", "conv2d_tf32", height, (*grid, splits), args)
+    finish_splits(parts, finish, y, y.shape[1], math.prod(y.shape[2:]))
+
+
+def _multiply_images(weight, source, target, sizes, finish, turned):
+    """The weights (O, C/groups) of every group, or transposed (`turned`), times its images."""
+    pixels, groups = sizes.rows * sizes.columns, sizes.groups
+    sides = sizes.group_channels, sizes.group_outputs
+    inner, outer = sides[::-1] if turned else sides
+    step = sizes.group_channels
+    filters = Stack(weight, not turned, step, step, 0, math.prod(sides))
+    images = Stack(source, False, pixels, pixels, groups * inner * pixels, inner * pixels)
+    results = Stack(target, False, pixels, pixels, groups * outer * pixels, outer * pixels)
+    multiply(
+        filters, images, results, (outer, sizes.positions, inner), groups, finish, groups * outer,
+        pixels,
+    )  # fmt: skip
+
+
+def _correlate_images(dy, x, dw, sizes):
+    pixels, groups, (rows, columns) = (
+        sizes.rows * sizes.columns, sizes.groups, (sizes.group_outputs, sizes.group_channels)
+    )  # fmt: skip
+    slopes = Stack(dy, True, pixels, pixels, groups * rows * pixels, rows * pixels)
+    images = Stack(x, True, pixels, pixels, groups * columns * pixels, columns * pixels)
+    results = Stack(dw, False, columns, columns, 0, rows * columns)
+    multiply(slopes, images, results, (rows, columns, sizes.positions), groups)

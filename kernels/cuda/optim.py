@@ -12,9 +12,9 @@ _BLOCK_ELEMENTS = 4 * runtime.THREADS
 _ROWS = {"sgd_step": 110, "adam_step": 90}
 
 
-def sgd_step(values, gradient, velocity, *settings, **named):
+def sgd_step(values, gradient, velocity, lr, momentum=0.0, nesterov=False, weight_decay=0.0):
     """See kernels.reference.sgd_step."""
-    sgd_steps([(values, gradient, velocity)], *settings, **named)
+    sgd_steps([(values, gradient, velocity)], lr, momentum, nesterov, weight_decay)
 
 
 def sgd_steps(parameters, lr, momentum=0.0, nesterov=False, weight_decay=0.0):
@@ -24,9 +24,12 @@ def sgd_steps(parameters, lr, momentum=0.0, nesterov=False, weight_decay=0.0):
         reference.sgd_step(*arrays, lr, momentum, nesterov, weight_decay)
 
 
-def adam_step(values, gradient, mean, square, *settings, **named):
+def adam_step(
+    values, gradient, mean, square, step, lr, betas, eps, weight_decay=0.0, decoupled=False
+):
     """See kernels.reference.adam_step."""
-    adam_steps([(values, gradient, mean, square)], *settings, **named)
+    parameters = [(values, gradient, mean, square)]
+    adam_steps(parameters, step, lr, betas, eps, weight_decay, decoupled)
 
 
 def adam_steps(parameters, step, lr, betas, eps, weight_decay=0.0, decoupled=False):
@@ -59,7 +62,11 @@ def _launch(kernel, parameters, numbers):
 
 
 def _check(values, gradient, *state):
-    """Raises as `check_step`, with the names of its arguments."""
+    """Raises as `check_step`, which is asked only where something is wrong: a step has many."""
+    dtype, shape = values.dtype, values.shape
+    others = [array for array in (gradient, *state) if array is not None]
+    if dtype.char in "fd" and all([a.dtype == dtype and a.shape == shape for a in others]):
+        return
     names = ("velocity",) if len(state) == 1 else ("mean", "square")
     check_step(values, gradient=gradient, **dict(zip(names, state, strict=True)))
 

@@ -15,7 +15,7 @@ from types import ModuleType
 import numpy as np
 
 from kernels.cuda import cublas
-from kernels.dispatch import precision_choice
+from kernels.dispatch import precision_choice, products_choice
 
 SOURCES = Path(__file__).parent
 THREADS, WARP = 256, 32
@@ -32,9 +32,15 @@ _MAX_GRID_Y = 65535
 def require() -> None:
     """RuntimeError, with what helps, unless there are CuPy and a CUDA device that is new enough."""
     try:
-        import cupy
+        cupy = array_module()
     except ImportError as error:
         raise RuntimeError(f"the cuda kernels need CuPy: {INSTALL}") from error
+    _check_device(cupy)
+
+
+@cache
+def _check_device(cupy):
+    """Asked once: every array that moves to the GPU wants to know."""
     if not cupy.is_available():
         raise RuntimeError(
             "the cuda kernels need a CUDA device and its driver, and CuPy finds none; for a CuPy "
@@ -52,6 +58,12 @@ def require() -> None:
 def multiplies_tf32() -> bool:
     """Whether the device's tensor cores take TF32, as they do from Ampere (8.0) on."""
     return int(array_module().cuda.Device().compute_capability) >= 80
+
+
+def by_tensor_cores(dtype) -> bool:
+    """Whether products of this dtype are those of our kernels for tensor cores."""
+    wanted = precision_choice() == "tf32" and products_choice() == "auto"
+    return wanted and dtype == np.float32 and multiplies_tf32()
 
 
 def is_device_array(array) -> bool:

@@ -34,13 +34,16 @@ __device__ inline void multiply_tf32(float (&sums)[4], const unsigned (&a)[4], c
 }
 
 // Start copying COUNT floats, 1 or 4 that lie on a multiple of their size, from global memory to
-// shared memory; zeros instead of them unless `wanted`.
-template <int COUNT>
+// shared memory; zeros instead of them unless `wanted`. AGAIN: they will be, by this block.
+template <int COUNT, bool AGAIN = false>
 __device__ inline void copy_later(float *shared, const float *global, bool wanted)
 {
     unsigned target = (unsigned)__cvta_generic_to_shared(shared);
     int bytes = wanted ? 4 * COUNT : 0;
-    if (COUNT == 4)
+    if (COUNT == 4 && AGAIN)
+        ORDERED_PTX("cp.async.ca.shared.global [%0], [%1], 16, %2;"
+                    :: "r"(target), "l"(global), "r"(bytes));
+    else if (COUNT == 4)
         ORDERED_PTX("cp.async.cg.shared.global [%0], [%1], 16, %2;"
                     :: "r"(target), "l"(global), "r"(bytes));
     else

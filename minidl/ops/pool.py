@@ -20,11 +20,28 @@ class MaxPool2d(Function):
         self.settings = (kernel_size, stride, padding, dilation, ceil_mode)
 
     def forward(self, x):
-        self.plane_shape = x.shape[2:]
+        self.x_shape = x.shape
         return kernels_for(x).max_pool2d(x, *self.settings)
 
     def backward(self, grad, _):
-        return MaxUnpool2d(self.plane_shape)(grad, self.outputs[1])
+        windows = self.settings[:-1]
+        return MaxPool2dTranspose(self.x_shape, windows)(grad, self.outputs[1])
+
+
+class MaxPool2dTranspose(Function):
+    """`MaxUnpool2d` for switches of a max-pooling, whose windows tell where to look for them."""
+
+    keep_inputs = (1,)
+
+    def __init__(self, x_shape, windows):
+        self.x_shape = x_shape
+        self.windows = windows
+
+    def forward(self, dy, switches):
+        return kernels_for(dy).max_pool2d_backward(dy, switches, self.x_shape, *self.windows)
+
+    def backward(self, grad):
+        return MaxGather2d()(grad, self.inputs[1]), None
 
 
 class MaxUnpool2d(Function):

@@ -621,12 +621,22 @@ inline int __all_sync(unsigned mask, int predicate, EMULATOR_LINE)
     return __ballot_sync(mask, !predicate, line) == 0;
 }
 
-#include "tensor.h"
-
 inline void __threadfence() {}
 inline void __threadfence_block() {}
 
 template <class T> T __ldg(const T *address) { return *address; }
+inline unsigned __float_as_uint(float x)
+{
+    unsigned bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+inline float __uint_as_float(unsigned bits)
+{
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 inline int __ffs(int bits) { return __builtin_ffs(bits); }
 inline unsigned __umulhi(unsigned a, unsigned b) { return (uint64_t)a * b >> 32; }
@@ -634,6 +644,8 @@ inline float rsqrt(float x) { return 1 / sqrtf(x); }
 inline double rsqrt(double x) { return 1 / sqrt(x); }
 template <class T> T max(T a, T b) { return a > b ? a : b; }
 template <class T> T min(T a, T b) { return a < b ? a : b; }
+
+#include "tensor.h"
 
 // Threads take turns and are never interrupted, so that plain operations are atomic.
 #define EMULATOR_ATOMIC(name, T, result) \

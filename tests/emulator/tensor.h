@@ -22,8 +22,7 @@ static void fail_copy(const char *what)
 
 inline float float_of(unsigned bits)
 {
-    float value;
-    memcpy(&value, &bits, sizeof value);
+    float value = __uint_as_float(bits);
     if (value == value && bits & 0x1FFF) {
         snprintf(message, sizeof message, "an operand of a product is no TF32 number");
         fail();
@@ -35,8 +34,7 @@ inline float float_of(unsigned bits)
 
 inline unsigned to_tf32(float x)
 {
-    unsigned bits;
-    memcpy(&bits, &x, sizeof bits);
+    unsigned bits = __float_as_uint(x);
     return x == x && x - x == 0 ? (bits + 0x1000) & ~0x1FFFu : bits & ~0x1FFFu;
 }
 
@@ -64,7 +62,7 @@ inline void multiply_tf32(
     }
 }
 
-template <int COUNT>
+template <int COUNT, bool AGAIN = false>
 void copy_later(float *shared, const float *global, bool wanted)
 {
     using namespace emulator;

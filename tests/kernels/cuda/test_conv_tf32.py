@@ -3,6 +3,7 @@
 Small integers are TF32 numbers, and so are sums of their products exact: every digit must agree.
 """
 
+from contextlib import ExitStack, contextmanager
 from unittest import mock
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels import dispatch, reference
-from kernels.cuda import conv_tf32, runtime
+from kernels.cuda import conv_tf32, matmul_tf32, runtime, tiles_tf32
 from kernels.geometry import conv_output_size
 from minidl.testing import conv2d_parameters
 from tests.emulator import run
@@ -73,6 +74,7 @@ LARGER = (  # tiles that are full and tiles that are not, along every axis; rows
     ((2, 8, 20, 19), (12, 4, 5, 4), (3, 2), (2, 1, 0, 3), (1, 2), 2),
     ((2, 20, 25, 24), (20, 4, 3, 3), (4, 3), (0, 1, 2, 0), (2, 3), 5),
     ((1, 3, 23, 23), (24, 3, 7, 7), (2, 2), (3, 3, 3, 3), (1, 1), 1),
+    ((1, 32, 6, 6), (80, 32, 3, 3), (2, 1), (1, 1, 1, 1), (1, 1), 1),
 )  # fmt: skip
 
 
@@ -83,28 +85,61 @@ def draw_larger(case):
     return *integers(0, x_shape, weight_shape, weight_shape[:1], y_shape), settings_
 
 
-@pytest.mark.parametrize("side", conv_tf32.SIDES)
+@contextmanager
+def forced(**settings):
+    """Other settings of the launchers, and one order of threads for the emulator."""
+    with ExitStack() as stack:
+        for module in (conv_tf32, matmul_tf32):
+            for name, value in settings.items():
+                if hasattr(module, name):
+                    stack.enter_context(mock.patch.object(module, name, value))
+        stack.enter_context(mock.patch.object(run, "RUNS", run.RUNS[:1]))
+        yield
+
+
+@pytest.mark.parametrize("height", tiles_tf32.HEIGHTS)
 @pytest.mark.parametrize("case", LARGER)
-def test_several_tiles(device, side, case):
-    with mock.patch.object(conv_tf32, "_side", lambda *sizes: side):
-        with mock.patch.object(run, "RUNS", run.RUNS[:1]):
-            names = agree_on_all(device, *draw_larger(case))
-    assert {f"conv2d_tf32_{side}", f"conv2d_weight_grad_tf32_{side}"} <= set(names)
+def test_several_tiles(device, height, case):
+    with forced(choose_height=lambda *sizes: height):
+        names = agree_on_all(device, *draw_larger(case))
+    assert f"conv2d_tf32_{height}" in names or {f"multiply_tf32_{height}"} == set(names)
 
 
 @pytest.mark.parametrize("case", LARGER)
 def test_split_sums(device, case):
-    small = {"FEWEST_TILES": 1, "MOST_POSITIONS": 48}
-    with mock.patch.multiple(conv_tf32, **small), mock.patch.object(run, "RUNS", run.RUNS[:1]):
+    with mock.patch.object(tiles_tf32, "FEWEST_TILES", 1), forced(MOST_POSITIONS=48):
         names = agree_on_all(device, *draw_larger(case))
-    assert {"finish_splits", "sum_splits"} <= set(names)
+    assert "finish_splits" in names
 
 
-def test_a_large_tile_where_there_are_enough_of_them():
-    assert conv_tf32._side(200_000, 128, 1) == 128
-    assert conv_tf32._side(200_000, 64, 1) == conv_tf32._side(392, 512, 1) == 64
-    assert conv_tf32._splits(300, 1000, 1) == 1 and conv_tf32._splits(20, 1000, 1) == 14
-    assert conv_tf32._splits(20, 20, 1) == 2 and conv_tf32._splits(1, 7, 1) == 1
+@given(
+    sides=st.tuples(*(st.integers(1, 9) | st.integers(60, 70) for _ in range(3))),
+    turned=st.tuples(st.booleans(), st.booleans()), height=st.sampled_from([*tiles_tf32.HEIGHTS]),
+    seed=seeds,
+)  # fmt: skip
+@few
+def test_matmul(device, sides, turned, height, seed):
+    m, k, n = sides
+    shapes = (k, m) if turned[0] else (m, k), (n, k) if turned[1] else (k, n)
+    a, b = integers(seed, *shapes)
+    with forced(choose_height=lambda *sizes: height):
+        names = launched(device, "matmul", a.T if turned[0] else a, b.T if turned[1] else b)
+    assert names == [f"multiply_tf32_{height}"]
+
+
+def test_split_sums_of_products(device):
+    a, b = integers(0, (5, 700), (700, 9))
+    assert launched(device, "matmul", a, b) == ["multiply_tf32_low", "finish_splits"]
+
+
+def test_how_products_are_cut():
+    """A large tile where there are enough of them; splits where there are too few blocks."""
+    height = tiles_tf32.choose_height
+    assert height(128, 200_000, 1) == "high"
+    assert height(64, 200_000, 1) == height(512, 392, 1) == "low"
+    splits = tiles_tf32.choose_splits
+    assert splits(300, 16_000, 1) == splits(1, 127, 1) == splits(1, 16_000, 1 << 24) == 1
+    assert splits(20, 16_000, 1) == 14 and splits(20, 320, 1) == 2
 
 
 def test_operands_are_rounded_and_sums_are_not(device):
@@ -114,8 +149,8 @@ def test_operands_are_rounded_and_sums_are_not(device):
     rounded = [
         ((a.view(np.uint32) + 0x1000) & ~np.uint32(0x1FFF)).view(np.float32) for a in (x, weight)
     ]
-    np.testing.assert_allclose(actual, reference.conv2d(*rounded), rtol=0, atol=2e-5)
-    assert abs(actual - reference.conv2d(x, weight)).max() > 1e-4
+    np.testing.assert_allclose(actual, reference.conv2d(*rounded), rtol=0, atol=2e-4)
+    assert abs(actual - reference.conv2d(x, weight)).max() > 2e-3
 
 
 def test_values_that_are_no_numbers_stay_so(device):

@@ -40,7 +40,7 @@ def laid_out(number, shape, layout, step, dtype):
 
 @given(st.data(), st.lists(st.integers(0, 3), max_size=3).map(tuple),
        st.tuples(*[st.integers(0, 4)] * 3), dtypes, st.sampled_from(dispatch.PRECISIONS))
-@settings(few, max_examples=150)
+@few
 def test_products_of_cublas(data, stack, sides, dtype, precision):
     """Stacks that broadcast, views in any order: cuBLAS is asked for the right products."""
     m, k, n = sides
