@@ -26,6 +26,7 @@
 #include <utility>
 #include <vector>
 
+#define __grid_constant__
 #define __global__
 #define __device__
 #define __host__

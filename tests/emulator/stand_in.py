@@ -19,8 +19,9 @@ from unittest import mock
 
 import numpy as np
 
-from kernels.cuda import runtime
+from kernels.cuda import cublas, runtime
 from tests.emulator import run
+from tests.emulator.cublas import HANDLE, STREAM, Cublas
 
 METHODS = (
     "all", "any", "astype", "clip", "copy", "fill", "max", "mean", "min", "ravel", "reshape", "sum",
@@ -52,9 +53,9 @@ class DeviceArray:
     __slots__ = ("_array", "base", "__weakref__")
     __hash__ = None
 
-    def __init__(self, array, base=None):
-        self._array = array
-        self.base = base
+    def __init__(self, shape, dtype):
+        self._array = run.garbage(shape, dtype)
+        self.base = None
 
     shape = property(lambda self: self._array.shape)
     dtype = property(lambda self: self._array.dtype)
@@ -62,6 +63,7 @@ class DeviceArray:
     size = property(lambda self: self._array.size)
     nbytes = property(lambda self: self._array.nbytes)
     itemsize = property(lambda self: self._array.itemsize)
+    strides = property(lambda self: self._array.strides)
     data = property(lambda self: types.SimpleNamespace(ptr=self._array.ctypes.data))
     T = property(lambda self: self.transpose())
 
@@ -120,6 +122,13 @@ class DeviceArray:
         return (self[i] for i in range(len(self)))
 
 
+def _device_array(array, base=None):
+    """An array of the device on the memory of one of NumPy's."""
+    result = DeviceArray.__new__(DeviceArray)
+    result._array, result.base = array, base
+    return result
+
+
 def _bare(value):
     """The NumPy form of an argument; TypeError for an array that is NumPy's already."""
     if isinstance(value, DeviceArray):
@@ -138,8 +147,8 @@ def _wrapped(result, sources):
     array = np.asarray(result)
     for source in sources:
         if isinstance(source, DeviceArray) and np.may_share_memory(array, source._array):
-            return DeviceArray(array, source if source.base is None else source.base)
-    return DeviceArray(array)
+            return _device_array(array, source if source.base is None else source.base)
+    return _device_array(array)
 
 
 def _check_keywords(name, given):
@@ -203,7 +212,7 @@ def _function_of(name):
 def _asarray(array, dtype=None):
     if isinstance(array, DeviceArray):
         return array if dtype in (None, array.dtype) else array.astype(dtype)
-    return DeviceArray(np.array(array, dtype))
+    return _device_array(np.array(array, dtype))
 
 
 def _scatter_add(array, key, values):
@@ -238,12 +247,12 @@ class RawKernel:
                 # CuPy would make 1 of 0, and run a block that has nothing to do.
                 raise run.EmulationError(f"{where}: a grid or block of {sizes!r}")
         for arg in args:
-            if not isinstance(arg, (DeviceArray, np.generic)):
+            if not isinstance(arg, (DeviceArray, np.generic)) and not run.is_struct(arg):
                 # CuPy would choose a width for the numbers of Python.
                 raise run.EmulationError(f"{where}: an argument of {type(arg).__name__}")
         if shared_mem > self.max_dynamic_shared_size_bytes:
             raise run.EmulationError(f"{where}: {shared_mem} bytes of shared memory, unasked for")
-        bare = [_bare(arg) for arg in args]
+        bare = [arg if run.is_struct(arg) else _bare(arg) for arg in args]
         run.launch(
             _source_of(self._code), self._name, self._dtype, grid, block, bare, shared_mem,
             self._code,
@@ -261,12 +270,15 @@ def _modules():
     cupy, cupyx = types.ModuleType("cupy"), types.ModuleType("cupyx")
     cupy.ndarray = DeviceArray
     cupy.is_available = lambda: True
-    stream = types.SimpleNamespace(synchronize=lambda: None)
+    stream = types.SimpleNamespace(synchronize=lambda: None, ptr=STREAM)
     device = types.SimpleNamespace(compute_capability="90")
-    cupy.cuda = types.SimpleNamespace(get_current_stream=lambda: stream, Device=lambda: device)
+    cupy.cuda = types.SimpleNamespace(
+        get_current_stream=lambda: stream, Device=lambda: device,
+        device=types.SimpleNamespace(get_cublas_handle=lambda: HANDLE),
+    )  # fmt: skip
     cupy.RawModule = RawModule
     cupy.asarray = _asarray
-    cupy.empty = lambda shape, dtype: DeviceArray(run._garbage(shape, dtype))
+    cupy.empty = DeviceArray
     cupyx.scatter_add = _scatter_add
     for name in FUNCTIONS:
         setattr(cupy, name, _function_of(name))
@@ -275,6 +287,7 @@ def _modules():
 
 def _forget_kernels():
     """Those that runtime has compiled belong to the CuPy that compiled them."""
+    runtime._allowed_shared_bytes.clear()
     runtime._function.cache_clear()
     runtime._module.cache_clear()
     runtime.multiplies_tf32.cache_clear()
@@ -288,7 +301,10 @@ def stand_in():
     sys.modules.update(mine)
     _forget_kernels()
     try:
-        with mock.patch.object(run, "RUNS", run.RUNS[:1]):
+        with (
+            mock.patch.object(run, "RUNS", run.RUNS[:1]),
+            mock.patch.object(cublas, "_library", mock.Mock(return_value=Cublas())),
+        ):
             yield
     finally:
         _forget_kernels()

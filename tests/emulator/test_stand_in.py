@@ -29,6 +29,7 @@ def test_it_has_no_names_that_cupy_has_not():
         assert hasattr(real, name), name
     assert hasattr(real.RawKernel, "max_dynamic_shared_size_bytes")
     assert hasattr(real.cuda.Device, "compute_capability")
+    assert hasattr(real.cuda.device, "get_cublas_handle")
     own = [name for name in vars(DeviceArray) if not name.startswith("_")]
     for name in (*stand_in.METHODS, *own):
         assert hasattr(real.ndarray, name), name

@@ -365,6 +365,35 @@ def test_adam_step(device, data, shape, dtype, step, weight_decay, decoupled):
     steps_agree(device, "adam_step", [values, mean, square], gradient, *settings_)
 
 
+@pytest.mark.parametrize("name, states", [("sgd_steps", 1), ("adam_steps", 2)])
+def test_steps_of_many_parameters(device, name, states):
+    """Of two dtypes and all sizes, more than a launch takes; some empty, some strided views."""
+    draw = np.random.default_rng(0)
+    sizes = [*range(60), 1023, 1024, 1025, 5000, *[3] * 90]
+    settings_ = (0.1, 0.9, True, 0.2) if states == 1 else (3, 0.1, (0.9, 0.99), 1e-3, 0.2, True)
+    here, there = [], []
+    for number, size in enumerate(sizes):
+        dtype = np.float64 if number % 7 == 2 else np.float32
+        arrays_ = [draw.standard_normal((2, size)).astype(dtype) for _ in range(2 + states)]
+        arrays_[-1] **= 2
+        placed = [device.put(a.copy()) for a in arrays_]
+        if number % 11 == 5:
+            arrays_, placed = ([a[:, ::2] for a in some] for some in (arrays_, placed))
+        if number % 5 == 1 and states == 1:
+            arrays_[2] = placed[2] = None
+        here.append(tuple(arrays_))
+        there.append(tuple(placed))
+    with device.counted() as launches:
+        getattr(cuda.optim, name)(there, *settings_)
+    getattr(reference.optim, name)(here, *settings_)
+    for expected, actual in zip(here, there, strict=True):
+        for a, b in zip(expected, actual, strict=True):
+            if a is not None:
+                tolerance = 1e-6 if a.dtype == np.float32 else 1e-13
+                np.testing.assert_allclose(device.get(b), a, tolerance, tolerance)
+    assert len(launches) == 3  # float32 is more than one table, float64 one
+
+
 def test_steps_write_to_strided_views(device):
     """What cannot be taken as one flat array must still be updated in place."""
     wide = device.put(np.ones((4, 6), np.float32))
@@ -382,6 +411,19 @@ def test_softmax_cross_entropy(device, data, shape, dtype):
     arguments, grad = cross_entropy_arguments(data.draw, shape, dtype)
     device.agree("softmax_cross_entropy", *arguments)
     device.agree("softmax_cross_entropy_backward", grad, *arguments)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_losses_of_many_samples(device, reduction):
+    """More than the block has threads that adds them up."""
+    draw = np.random.default_rng(0)
+    logits, labels = draw.standard_normal((1100, 3, 2)), draw.integers(0, 3, (1100, 2))
+    labels[:700] = -1
+    device.agree("softmax_cross_entropy", logits, labels, reduction, 0.0, -1)
+    grad = np.array(2.0)
+    device.agree("softmax_cross_entropy_backward", grad, logits, labels, reduction, 0.0, -1)
+    device.agree("softmax_cross_entropy", logits, logits**2, reduction)
+    device.agree("softmax_cross_entropy_backward", grad, logits, logits**2, reduction)
 
 
 def test_softmax_cross_entropy_of_extremes(device):

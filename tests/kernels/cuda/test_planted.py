@@ -23,10 +23,11 @@ LOGITS, TARGET = draw.standard_normal((2, 5, 40)).astype(np.float32)
 
 def complete(source):
     """A source with its headers written in, so that these can be edited too."""
-    text = read_source(source)
+    text, included = read_source(source), set()
     while match := re.search(r'#include "(\w+\.cuh)"\n', text):
         header = (runtime.SOURCES / match[1]).read_text(encoding="utf-8")
-        header = header.replace("#pragma once\n", "")
+        header = "" if match[1] in included else header.replace("#pragma once\n", "")
+        included.add(match[1])
         text = text[: match.start()] + header + text[match.end() :]
     return text
 
@@ -61,7 +62,19 @@ def agrees_by_own_products(name, *arguments):
         agrees(name, *arguments)
 
 
+def stepped():
+    """A parameter of several blocks between small ones."""
+    rows = [np.repeat(LOGITS.reshape(-1), n)[: n * 199] for n in (1, 11, 2)]
+    here, there = ([(x.copy(), x, x.copy()) for x in rows] for _ in range(2))
+    reference.optim.sgd_steps(here, 0.1, 0.9)
+    cuda.optim.sgd_steps(there, 0.1, 0.9)
+    for expected, actual in zip(here, there, strict=True):
+        for a, b in zip(expected, actual, strict=True):
+            np.testing.assert_allclose(b, a, rtol=1e-6, err_msg="equal")
+
+
 RUNS = {
+    "steps": stepped,
     "pool": pooled,
     "average": lambda: agrees("avg_pool2d_backward", DY[:, :, :35, :31], X.shape, (2, 3), (2, 2)),
     "reduce": lambda: agrees("channel_sums", LONG),
@@ -81,6 +94,9 @@ RUNS = {
 # run, source, what is there, what is planted (everywhere), and the message that tells of it
 READ, WRITE = r"thread .* of block .* reads `{}\[", r"thread .* of block .* writes `{}\["
 PLANTED = [
+    ("steps", "optim", "at(k) < size", "at(k) <= size", "`table"),
+    ("steps", "optim", "ends[middle] > ", "ends[middle] >= ", "equal|`table"),
+    ("steps", "optim", "row ? ends[row - 1] : 0", "0", "equal"),
     ("pool", "pool", "winner = {x[first]", "winner = {x[first + h * w]", READ.format("x")),
     ("pool", "pool", "? x[r * w + c] :", "? x[r * w + c - 1] :", READ.format("x")),
     ("pool", "pool", "there = row <= rows.last && ", "there = ", READ.format("switches")),
