@@ -30,6 +30,11 @@ def test_it_has_no_names_that_cupy_has_not():
     assert hasattr(real.RawKernel, "max_dynamic_shared_size_bytes")
     assert hasattr(real.cuda.Device, "compute_capability")
     assert hasattr(real.cuda.device, "get_cublas_handle")
+    assert hasattr(real, "get_default_memory_pool") and hasattr(real.cuda, "using_allocator")
+    assert real.cuda.runtime.streamCaptureModeRelaxed == stand_in.RELAXED
+    for name in ("Graph", "MemoryPool", "Stream"):
+        for method in vars(getattr(stand_in, name)):
+            assert hasattr(getattr(real.cuda, name), method) or method.startswith("_"), method
     own = [name for name in vars(DeviceArray) if not name.startswith("_")]
     for name in (*stand_in.METHODS, *own):
         assert hasattr(real.ndarray, name), name
