@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 
 from architectures import alexnet, googlenet, lenet, resnet
-from minidl import Tensor, manual_seed, nn, no_grad, ops, optim, random
+from kernels.cuda import recording
+from kernels.cuda.recording import Recording
+from minidl import Tensor, cli, data, manual_seed, nn, no_grad, ops, optim, random
 from minidl.capture import Captured, CaptureError
+from minidl.checkpoint import load as load_checkpoint
 from minidl.recompute import checkpoint
 
 # (build, shape of the images): ties of rectifiers and maxima, dropout, batch norm, several outputs.
@@ -198,11 +201,50 @@ def test_gradients_are_replaced(gpu):
         assert unused.grad is None
 
 
+@pytest.fixture
+def few_digits(monkeypatch):
+    train, test = data.bundled_digits()
+    few = train.subset(np.arange(44)), test.subset(np.arange(8))
+    monkeypatch.setattr(data, "bundled_digits", lambda: few)
+
+
+@pytest.mark.parametrize("variant", ["modern", "1998"])
+def test_training_is_the_same_with_and_without(gpu, few_digits, capsys, tmp_path, variant):
+    """Of 44 images in batches of 16 the last is eager; what 1998 learns by cannot be recorded."""
+    states = []
+    for option in ("--capture", "--no-capture"):
+        arguments = "--backend", "cuda", option, "--epochs", 2, "--batch-size", 16
+        out = tmp_path / option
+        arguments = "train", *arguments, "--variant", variant, "--out", out
+        assert not cli.run(lenet.ARCHITECTURE, [str(a) for a in arguments]), capsys.readouterr()
+        states.append(load_checkpoint(out / "last.safetensors"))
+    captured, eager = states
+    for key, values in eager.model.items():
+        np.testing.assert_array_equal(captured.model[key], values, err_msg=key)
+    assert captured.progress["running"] == eager.progress["running"]
+    assert captured.progress["random"] == eager.progress["random"]
+
+
+def test_batches_are_replayed(gpu, few_digits, monkeypatch, tmp_path):
+    """From the second whole one on; the last one of an epoch is smaller."""
+    launched = []
+    launch = Recording.launch
+    monkeypatch.setattr(
+        Recording, "launch", lambda self, *draw: (launched.append(draw), launch(self, *draw))
+    )
+    arguments = "train", "--backend", "cuda", "--epochs", 2, "--batch-size", 16, "--out", tmp_path
+    assert not cli.run(lenet.ARCHITECTURE, [str(a) for a in arguments])
+    assert len(launched) == 3
+
+
+def test_capturing_elsewhere_is_refused(capsys):
+    assert cli.run(lenet.ARCHITECTURE, ["train", "--capture"]) == 2
+    assert "--capture needs --backend cuda, without float16" in capsys.readouterr().err
+
+
 @pytest.mark.gpu
 def test_memory_of_a_recording(real_gpu):
     """It is its own, and goes with it."""
-    from kernels.cuda import recording
-
     training = Training("resnet", captured=True)
     before = recording.held_bytes()
     training.steps(3)
