@@ -138,27 +138,37 @@ def test_networks_on_a_gpu(run, tmp_path, monkeypatch):
     """On a stand-in for CuPy, whose clock goes 50 ms from one event to the next."""
     subjects = [replace(by_name("LeNet-5"), batch=2)]
     monkeypatch.setattr(networks, "tasks", partial(networks.tasks, subjects=subjects))
-    monkeypatch.setattr(networks, "peak_memory", lambda *arguments: 5 << 20)
+    monkeypatch.setattr(cuda, "peak_bytes", lambda *arguments: 5 << 20)
     monkeypatch.setattr("kernels.study.device.SIDE", 8)
     monkeypatch.setattr("kernels.study.device.VALUES", 1000)
     with stand_in():
         import cupy
 
-        cupy.cuda, cupy.__version__ = cuda_of(itertools.count(step=50)), "15.0"
+        fake = cuda_of(itertools.count(step=50))
+        fake.runtime.streamCaptureModeRelaxed = cupy.cuda.runtime.streamCaptureModeRelaxed
+        vars(cupy.cuda).update(vars(fake))
+        cupy.__version__ = "15.0"
         status, stdout, stderr = run(
             "networks", "--backend", "cuda", "--only", "lenet*", "--quick", "--out", tmp_path
         )
     assert status == 0, stderr
     assert stdout.startswith("A GPU, CUDA 12080, driver 12080, cupy 15.0; beside it ")
-    assert "| LeNet-5 (2), training step | 50 (50 to 50) |" in stdout and "5.0 MiB" in stdout
+    times = "| 50 (50 to 50) | 50 (50 to 50) |"
+    assert f"| LeNet-5 (2), training step {times}" in stdout and "5.0 MiB | 5.0 MiB" in stdout
+    assert f"| LeNet-5 (2), inference {times}" in stdout
     machine = json.loads((tmp_path / "networks.json").read_text())["machine"]
     assert machine["gpu"] == "A GPU" and machine["precision"] == "float32"
 
 
 def test_memory_of_a_gpu(monkeypatch):
+    """The most that is held after one of the calls: a recording gives back what was cached."""
     monkeypatch.setitem(sys.modules, "cupy", cupy := mock.Mock())
-    cupy.get_default_memory_pool().total_bytes.return_value = 1 << 20
-    assert cuda.peak_bytes("minidl") == 1 << 20
+    cupy.get_default_memory_pool().total_bytes.side_effect = [1 << 20, 3 << 20, 2 << 20]
+    called = []
+    assert cuda.peak_bytes("minidl", lambda: lambda: called.append(0)) == 3 << 20
+    assert len(called) == 3
     torch = pytest.importorskip("torch")
+    for name in ("empty_cache", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: 2 << 20)
-    assert cuda.peak_bytes("PyTorch") == 2 << 20
+    assert cuda.peak_bytes("PyTorch captured", lambda: lambda: None) == 2 << 20
