@@ -6,9 +6,9 @@ from collections.abc import Callable
 from kernels.cuda import recording
 from kernels.study.device import measure_ceilings, seconds
 
-__all__ = ["about", "measure_ceilings", "peak_bytes", "seconds", "set_torch_precision"]
+__all__ = ["about", "made", "measure_ceilings", "seconds", "set_torch_precision"]
 # A captured run is itself, then recorded, then replayed.
-CALLS = 3
+_FIRST_CALLS = 3
 NO_PEER = "PyTorch finds no CUDA device, so only minidl is measured."
 
 
@@ -25,34 +25,39 @@ def about() -> dict:
     }
 
 
-def peak_bytes(candidate: str, make: Callable[[], Callable]) -> int:
-    """GPU memory that `candidate`'s allocator takes for arrays, at most, while make()() runs.
+def made(candidate: str, make: Callable[[], Callable]) -> tuple[Callable, int]:
+    """make()'s run, ready to be measured, and the GPU memory that `candidate`'s allocator took for
+    it at most, while it was made and called for the first times.
 
     In this process: what is cached of earlier work is given back first.
     """
-    import cupy
-
     gc.collect()
-    cupy.get_default_memory_pool().free_all_blocks()
-    if candidate.startswith("PyTorch"):
-        import torch
-
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        _call(make())
-        return torch.cuda.max_memory_reserved()
-    return max(_call(make(), _cupy_bytes))
+    reset, now, peak = _torch_memory() if candidate.startswith("PyTorch") else _cupy_memory()
+    reset()
+    before, most, run = now(), 0, make()
+    for _ in range(_FIRST_CALLS):
+        run()
+        most = max(most, peak())
+    return run, most - before
 
 
-def _call(run, look=lambda: 0):
-    """What look() gives after each of the calls in which all is made: optimiser state, graphs."""
-    return [(run(), look())[1] for _ in range(CALLS)]
+def _cupy_memory():
+    from cupy import get_default_memory_pool
+
+    def total():
+        return get_default_memory_pool().total_bytes() + recording.held_bytes()
+
+    return get_default_memory_pool().free_all_blocks, total, total  # a pool gives nothing back unasked
 
 
-def _cupy_bytes():
-    import cupy
+def _torch_memory():
+    from torch import cuda
 
-    return cupy.get_default_memory_pool().total_bytes() + recording.held_bytes()
+    def reset():
+        cuda.empty_cache()
+        cuda.reset_peak_memory_stats()
+
+    return reset, cuda.memory_reserved, cuda.max_memory_reserved
 
 
 def set_torch_precision(precision: str) -> None:

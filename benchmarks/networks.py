@@ -55,24 +55,22 @@ def tasks(wanted, machine: Machine, subjects=SUBJECTS):
 
 def _task(name, flops, subject, training, machine):
     on_gpu = machine.device == "cuda"
+    made = {}  # on a GPU: what was measured once lives on to be timed
 
     def make(who):
         return RUNS[who](subject, training, machine.device)
 
-    def prepare(peer):
-        runs = {who: make(who) for who in _candidates(peer, on_gpu)}
-        if on_gpu:
-            for run in runs.values():
-                for _ in range(cuda.CALLS):  # captured ones are recorded meanwhile
-                    run()
-        return runs
-
     def memory(peer):
-        return {
-            who: cuda.peak_bytes(who, lambda who=who: make(who)) if on_gpu
-            else peak_memory(who, subject.name, training, machine)
-            for who in _candidates(peer, on_gpu)
-        }  # fmt: skip
+        if not on_gpu:
+            names = _candidates(peer, on_gpu)
+            return {who: peak_memory(who, subject.name, training, machine) for who in names}
+        taken = {}
+        for who in _candidates(peer, on_gpu):
+            made[who], taken[who] = cuda.made(who, lambda who=who: make(who))
+        return taken
+
+    def prepare(peer):
+        return {who: made.pop(who, None) or make(who) for who in _candidates(peer, on_gpu)}
 
     return Task(name, flops, 0, prepare, memory)
 

@@ -68,6 +68,8 @@ def to_device(array, device: str):
     from kernels.cuda import runtime
 
     runtime.require()
+    if is_recording():
+        raise RuntimeError(f"an array of shape {array.shape} would be copied from the CPU")
     import cupy
 
     return cupy.asarray(array)

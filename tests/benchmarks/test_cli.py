@@ -138,7 +138,8 @@ def test_networks_on_a_gpu(run, tmp_path, monkeypatch):
     """On a stand-in for CuPy, whose clock goes 50 ms from one event to the next."""
     subjects = [replace(by_name("LeNet-5"), batch=2)]
     monkeypatch.setattr(networks, "tasks", partial(networks.tasks, subjects=subjects))
-    monkeypatch.setattr(cuda, "peak_bytes", lambda *arguments: 5 << 20)
+    made = []
+    monkeypatch.setattr(cuda, "made", lambda who, make: (made.append(who) or make(), 5 << 20))
     monkeypatch.setattr("kernels.study.device.SIDE", 8)
     monkeypatch.setattr("kernels.study.device.VALUES", 1000)
     with stand_in():
@@ -156,6 +157,7 @@ def test_networks_on_a_gpu(run, tmp_path, monkeypatch):
     times = "| 50 (50 to 50) | 50 (50 to 50) |"
     assert f"| LeNet-5 (2), training step {times}" in stdout and "5.0 MiB | 5.0 MiB" in stdout
     assert f"| LeNet-5 (2), inference {times}" in stdout
+    assert made == ["minidl", "minidl captured"] * 2
     machine = json.loads((tmp_path / "networks.json").read_text())["machine"]
     assert machine["gpu"] == "A GPU" and machine["precision"] == "float32"
 
@@ -163,12 +165,16 @@ def test_networks_on_a_gpu(run, tmp_path, monkeypatch):
 def test_memory_of_a_gpu(monkeypatch):
     """The most that is held after one of the calls: a recording gives back what was cached."""
     monkeypatch.setitem(sys.modules, "cupy", cupy := mock.Mock())
-    cupy.get_default_memory_pool().total_bytes.side_effect = [1 << 20, 3 << 20, 2 << 20]
+    totals = [number << 20 for number in (1, 2, 5, 4)]
+    cupy.get_default_memory_pool().total_bytes.side_effect = totals
     called = []
-    assert cuda.peak_bytes("minidl", lambda: lambda: called.append(0)) == 3 << 20
-    assert len(called) == 3
+    run, taken = cuda.made("minidl", lambda: lambda: called.append(0))
+    assert taken == 4 << 20 and len(called) == 3
+    assert run() is None and len(called) == 4
     torch = pytest.importorskip("torch")
-    for name in ("empty_cache", "reset_peak_memory_stats"):
-        monkeypatch.setattr(torch.cuda, name, lambda: None)
-    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: 2 << 20)
-    assert cuda.peak_bytes("PyTorch captured", lambda: lambda: None) == 2 << 20
+    for name, result in {
+        "empty_cache": None, "reset_peak_memory_stats": None, "memory_reserved": 1 << 20,
+        "max_memory_reserved": 3 << 20,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, lambda result=result: result)
+    assert cuda.made("PyTorch captured", lambda: lambda: None)[1] == 2 << 20
