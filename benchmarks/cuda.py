@@ -47,7 +47,8 @@ def _cupy_memory():
     def total():
         return get_default_memory_pool().total_bytes() + recording.held_bytes()
 
-    return get_default_memory_pool().free_all_blocks, total, total  # a pool gives nothing back unasked
+    # What is held in the end is the most there was: a pool gives nothing back unasked.
+    return get_default_memory_pool().free_all_blocks, total, total
 
 
 def _torch_memory():

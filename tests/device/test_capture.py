@@ -245,6 +245,7 @@ def test_capturing_elsewhere_is_refused(capsys):
 @pytest.mark.gpu
 def test_memory_of_a_recording(real_gpu):
     """It is its own, and goes with it, but for arrays in use: they go with the next recording."""
+    gc.collect()
     size = 1 << 24
     x = Tensor(np.ones(size, np.float32)).to("cuda")
     before = recording.held_bytes()
