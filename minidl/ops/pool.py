@@ -2,11 +2,9 @@
 
 from typing import NamedTuple
 
-import numpy as np
-
 from kernels.dispatch import kernels_for
 from kernels.geometry import padding4, pair
-from minidl.array_module import to_device
+from minidl.array_module import get_array_module
 from minidl.function import Function
 from minidl.ops.linalg import MatMul
 from minidl.tensor import Tensor, as_tensor
@@ -210,17 +208,16 @@ def adaptive_avg_pool2d(x, output_size) -> Tensor:
     if size == x.shape[2:]:
         return x
     # The mean is separable: one averaging matrix for the rows, one for the columns.
+    xp = get_array_module(x._array)
     rows, columns = (
-        Tensor._wrap(to_device(_cell_means(n, cells, x.dtype), x.device))
+        Tensor._wrap(_cell_means(xp, n, cells, x.dtype))
         for n, cells in zip(x.shape[2:], size, strict=True)
     )
     return MatMul()(MatMul()(rows, x), columns.T)
 
 
-def _cell_means(n, cells, dtype):
-    """(cells, n) whose row i averages the elements of cell i."""
-    means = np.zeros((cells, n), dtype)
-    for i in range(cells):
-        start, stop = i * n // cells, -(-(i + 1) * n // cells)
-        means[i, start:stop] = 1 / (stop - start)
-    return means
+def _cell_means(xp, n, cells, dtype):
+    """(cells, n) whose row i averages the elements of cell i; made where it is needed."""
+    cell, place = xp.arange(cells).reshape(-1, 1), xp.arange(n)
+    start, stop = cell * n // cells, -(-(cell + 1) * n // cells)
+    return (((start <= place) & (place < stop)) / (stop - start)).astype(dtype)
