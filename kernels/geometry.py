@@ -3,6 +3,8 @@
 import operator
 from functools import lru_cache
 
+import numpy as np
+
 Pair = tuple[int, int]
 Padding = tuple[int, int, int, int]
 Shape = tuple[int, ...]
@@ -240,10 +242,18 @@ def _conv_shape(x_shape, weight_shape, stride, padding, dilation, groups) -> Sha
     return (n, outputs, *size)
 
 
-def check_matmul(a_shape: Shape, b_shape: Shape) -> None:
-    """ValueError unless the shapes are (M, K) and (K, N)."""
-    if len(a_shape) != 2 or len(b_shape) != 2 or a_shape[1] != b_shape[0]:
-        raise ValueError(f"a and b must be (M, K) and (K, N), got {a_shape} and {b_shape}")
+def check_matmul(a_shape: Shape, b_shape: Shape) -> Shape:
+    """The product's shape; ValueError unless (..., M, K) and (..., K, N) are given and broadcast."""
+    if len(a_shape) < 2 or len(b_shape) < 2 or a_shape[-1] != b_shape[-2]:
+        raise ValueError(
+            f"a and b must be (..., M, K) and (..., K, N), got {a_shape} and {b_shape}"
+        )
+    try:
+        stack = np.broadcast_shapes(a_shape[:-2], b_shape[:-2])
+    except ValueError:
+        message = f"the stacks a and b must broadcast, got {a_shape} and {b_shape}"
+        raise ValueError(message) from None
+    return (*stack, a_shape[-2], b_shape[-1])
 
 
 def check_channels(x) -> None:

@@ -252,16 +252,15 @@ def conv2d_weight_grad(
     sizes = _Sizes.of(x.shape, dy.shape, kernel_size, stride, padding, dilation, groups)
     dy, x = runtime.all_contiguous(dy, x)
     if _by_tensor_cores(dy.dtype, sizes):
-        return conv_tf32.weight_grad(dy, x, sizes).reshape(weight_shape)
+        return conv_tf32.weight_grad(dy, x, sizes)
     make_parts = _parts_by_cublas if _by_cublas(sizes) else _own_parts
     parts = make_parts(dy, x, sizes)
-    if len(parts) > 1:
-        dw = runtime.empty((sizes.outputs, sizes.taps), dy.dtype)
-        args = parts, dw, np.int32(len(parts)), dw.size
-        runtime.launch_elements("conv", "sum_splits", dy.dtype, dw.size, args)
-    else:
-        dw = parts[0]
-    return dw.reshape(weight_shape)
+    if len(parts) == 1:
+        return parts[0].reshape(weight_shape)
+    dw = runtime.empty(weight_shape, dy.dtype)
+    args = parts, dw, np.int32(len(parts)), dw.size
+    runtime.launch_elements("conv", "sum_splits", dy.dtype, dw.size, args)
+    return dw
 
 
 def _own_parts(dy, x, sizes):

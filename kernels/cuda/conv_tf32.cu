@@ -71,6 +71,28 @@ __device__ inline float rounded(float x)
     return __uint_as_float(to_tf32(x));
 }
 
+// Four floats that lie on a multiple of 16 bytes, which the GPU moves at once.
+struct alignas(16) Four {
+    float at[4];
+
+    __device__ Four() : at{} {}
+};
+
+__device__ inline Four load_four(const float *at)
+{
+    if ((unsigned long long)at % 16 == 0)
+        return *reinterpret_cast<const Four *>(at);
+    Four values;
+    for (int k = 0; k < 4; ++k)
+        values.at[k] = at[k];
+    return values;
+}
+
+__device__ inline void store_four(float *at, const Four &values)
+{
+    *reinterpret_cast<Four *>(at) = values;
+}
+
 // Images (N, C, pixels) as (N, pixels, C'), each group's channels filled up with zeros to `filled`.
 // A block of 32 x 8 threads turns 32 pixels of 32 channels; grid (tiles of pixels, of C', images).
 extern "C" __global__ void put_channels_last(
@@ -95,6 +117,42 @@ extern "C" __global__ void put_channels_last(
     }
 }
 
+// The same where pixels are a multiple of 4, by copies of 16 bytes: a block of 256 threads turns 128
+// pixels of 32 channels; grid (tiles of pixels, of C', images).
+extern "C" __global__ void put_channels_last_by_four(
+    const float *x, float *turned, int group_channels, int filled, int groups, int pixels)
+{
+    __shared__ float tile[32][129];  // an odd length keeps what a warp reads in different banks
+    int all = groups * filled, pixel = blockIdx.x * 128 + threadIdx.x % 32 * 4;
+    x += (long long)blockIdx.z * groups * group_channels * pixels;
+#pragma unroll
+    for (int r = threadIdx.x / 32; r < 32; r += 8) {
+        int channel = blockIdx.y * 32 + r, group = channel / filled, c = channel % filled;
+        bool exists = channel < all && c < group_channels && pixel < pixels;
+        long long plane = group * group_channels + c;
+        Four values = exists ? load_four(x + plane * pixels + pixel) : Four();
+#pragma unroll
+        for (int k = 0; k < 4; ++k)
+            tile[r][threadIdx.x % 32 * 4 + k] = rounded(values.at[k]);
+    }
+    __syncthreads();
+    turned += (long long)blockIdx.z * pixels * all;
+    int within = threadIdx.x % 8 * 4, channel = blockIdx.y * 32 + within;
+    if (channel >= all)
+        return;
+#pragma unroll
+    for (int r = threadIdx.x / 8; r < 128; r += 32) {
+        int place = blockIdx.x * 128 + r;
+        if (place >= pixels)
+            break;
+        Four values;
+#pragma unroll
+        for (int k = 0; k < 4; ++k)
+            values.at[k] = tile[within + k][r];
+        store_four(turned + (long long)place * all + channel, values);
+    }
+}
+
 // The same for few channels: a thread writes four of one pixel; grid (tiles of pixels, C' / 4, images).
 extern "C" __global__ void put_few_channels_last(
     const float *x, float *turned, int group_channels, int filled, int groups, int pixels)
@@ -105,8 +163,10 @@ extern "C" __global__ void put_few_channels_last(
     int group = channel / filled, c = channel % filled;
     x += ((long long)blockIdx.z * groups + group) * group_channels * pixels + pixel;
     turned += ((long long)blockIdx.z * pixels + pixel) * all + channel;
+    Four values;
     for (int k = 0; k < 4; ++k)
-        turned[k] = c + k < group_channels ? rounded(x[(long long)(c + k) * pixels]) : 0;
+        values.at[k] = c + k < group_channels ? rounded(x[(long long)(c + k) * pixels]) : 0;
+    store_four(turned, values);
 }
 
 // Filters (O, C/G, area) as (O, chunk, area, channel): the channels filled up with zeros to `filled`,
@@ -126,6 +186,12 @@ extern "C" __global__ void lay_filters(
     laid[i] = exists ? rounded(weight[(output * group_channels + c) * area + tap]) : 0;
 }
 
+// Where a (channel, tap) goes: its first chunk of outputs, and how far apart the chunks lie.
+struct Turned {
+    long long first;
+    int step;
+};
+
 // Filters as the classes of pixels of dx need them: (class, C, chunk, t, u, output), the outputs of a
 // channel's group filled up with zeros to `filled`, in chunks of so many. Rows are `length` long, for
 // the class with the most taps; what is behind the taps of others is not written. A block of 32 x 8
@@ -136,8 +202,21 @@ extern "C" __global__ void turn_filters(
     int length)
 {
     __shared__ float tile[32][33];
+    __shared__ Turned rows[32];
     int group_channels = channels / groups, group_outputs = outputs / groups;
     int area = kernel_h * kernel_w, all = group_channels * area, first = blockIdx.x * 32;
+    if (threadIdx.y == 0) {
+        Digits tap(first + threadIdx.x, kernel_h, kernel_w);
+        int down_class = tap.middle * dilation_h % stride_h;
+        int across_class = tap.low * dilation_w % stride_w;
+        Residue down(down_class, 1, 0, stride_h, kernel_h, dilation_h);
+        Residue across(across_class, 1, 0, stride_w, kernel_w, dilation_w);
+        int t = (tap.middle - down.tap) / down.tap_step, u = (tap.low - across.tap) / across.tap_step;
+        long long row = (long long)(down_class * stride_w + across_class) * channels
+            + blockIdx.z * group_channels + tap.high;
+        rows[threadIdx.x].first = row * length + (t * across.taps + u) * chunk;
+        rows[threadIdx.x].step = down.taps * across.taps * chunk;
+    }
     weight += (long long)blockIdx.z * group_outputs * all;
     for (int r = threadIdx.y; r < 32; r += 8) {
         int o = blockIdx.y * 32 + r, n = first + threadIdx.x;
@@ -148,18 +227,8 @@ extern "C" __global__ void turn_filters(
     int o = blockIdx.y * 32 + threadIdx.x;
     if (o >= filled)
         return;
-    for (int r = threadIdx.y; r < 32 && first + r < all; r += 8) {
-        Digits tap(first + r, kernel_h, kernel_w);
-        int down_class = tap.middle * dilation_h % stride_h;
-        int across_class = tap.low * dilation_w % stride_w;
-        Residue down(down_class, 1, 0, stride_h, kernel_h, dilation_h);
-        Residue across(across_class, 1, 0, stride_w, kernel_w, dilation_w);
-        int t = (tap.middle - down.tap) / down.tap_step, u = (tap.low - across.tap) / across.tap_step;
-        long long row = (long long)(down_class * stride_w + across_class) * channels
-            + blockIdx.z * group_channels + tap.high;
-        int place = (o / chunk * down.taps + t) * across.taps + u;
-        turned[row * length + place * chunk + o % chunk] = tile[threadIdx.x][r];
-    }
+    for (int r = threadIdx.y; r < 32 && first + r < all; r += 8)
+        turned[rows[r].first + o / chunk * rows[r].step + o % chunk] = tile[threadIdx.x][r];
 }
 
 // The sum of all parts (splits, O', chunk, area, channel), in order and in float64, as (O, C/G, area).

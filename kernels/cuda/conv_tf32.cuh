@@ -110,18 +110,17 @@ struct WindowTile {
 
     __device__ void fetch(float *tile)
     {
-        const int ROW = Layout<WIDTH, DEEP>::ROW;
         int down_by = tap.middle * down.tap_step, across_by = tap.low * across.tap_step;
         int by = down_by * from.columns + across_by;
         if (tap.high >= chunks)
             down_by = FAR;
-        tile += threadIdx.x / QUADS * ROW + threadIdx.x % QUADS * 4;
+        tile += deep_place(threadIdx.x / QUADS, threadIdx.x % QUADS * 4);
         const float *channel = source + tap.high * chunk;
 #pragma unroll
         for (int r = 0; r < READS; ++r) {
             bool wanted = from.holds(row[r] + down_by, column[r] + across_by);
             long long pixel = window[r] + by;
-            copy_later<4, true>(tile + r * PASS * ROW,
+            copy_later<4, true>(tile + r * PASS * DEPTH,
                                 wanted ? channel + pixel * from.channels : source, wanted);
         }
         tap.add(step, max(down.taps, 1), max(across.taps, 1));

@@ -87,8 +87,8 @@ def input_grad(dy, weight, dx, sizes, shift=None) -> None:
 
 
 def weight_grad(dy, x, sizes):
-    """The gradient by the filters (O, C/groups kh kw)."""
-    dw = runtime.empty((sizes.outputs, sizes.taps), dy.dtype)
+    """The gradient by the filters (O, C/groups, kh, kw)."""
+    dw = runtime.empty((sizes.outputs, sizes.group_channels, *sizes.kernel_size), dy.dtype)
     if _lies_right(sizes):
         _correlate_images(dy, x, dw, sizes)
         return dw
@@ -140,9 +140,12 @@ def _channels_last(x, groups):
     if turned.shape[3] <= FEW_CHANNELS:
         grid = runtime.blocks(h * w), turned.shape[3] // 4, n
         runtime.launch("conv_tf32", "put_few_channels_last", x.dtype, grid, runtime.THREADS, args)
-    else:
+    elif h * w % 4:
         grid = runtime.blocks(h * w, 32), runtime.blocks(turned.shape[3], 32), n
         runtime.launch("conv_tf32", "put_channels_last", x.dtype, grid, (32, 8), args)
+    else:
+        grid = runtime.blocks(h * w, 128), runtime.blocks(turned.shape[3], 32), n
+        runtime.launch("conv_tf32", "put_channels_last_by_four", x.dtype, grid, 256, args)
     return turned
 
 

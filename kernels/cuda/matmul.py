@@ -1,12 +1,12 @@
 """The product of two matrices on the GPU; the definition stands in kernels.reference.matmul.
 
-cuBLAS makes it, or, where `dispatch.products("own")` asks for it, the kernel of matmul.cu; those of
-matmul_tf32.cu do in TF32's precision.
+cuBLAS makes it, or, where `dispatch.products("own")` asks for it, the kernel of matmul.cu. Stacks
+of matrices are cuBLAS's.
 """
 
 import numpy as np
 
-from kernels.cuda import matmul_tf32, runtime
+from kernels.cuda import runtime
 from kernels.dispatch import products_choice
 from kernels.geometry import check_dtypes, check_matmul
 
@@ -18,14 +18,11 @@ TILE_THREADS = 256
 def matmul(a, b):
     """See kernels.reference.matmul."""
     check_dtypes(a=a, b=b)
-    check_matmul(a.shape, b.shape)
-    (m, k), n = a.shape, b.shape[1]
-    if not m * k * n:
-        return runtime.zeros((m, n), a.dtype)
-    if runtime.by_tensor_cores(a.dtype):
-        return matmul_tf32.matmul(a, b)
-    y = runtime.empty((m, n), a.dtype)
-    if products_choice() == "own":
+    shape = check_matmul(a.shape, b.shape)
+    if not a.size * b.size:
+        return runtime.zeros(shape, a.dtype)
+    y = runtime.empty(shape, a.dtype)
+    if products_choice() == "own" and len(shape) == 2:
         _launch(a, b, y)
     else:
         runtime.gemm(a, b, y)

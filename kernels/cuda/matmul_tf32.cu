@@ -1,6 +1,6 @@
-// Products of matrices on tensor cores, for float32 in TF32's precision (sm_80 on); the definition
-// stands in kernels/reference/matmul.py. 1x1 convolutions and their gradients are such products, too:
-// their matrices lie in the images as they are (kernels/cuda/conv_tf32.py).
+// Products of matrices on tensor cores, for float32 in TF32's precision (sm_80 on). 1x1 convolutions
+// and their gradients are such products, whose matrices lie in the images as they are
+// (kernels/cuda/conv_tf32.py).
 
 #include "matrix_tf32.cuh"
 
@@ -45,26 +45,21 @@ __device__ inline void multiply_tile(
     store<HEIGHT>(sums, finish, part, group * m, first, m, y.step, column, memory);
 }
 
-template <int HEIGHT, class Left>
-__device__ inline void multiply_rows(
-    const Stack &a, const Stack &b, const Finish &finish, const Results &y, int m, long long n,
-    long long k, int groups)
-{
-    if (b.deep)
-        multiply_tile<HEIGHT, Left, DeepTile<WIDTH, false>>(a, b, finish, y, m, n, k, groups);
-    else
-        multiply_tile<HEIGHT, Left, WideTile<WIDTH, false>>(a, b, finish, y, m, n, k, groups);
-}
-
 template <int HEIGHT>
 __device__ inline void multiply_matrices(
     const Stack &a, const Stack &b, const Finish &finish, const Results &y, int m, long long n,
     long long k, int groups)
 {
-    if (a.deep)
-        multiply_rows<HEIGHT, DeepTile<HEIGHT, false>>(a, b, finish, y, m, n, k, groups);
-    else
-        multiply_rows<HEIGHT, WideTile<HEIGHT, false>>(a, b, finish, y, m, n, k, groups);
+    typedef DeepTile<HEIGHT, false> DeepRows;
+    typedef WideTile<HEIGHT, false> WideRows;
+    typedef DeepTile<WIDTH, false> DeepColumns;
+    typedef WideTile<WIDTH, false> WideColumns;
+    if (a.deep && b.deep)  // a gradient by weights
+        multiply_tile<HEIGHT, DeepRows, DeepColumns>(a, b, finish, y, m, n, k, groups);
+    else if (a.deep)  // a convolution
+        multiply_tile<HEIGHT, DeepRows, WideColumns>(a, b, finish, y, m, n, k, groups);
+    else  // a gradient by the input
+        multiply_tile<HEIGHT, WideRows, WideColumns>(a, b, finish, y, m, n, k, groups);
 }
 
 // A block makes a tile of y = A B of a group, or a split of its sums; grid (tiles of columns x groups,

@@ -1,4 +1,4 @@
-"""Products of matrices on tensor cores: the launchers of matmul_tf32.cu."""
+"""Products of matrices that lie in images, on tensor cores: the launchers of matmul_tf32.cu."""
 
 import math
 from typing import NamedTuple
@@ -35,7 +35,7 @@ class Stack(NamedTuple):
 
 
 def multiply(a: Stack, b: Stack, y: Stack, sizes, groups=1, finish=NO_FINISH, rows=1, length=1):
-    """y = a b, finished, with sizes (m, n, k) a group; y is wide.
+    """y = a b, finished, with sizes (m, n, k) a group. y is wide, and so is b unless a is deep.
 
     `rows`, `length`: of y's array, as `finish_splits` takes them.
     """
@@ -56,22 +56,3 @@ def multiply(a: Stack, b: Stack, y: Stack, sizes, groups=1, finish=NO_FINISH, ro
 
 def _place(stack):
     return np.int32(stack.deep), *stack[2:]
-
-
-def matmul(a, b):
-    """a (m, k) times b (k, n), none of them 0."""
-    (m, k), n = a.shape, b.shape[1]
-    y = runtime.empty((m, n), a.dtype)
-    turned, b = _lying(b.T)
-    deep, a = _lying(a)
-    left = Stack(a, deep, k if deep else m, k if deep else m)
-    right = Stack(b, turned, k if turned else n, k if turned else n)
-    multiply(left, right, Stack(y, False, n, n), (m, n, k))
-    return y
-
-
-def _lying(x):
-    """(whether neighbours of x lie along its rows, the array in C order)."""
-    if x.flags.f_contiguous and not x.flags.c_contiguous:
-        return False, x.T
-    return True, runtime.contiguous(x)

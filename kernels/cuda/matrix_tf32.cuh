@@ -59,12 +59,12 @@ struct DeepTile {
     template <int COUNT>
     __device__ void copy(float *tile) const
     {
-        const int PASS = TILE_THREADS * COUNT / DEPTH;
+        const int PASS = TILE_THREADS * COUNT / DEPTH;  // a multiple of 8: one order of quads
         const float *from = matrix.base + place + row * matrix.step;
 #pragma unroll 4
         for (int r = 0; r < LENGTH; r += PASS) {
             bool wanted = left > 0 && row + r < rows;
-            copy_later<COUNT>(tile + (row + r) * Layout<LENGTH, true>::ROW + at,
+            copy_later<COUNT>(tile + deep_place(row, at) + r * DEPTH,
                               wanted ? from + r * matrix.step : matrix.base, wanted);
         }
     }

@@ -19,18 +19,24 @@
 static const int WIDTH = 128, DEPTH = 16, STAGES = 3;
 static const int WARP_ROWS = 2, WARP_COLUMNS = 2, TILE_THREADS = WARP_ROWS * WARP_COLUMNS * WARP;
 
-// How the tile of a matrix that has LENGTH rows of A or columns of B lies in shared memory. The
-// paddings keep what a warp reads at once in different banks, and copies on multiples of 16 bytes.
+// How the tile of a matrix that has LENGTH rows of A or columns of B lies in shared memory, such that
+// the rows which a warp copies or reads at once are in different banks, of which there are 32. A wide
+// row is a little longer for that. A deep one holds its four values at a time in an order of its own:
+// quad q of row r lies in place of quad q ^ (r / 2 % 4).
 template <int LENGTH, bool DEEP>
 struct Layout {
-    static const int ROW = DEEP ? DEPTH + 4 : LENGTH + 8;
-    static const int NEXT = DEEP ? ROW : 1, NEXT_K = DEEP ? 1 : ROW;  // of A's rows or B's columns
+    static const int ROW = DEEP ? DEPTH : LENGTH + 8;
 };
+
+__device__ inline int deep_place(int row, int k)
+{
+    return row * DEPTH + (k / 4 ^ row / 2 % 4) * 4 + k % 4;
+}
 
 // The room for a tile of either kind, and for a stage, in floats.
 template <int LENGTH>
 struct Room {
-    static const int TILE = LENGTH * (DEPTH + 4);
+    static const int TILE = DEPTH * (LENGTH + 8);
 };
 template <int HEIGHT>
 struct Stage {
@@ -67,21 +73,34 @@ __device__ inline int warp_column()
     return threadIdx.x / WARP % WARP_COLUMNS * (WIDTH / WARP_COLUMNS);
 }
 
-template <bool ROUNDED>
-__device__ inline unsigned operand(float x)
-{
-    return ROUNDED ? __float_as_uint(x) : to_tf32(x);
-}
+// What a thread multiplies of a tile: row `first` + 8 i, counted from the thread's own, at every
+// fourth k. The thread's rows are 8 apart, so that the order of their quads is one.
+template <int LENGTH, bool DEEP, bool ROUNDED>
+struct Operands {
+    static const int ROW = Layout<LENGTH, DEEP>::ROW;
+    const float *at[DEPTH / 4];
+
+    __device__ Operands(const float *tile, int first)
+    {
+        int row = first + threadIdx.x % WARP / 4, k = threadIdx.x % 4;
+#pragma unroll
+        for (int q = 0; q < DEPTH / 4; ++q)
+            at[q] = tile + (DEEP ? deep_place(row, k + 4 * q) : (k + 4 * q) * ROW + row);
+    }
+
+    __device__ unsigned operator()(int i, int k) const
+    {
+        float value = at[k / 4][8 * i * (DEEP ? ROW : 1)];
+        return ROUNDED ? __float_as_uint(value) : to_tf32(value);
+    }
+};
 
 // Adds the product of a stage's tiles.
 template <int HEIGHT, class Left, class Right>
 __device__ inline void multiply_stage(const float *stage, Sums<HEIGHT> &sums)
 {
-    typedef Layout<HEIGHT, Left::DEEP> A;
-    typedef Layout<WIDTH, Right::DEEP> B;
-    int r = threadIdx.x % WARP / 4, c = threadIdx.x % 4;
-    const float *a = stage + (warp_row<HEIGHT>() + r) * A::NEXT + c * A::NEXT_K;
-    const float *b = stage + Room<HEIGHT>::TILE + (warp_column() + r) * B::NEXT + c * B::NEXT_K;
+    Operands<HEIGHT, Left::DEEP, Left::ROUNDED> a(stage, warp_row<HEIGHT>());
+    Operands<WIDTH, Right::DEEP, Right::ROUNDED> b(stage + Room<HEIGHT>::TILE, warp_column());
 #pragma unroll
     for (int k = 0; k < DEPTH; k += 8) {
         unsigned left[Sums<HEIGHT>::ROWS][4], right[Sums<HEIGHT>::COLUMNS][2];
@@ -89,14 +108,12 @@ __device__ inline void multiply_stage(const float *stage, Sums<HEIGHT> &sums)
         for (int i = 0; i < Sums<HEIGHT>::ROWS; ++i)
 #pragma unroll
             for (int part = 0; part < 4; ++part)
-                left[i][part] = operand<Left::ROUNDED>(
-                    a[(16 * i + part % 2 * 8) * A::NEXT + (k + part / 2 * 4) * A::NEXT_K]);
+                left[i][part] = a(2 * i + part % 2, k + part / 2 * 4);
 #pragma unroll
         for (int j = 0; j < Sums<HEIGHT>::COLUMNS; ++j)
 #pragma unroll
             for (int part = 0; part < 2; ++part)
-                right[j][part] = operand<Right::ROUNDED>(
-                    b[8 * j * B::NEXT + (k + 4 * part) * B::NEXT_K]);
+                right[j][part] = b(j, k + 4 * part);
 #pragma unroll
         for (int i = 0; i < Sums<HEIGHT>::ROWS; ++i)
 #pragma unroll

@@ -31,7 +31,7 @@ def choose_splits(blocks: int, depth: int, size: int) -> int:
 
 def launch(source: str, kernel: str, height: str, grid, args) -> None:
     """Run <kernel>_<height>."""
-    shared = 4 * STAGES * (HEIGHTS[height] + WIDTH) * (DEPTH + 4)
+    shared = 4 * STAGES * DEPTH * (HEIGHTS[height] + 8 + WIDTH + 8)
     runtime.launch(source, f"{kernel}_{height}", np.float32, grid, THREADS, args, shared)
 
 

@@ -44,8 +44,8 @@ class Linear(Function):
 
 
 def _product(a, b):
-    """a @ b, of two matrices by the kernel, which shares the work out to the cores."""
-    if a.ndim == b.ndim == 2 and a.dtype == b.dtype and a.dtype.char in "fd":
+    """a @ b, of floating point numbers by the kernel, which shares the work out to the cores."""
+    if a.dtype == b.dtype and a.dtype.char in "fd":
         return kernels_for(a).matmul(a, b)
     return a @ b
 

@@ -70,6 +70,7 @@ def test_convolution(device, p, seed):
 LARGER = (  # tiles that are full and tiles that are not, along every axis; rows that copy by fours
     ((2, 9, 9, 8), (70, 9, 3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1),
     ((3, 72, 6, 6), (66, 72, 1, 1), (1, 1), (0, 0, 0, 0), (1, 1), 1),
+    ((2, 66, 2, 2), (70, 33, 1, 1), (1, 1), (0, 0, 0, 0), (1, 1), 2),
     ((3, 40, 7, 5), (68, 40, 1, 1), (2, 2), (0, 0, 0, 0), (1, 1), 1),
     ((2, 8, 20, 19), (12, 4, 5, 4), (3, 2), (2, 1, 0, 3), (1, 2), 2),
     ((2, 20, 25, 24), (20, 4, 3, 3), (4, 3), (0, 1, 2, 0), (2, 3), 5),
@@ -110,26 +111,6 @@ def test_split_sums(device, case):
     with mock.patch.object(tiles_tf32, "FEWEST_TILES", 1), forced(MOST_POSITIONS=48):
         names = agree_on_all(device, *draw_larger(case))
     assert "finish_splits" in names
-
-
-@given(
-    sides=st.tuples(*(st.integers(1, 9) | st.integers(60, 70) for _ in range(3))),
-    turned=st.tuples(st.booleans(), st.booleans()), height=st.sampled_from([*tiles_tf32.HEIGHTS]),
-    seed=seeds,
-)  # fmt: skip
-@few
-def test_matmul(device, sides, turned, height, seed):
-    m, k, n = sides
-    shapes = (k, m) if turned[0] else (m, k), (n, k) if turned[1] else (k, n)
-    a, b = integers(seed, *shapes)
-    with forced(choose_height=lambda *sizes: height):
-        names = launched(device, "matmul", a.T if turned[0] else a, b.T if turned[1] else b)
-    assert names == [f"multiply_tf32_{height}"]
-
-
-def test_split_sums_of_products(device):
-    a, b = integers(0, (5, 700), (700, 9))
-    assert launched(device, "matmul", a, b) == ["multiply_tf32_low", "finish_splits"]
 
 
 def test_how_products_are_cut():
