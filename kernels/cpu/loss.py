@@ -12,6 +12,7 @@ from numba import njit, prange, types
 from numba.extending import intrinsic
 
 from kernels.cpu.emitter import INT, VECTOR_BYTES, Emitter
+from kernels.cpu.sums import wide_total
 from kernels.cpu.tasks import chunk_bounds, split
 from kernels.cpu.workspace import empty
 from kernels.reference.loss import check_cross_entropy, is_labels, wrong_label
@@ -19,7 +20,6 @@ from kernels.reference.loss import check_cross_entropy, is_labels, wrong_label
 # Logits a task; the other threads are not woken for a single one.
 _CHUNK = 1 << 14
 _LANES = VECTOR_BYTES // 4  # at most
-_SUM_FLAGS = {"reassoc", "nsz", "contract"}
 
 
 def _exp(e, x):
@@ -92,30 +92,32 @@ def _exponentiate(logits, line):
     return _exponentials(line, logits.size)
 
 
-@njit(cache=True, fastmath=_SUM_FLAGS)
+@njit(cache=True)
 def _losses(logits, target, smoothing, ignore_index, losses, start, stop):
     """Logits and weights (N, P, C), labels and losses (N, P); samples from `start` to `stop`."""
     positions, classes = logits.shape[1:]
+    real = logits.dtype.type
     line = np.empty(classes + _LANES, logits.dtype)
     for sample in range(start, stop):
         image, p = split(sample, positions)
         row = logits[image, p]
+        mass = _mass(target, image, p, ignore_index, line)
         largest, total = _exponentiate(row, line)
         log_total = math.log(total)
-        mass = _mass(target, image, p, ignore_index)
-        even = smoothing * mass / classes
+        rest, even = real(1 - smoothing), real(smoothing * mass / classes)
         loss = 0.0
         if target.ndim == 3 or even:
             for c in range(classes):
-                weight = (1 - smoothing) * _weight(target, image, p, c) + even
+                weight = rest * _weight(target, image, p, c, real) + even
                 term = weight * (log_total - (row[c] - largest))
-                loss += term if weight != 0 else 0.0
+                line[c] = term if weight != 0 else real(0)
+            loss = wide_total(line, 0, classes)
         elif mass:
             loss = log_total - (row[target[image, p]] - largest)
         losses[image, p] = loss
 
 
-@njit(cache=True, fastmath=_SUM_FLAGS)
+@njit(cache=True)
 def _gradients(grad, factor, logits, target, smoothing, ignore_index, dlogits, start, stop):
     """As `_losses`; `grad` of one element, or of one a sample."""
     positions, classes = logits.shape[1:]
@@ -125,8 +127,8 @@ def _gradients(grad, factor, logits, target, smoothing, ignore_index, dlogits, s
         image, p = split(sample, positions)
         result = dlogits[image, p]
         slope = grad[sample if grad.size > 1 else 0] * real(factor)
+        mass = _mass(target, image, p, ignore_index, line)
         _, total = _exponentiate(logits[image, p], line)
-        mass = _mass(target, image, p, ignore_index)
         share, rest = real(mass / total), real(1 - smoothing)
         even = real(smoothing * mass / classes)
         if target.ndim == 3:
@@ -141,25 +143,26 @@ def _gradients(grad, factor, logits, target, smoothing, ignore_index, dlogits, s
                 result[label] = slope * (line[label] * share - (rest + even))
 
 
-@njit(cache=True, fastmath=_SUM_FLAGS)
-def _mass(target, image, p, ignore_index):
-    """What a sample's classes weigh together."""
+@njit(cache=True)
+def _mass(target, image, p, ignore_index, line):
+    """What a sample's classes weigh together; `line` has room for them side by side."""
     if target.ndim == 3:
-        mass = 0.0
-        for weight in target[image, p]:
-            mass += weight
+        weights = target[image, p]
+        for c in range(weights.size):
+            line[c] = weights[c]
+        mass = wide_total(line, 0, weights.size)
     else:
         mass = 0.0 if target[image, p] == ignore_index else 1.0
     return mass
 
 
-@njit(cache=True, fastmath=_SUM_FLAGS)
-def _weight(target, image, p, c):
+@njit(cache=True)
+def _weight(target, image, p, c, real):
     """What one of them weighs, of a sample that is not ignored."""
     if target.ndim == 3:
         weight = target[image, p, c]
     else:
-        weight = 1.0 if target[image, p] == c else 0.0
+        weight = real(1) if target[image, p] == c else real(0)
     return weight
 
 
