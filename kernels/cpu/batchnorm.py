@@ -38,7 +38,7 @@ def _piece_moments(x, start, size):
 
     E[x^2] - E[x]^2, which needs one walk only, would cancel where the mean is large.
     """
-    mean = wide_total(x, start, size) / size
+    mean = wide_total(x, start, size, x.dtype.type(0)) / size
     # In the dtype of x the loop is twice as wide; the squares are then off by the same for all.
     near = x.dtype.type(mean)
     return mean, square_total(x, start, size, near) - size * (mean - near) ** 2

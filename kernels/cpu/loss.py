@@ -52,16 +52,16 @@ def _exp(e, x):
 
 
 @intrinsic
-def _exponentials(_, line, length):
-    """(largest, total): line = exp(line - its largest) in place, and its sum.
+def _exponentials(_, line, length, results):
+    """(largest, total): results = exp(line - its largest), perhaps in place, and its sum.
 
-    Reads and writes `line` up to the next whole vector, where it must be -inf. NaN reaches the
-    total.
+    Reads `line` and writes `results` up to the next whole vector, where `line` must be -inf. NaN
+    reaches the total.
     """
 
     def emit(context, builder, signature, args):
         e = Emitter(context, builder, signature, args)
-        line, length, step = e.pointer(0), args[1], INT(e.lanes)
+        line, length, results, step = e.pointer(0), args[1], e.pointer(2), INT(e.lanes)
 
         def larger(place, best):
             values = e.load_vector(line, place)
@@ -73,23 +73,22 @@ def _exponentials(_, line, length):
 
         def exponentiate(place, totals):
             values = _exp(e, builder.fsub(e.load_vector(line, place), every))
-            e.store_vector(values, line, place)
+            e.store_vector(values, results, place)
             return [builder.fadd(totals[0], values)]
 
         (totals,) = e.loop(length, step, [e.constant(0.0)], exponentiate)
-        results = largest, e.total(totals)
-        return context.make_tuple(builder, signature.return_type, results)
+        return context.make_tuple(builder, signature.return_type, (largest, e.total(totals)))
 
-    return types.UniTuple(line.dtype, 2)(line, types.int64), emit
+    return types.UniTuple(line.dtype, 2)(line, types.int64, results), emit
 
 
 @njit(inline="always")
-def _exponentiate(logits, line):
-    """(largest, total) of one sample, and in `line` the exponentials of its logits."""
+def _exponentiate(logits, line, results):
+    """(largest, total) of one sample; in `line` its logits, in `results` their exponentials."""
     for c in range(logits.size):
         line[c] = logits[c]
     line[logits.size : logits.size + _LANES] = -np.inf
-    return _exponentials(line, logits.size)
+    return _exponentials(line, logits.size, results)
 
 
 @njit(cache=True)
@@ -97,23 +96,25 @@ def _losses(logits, target, smoothing, ignore_index, losses, start, stop):
     """Logits and weights (N, P, C), labels and losses (N, P); samples from `start` to `stop`."""
     positions, classes = logits.shape[1:]
     real = logits.dtype.type
-    line = np.empty(classes + _LANES, logits.dtype)
+    line, weights = np.empty((2, classes + _LANES), logits.dtype)
     for sample in range(start, stop):
         image, p = split(sample, positions)
-        row = logits[image, p]
-        mass = _mass(target, image, p, ignore_index, line)
-        largest, total = _exponentiate(row, line)
+        largest, total = _exponentiate(logits[image, p], line, weights)
         log_total = math.log(total)
+        mass = _mass(target, image, p, ignore_index, weights)
         rest, even = real(1 - smoothing), real(smoothing * mass / classes)
         loss = 0.0
-        if target.ndim == 3 or even:
+        if target.ndim == 3:
             for c in range(classes):
-                weight = rest * _weight(target, image, p, c, real) + even
-                term = weight * (log_total - (row[c] - largest))
+                weight = rest * weights[c] + even
+                term = weight * (log_total - (line[c] - largest))
                 line[c] = term if weight != 0 else real(0)
-            loss = wide_total(line, 0, classes)
+            loss = wide_total(line, 0, classes, real(0))
         elif mass:
-            loss = log_total - (row[target[image, p]] - largest)
+            if rest != 0:
+                loss += rest * (log_total - (line[target[image, p]] - largest))
+            if even != 0:
+                loss += even * (classes * log_total - wide_total(line, 0, classes, largest))
         losses[image, p] = loss
 
 
@@ -122,17 +123,16 @@ def _gradients(grad, factor, logits, target, smoothing, ignore_index, dlogits, s
     """As `_losses`; `grad` of one element, or of one a sample."""
     positions, classes = logits.shape[1:]
     real = logits.dtype.type
-    line = np.empty(classes + _LANES, logits.dtype)
+    line, weights = np.empty((2, classes + _LANES), logits.dtype)
     for sample in range(start, stop):
         image, p = split(sample, positions)
         result = dlogits[image, p]
         slope = grad[sample if grad.size > 1 else 0] * real(factor)
-        mass = _mass(target, image, p, ignore_index, line)
-        _, total = _exponentiate(logits[image, p], line)
+        _, total = _exponentiate(logits[image, p], line, line)
+        mass = _mass(target, image, p, ignore_index, weights)
         share, rest = real(mass / total), real(1 - smoothing)
         even = real(smoothing * mass / classes)
         if target.ndim == 3:
-            weights = target[image, p]
             for c in range(classes):
                 result[c] = slope * (line[c] * share - (rest * weights[c] + even))
         else:
@@ -144,26 +144,16 @@ def _gradients(grad, factor, logits, target, smoothing, ignore_index, dlogits, s
 
 
 @njit(cache=True)
-def _mass(target, image, p, ignore_index, line):
-    """What a sample's classes weigh together; `line` has room for them side by side."""
+def _mass(target, image, p, ignore_index, weights):
+    """What a sample's classes weigh together; given what each weighs, that goes to `weights`."""
     if target.ndim == 3:
-        weights = target[image, p]
-        for c in range(weights.size):
-            line[c] = weights[c]
-        mass = wide_total(line, 0, weights.size)
+        given = target[image, p]
+        for c in range(given.size):
+            weights[c] = given[c]
+        mass = wide_total(weights, 0, given.size, given.dtype.type(0))
     else:
         mass = 0.0 if target[image, p] == ignore_index else 1.0
     return mass
-
-
-@njit(cache=True)
-def _weight(target, image, p, c, real):
-    """What one of them weighs, of a sample that is not ignored."""
-    if target.ndim == 3:
-        weight = target[image, p, c]
-    else:
-        weight = real(1) if target[image, p] == c else real(0)
-    return weight
 
 
 @njit(cache=True)

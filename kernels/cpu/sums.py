@@ -6,7 +6,7 @@ the width of a vector. As the tiles of kernels.cpu.simd these take the index of 
 a run, and check no bounds.
 
     run_total             the sum of a run, in its own dtype
-    wide_total            the same in float64
+    wide_total            of what it exceeds a number by, in float64
     square_total          the sum of the squares about a number
     gradient_totals       of a gradient, and of it times what lies beside it, less a number
     rectified_gradient_totals   the same where a result is positive
@@ -23,64 +23,59 @@ _VECTORS = 4  # side by side
 _PART = 1 << 9
 
 
+def _same(value):
+    return value
+
+
 class _RunEmitter(Emitter):
     """What the sums share."""
 
-    def along(self, first, count, sums, add):
-        """sums = add(sums, load, keep) for every group of vectors of `count` elements from `first`.
+    def along(self, first, count, zeros, add):
+        """The sums of some quantities, a vector each, over `count` elements from `first` on.
 
-        load(pointer, v) is vector v of the group. Beyond the run it is 0, and keep(value, v) makes
-        0 of what is computed there.
+        sums = add(sums, load, keep) for every vector of elements, which load(pointer) gives. Beyond
+        the run it is 0, and keep(value) makes 0 of what is computed there.
         """
-        builder, step = self.builder, _VECTORS * self.lanes
-        whole = builder.and_(count, INT(-step))
-        left = builder.sub(count, whole)
-
-        def places(start):
-            return [builder.add(start, INT(v * self.lanes)) for v in range(_VECTORS)]
+        builder, quantities = self.builder, len(zeros)
+        whole = builder.and_(count, INT(-_VECTORS * self.lanes))
 
         def group(index, sums):
-            spots = places(builder.add(first, index))
+            results = []
+            for v in range(_VECTORS):
+                place = builder.add(first, builder.add(index, INT(v * self.lanes)))
+                some = sums[v * quantities : (v + 1) * quantities]
+                results += add(some, lambda pointer, p=place: self.load_vector(pointer, p), _same)
+            return results
+
+        sums = self.loop(whole, INT(_VECTORS * self.lanes), zeros * _VECTORS, group)
+        sums = [self.together(sums[q::quantities]) for q in range(quantities)]
+        left = builder.sub(count, whole)
+
+        def rest(index, sums):
+            place = builder.add(first, builder.add(whole, index))
+            inside = self.below(builder.sub(left, index))
             return add(
                 sums,
-                lambda pointer, v: self.load_vector(pointer, spots[v]),
-                lambda value, v: value,
+                lambda pointer: self.load_some(pointer, place, inside),
+                lambda value: builder.select(inside, value, self.constant(0.0)),
             )
 
-        def rest(_, sums):
-            spots = places(builder.add(first, whole))
-            inside = [self.below(left, v * self.lanes) for v in range(_VECTORS)]
-            return add(
-                sums,
-                lambda pointer, v: self.load_some(pointer, spots[v], inside[v]),
-                lambda value, v: builder.select(inside[v], value, self.constant(0.0)),
-            )
-
-        sums = self.loop(whole, INT(step), sums, group)
-        return self.loop(left, INT(step), sums, rest)
+        return self.loop(left, INT(self.lanes), sums, rest)
 
     def wide_totals(self, count, quantities, add):
-        """The sums of some quantities over `count` elements, in float64.
-
-        add(sums, load, keep), as `along` takes it, gets the vectors of each quantity in turn.
-        """
+        """The sums of some quantities over `count` elements, in float64; `add` as for `along`."""
         builder = self.builder
-        zeros = [self.constant(0.0)] * (quantities * _VECTORS)
 
         def part(first, totals):
             length = self.smaller(builder.sub(count, first), INT(_PART))
-            sums = self.along(first, length, zeros, add)
+            sums = self.along(first, length, [self.constant(0.0)] * quantities, add)
             return [
-                builder.fadd(total, self.widened(self.together(some)))
-                for total, some in zip(totals, self.by_quantity(sums), strict=True)
+                builder.fadd(total, self.widened(some))
+                for total, some in zip(totals, sums, strict=True)
             ]
 
         totals = self.loop(count, INT(_PART), [self.wide_zero()] * quantities, part)
         return [self.total(total) for total in totals]
-
-    @staticmethod
-    def by_quantity(sums):
-        return [sums[start : start + _VECTORS] for start in range(0, len(sums), _VECTORS)]
 
     def together(self, vectors):
         """The sum of a power of two of vectors, by pairs."""
@@ -113,31 +108,30 @@ def run_total(_, x, x0, count):
         source = e.pointer(0, args[1])
 
         def add(sums, load, _):
-            return [builder.fadd(total, load(source, v)) for v, total in enumerate(sums)]
+            return [builder.fadd(sums[0], load(source))]
 
-        sums = e.along(INT(0), args[2], [e.constant(0.0)] * _VECTORS, add)
-        return e.total(e.together(sums))
+        (total,) = e.along(INT(0), args[2], [e.constant(0.0)], add)
+        return e.total(total)
 
     return x.dtype(x, types.int64, types.int64), emit
 
 
 @intrinsic
-def wide_total(_, x, x0, count):
-    """The sum of x[x0 : x0 + count] in float64."""
+def wide_total(_, x, x0, count, centre):
+    """The sum of x[x0 + p] - centre for p < count, in float64."""
 
     def emit(context, builder, signature, args):
         e = _RunEmitter(context, builder, signature, args)
-        source = e.pointer(0, args[1])
+        source, centre = e.pointer(0, args[1]), e.splat(args[3])
 
-        def add(sums, load, _):
-            return [
-                builder.fadd(total, e.widened(load(source, v))) for v, total in enumerate(sums)
-            ]
+        def add(sums, load, keep):
+            centred = keep(builder.fsub(load(source), centre))
+            return [builder.fadd(sums[0], e.widened(centred))]
 
-        sums = e.along(INT(0), args[2], [e.wide_zero()] * _VECTORS, add)
-        return e.total(e.together(sums))
+        (total,) = e.along(INT(0), args[2], [e.wide_zero()], add)
+        return e.total(total)
 
-    return types.float64(x, types.int64, types.int64), emit
+    return types.float64(x, types.int64, types.int64, x.dtype), emit
 
 
 @intrinsic
@@ -149,8 +143,8 @@ def square_total(_, x, x0, count, centre):
         source, centre = e.pointer(0, args[1]), e.splat(args[3])
 
         def add(sums, load, keep):
-            centred = [keep(builder.fsub(load(source, v), centre), v) for v in range(_VECTORS)]
-            return [e.fma(value, value, total) for value, total in zip(centred, sums, strict=True)]
+            centred = keep(builder.fsub(load(source), centre))
+            return [e.fma(centred, centred, sums[0])]
 
         (total,) = e.wide_totals(args[2], 1, add)
         return total
@@ -173,21 +167,14 @@ def _gradient_totals(rectified):
             grads, values = e.pointer(0, args[3]), e.pointer(1, args[3])
             centre, zero = e.splat(args[5]), e.constant(0.0)
 
-            def gradient(load, v):
-                grad = load(grads, v)
-                if rectified:
-                    passes = builder.fcmp_ordered(">", load(e.pointer(2, args[3]), v), zero)
-                    grad = builder.select(passes, grad, zero)
-                return grad
-
             def add(sums, load, keep):
-                plain, weighted = e.by_quantity(sums)
-                for v in range(_VECTORS):
-                    grad = gradient(load, v)
-                    centred = keep(builder.fsub(load(values, v), centre), v)
-                    plain[v] = builder.fadd(plain[v], grad)
-                    weighted[v] = e.fma(grad, centred, weighted[v])
-                return plain + weighted
+                plain, weighted = sums
+                grad = load(grads)
+                if rectified:
+                    passes = builder.fcmp_ordered(">", load(e.pointer(2, args[3])), zero)
+                    grad = builder.select(passes, grad, zero)
+                centred = keep(builder.fsub(load(values), centre))
+                return [builder.fadd(plain, grad), e.fma(grad, centred, weighted)]
 
             totals = e.wide_totals(args[4], 2, add)
             return context.make_tuple(builder, signature.return_type, totals)
