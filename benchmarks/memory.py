@@ -1,4 +1,4 @@
-"""Peak memory of one candidate, in a process of its own: ``python -m benchmarks.memory``."""
+"""Peak memory of one candidate on the CPU, in a process of its own."""
 
 import resource
 import subprocess
@@ -14,14 +14,12 @@ _CALLS = 2
 
 
 def peak_memory(candidate: str, network: str, training: bool, machine) -> int:
-    """Bytes of memory at most, of a process that runs `candidate` twice on a `tasks.Machine`.
+    """Bytes of resident memory at most, of a process that runs `candidate` twice on the CPU.
 
-    On the CPU resident memory: what building the network took beyond its size is not counted where
-    Linux can forget it. On a GPU what the candidate's allocator took of its memory. RuntimeError
-    with the last line of the process's errors if it fails.
+    What building the network took beyond its size is not counted where Linux can forget it.
+    RuntimeError with the last line of the process's errors if it fails.
     """
-    settings = str(machine.threads), machine.device, machine.precision
-    arguments = candidate, network, str(int(training)), *settings
+    arguments = candidate, network, str(int(training)), str(machine.threads)
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.memory", *arguments],
         cwd=ROOT, capture_output=True, text=True,
@@ -32,26 +30,21 @@ def peak_memory(candidate: str, network: str, training: bool, machine) -> int:
     return int(done.stdout)
 
 
-def _main(candidate, network, training, threads, device, precision):
-    from benchmarks import cuda
+def _main(candidate, network, training, threads):
     from kernels import dispatch
-
-    dispatch.precision(precision)
 
     if candidate == "PyTorch":
         import torch
 
         torch.set_num_threads(int(threads))
-        if device == "cuda":
-            cuda.set_torch_precision(precision)
     else:
         dispatch.set_num_threads(int(threads))
-    step = RUNS[candidate](by_name(network), bool(int(training)), device)
+    step = RUNS[candidate](by_name(network), bool(int(training)))
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # the peak so far is the size now
     for _ in range(_CALLS):
         step()
-    print(cuda.peak_bytes(candidate) if device == "cuda" else _peak())
+    print(_peak())
 
 
 def _peak() -> int:

@@ -1,5 +1,6 @@
 """Training steps and inference of the networks beside PyTorch's."""
 
+from benchmarks import cuda
 from benchmarks.collect import calls
 from benchmarks.memory import peak_memory
 from benchmarks.subjects import RUNS, SUBJECTS
@@ -18,10 +19,12 @@ NOTES = {
     ),
     "cuda": (
         _FLOOR,
-        "Times by CUDA events, both on the default stream; PyTorch in eager mode, its algorithms "
-        "chosen by trial (cudnn.benchmark), its products in the precision named above.",
-        "Memory: what the allocator of each has taken of the GPU's memory, at most, in a process "
-        "of its own over two runs, the network included.",
+        "Times by CUDA events, all on the default stream; PyTorch's algorithms chosen by trial "
+        "(cudnn.benchmark), its products in the precision named above. Captured: forward, loss and "
+        "backward replayed as a CUDA graph, the optimiser's step as ever. Ratios: to PyTorch in "
+        "eager mode.",
+        "Memory: what the allocator of each has taken of the GPU's memory, at most, over three "
+        "runs, the network and the graph's own pool included.",
     ),
 }
 
@@ -51,16 +54,27 @@ def tasks(wanted, machine: Machine, subjects=SUBJECTS):
 
 
 def _task(name, flops, subject, training, machine):
-    def prepare(peer):
-        return {who: RUNS[who](subject, training, machine.device) for who in _candidates(peer)}
+    on_gpu = machine.device == "cuda"
+    made = {}  # on a GPU: what was measured once lives on to be timed
+
+    def make(who):
+        return RUNS[who](subject, training, machine.device)
 
     def memory(peer):
-        return {
-            who: peak_memory(who, subject.name, training, machine) for who in _candidates(peer)
-        }
+        if not on_gpu:
+            names = _candidates(peer, on_gpu)
+            return {who: peak_memory(who, subject.name, training, machine) for who in names}
+        taken = {}
+        for who in _candidates(peer, on_gpu):
+            made[who], taken[who] = cuda.made(who, lambda who=who: make(who))
+        return taken
+
+    def prepare(peer):
+        return {who: made.pop(who, None) or make(who) for who in _candidates(peer, on_gpu)}
 
     return Task(name, flops, 0, prepare, memory)
 
 
-def _candidates(peer):
-    return ("minidl", "PyTorch") if peer else ("minidl",)
+def _candidates(peer, on_gpu):
+    names = ("minidl", "PyTorch") if peer else ("minidl",)
+    return [way for name in names for way in ([name, f"{name} captured"] if on_gpu else [name])]

@@ -11,6 +11,7 @@ from kernels.study import machine
 from kernels.study.ceilings import Ceilings
 from kernels.table import format_bytes
 
+CANDIDATES = ("minidl", "minidl captured", "PyTorch", "PyTorch captured")
 PACKAGES = ("numpy", "numba", "torch")
 
 
@@ -29,9 +30,7 @@ def taken_on(where: Machine) -> dict:
 def table(figures: list[Figure], about: dict, notes) -> str:
     """Everything in Markdown: the machine, a row a figure, what the columns mean."""
     ceilings = _highest(figures)
-    peers = any(figure.ratio is not None for figure in figures)
-    memory = any(figure.memory for figure in figures)
-    columns = _columns(peers, memory)
+    columns = _columns(figures)
     lines = [
         f"{_gpu(about)}{machine.sentence(about, PACKAGES)}; {about['precision']}.",
         "",
@@ -61,20 +60,24 @@ def _gpu(about):
     return f"{about['gpu']}, {versions}; beside it "
 
 
-def _columns(peers, memory):
-    """{header: function of a figure}."""
-    columns = {"": lambda f: f.name, "minidl ms": lambda f: _times(f, "minidl")}
-    if peers:
-        columns["PyTorch ms"] = lambda f: _times(f, "PyTorch")
-        columns["ratio"] = lambda f: "" if f.ratio is None else f"{f.ratio:.2f}"
+def _columns(figures):
+    """{header: function of a figure}, those that are empty everywhere left out."""
+    columns = {"": lambda f: f.name}
+    for name in CANDIDATES:
+        columns[f"{name} ms"] = lambda f, name=name: _times(f, name)
+    for name in ("minidl", "minidl captured"):
+        columns[name.replace("minidl", "ratio", 1)] = lambda f, name=name: _ratio(f, name)
     columns["floor ms"] = lambda f: _milliseconds(f.floor)
     columns["speed"] = speed
     columns["reached"] = lambda f: f"{f.percent:.0f} % of {f.bound}"
-    if memory:
-        columns["minidl memory"] = lambda f: _memory(f, "minidl")
-        if peers:
-            columns["PyTorch memory"] = lambda f: _memory(f, "PyTorch")
-    return columns
+    for name in CANDIDATES:
+        columns[f"{name} memory"] = lambda f, name=name: _memory(f, name)
+    return {header: cell for header, cell in columns.items() if any(map(cell, figures))}
+
+
+def _ratio(figure, name):
+    ratio = figure.ratio_of(name)
+    return "" if ratio is None else f"{ratio:.2f}"
 
 
 def speed(figure: Figure) -> str:
@@ -124,6 +127,7 @@ def as_dict(figures: list[Figure], about: dict, notes) -> dict:
                 "percent_of_bound": figure.percent,
                 "seconds": {n: list(_quartiles(s)) for n, s in figure.times.items()},
                 "ratio": figure.ratio,
+                "ratio_captured": figure.ratio_of("minidl captured"),
                 "peak_memory_bytes": figure.memory,
             }
             for figure in figures

@@ -9,6 +9,7 @@ import numpy as np
 from architectures import alexnet, googlenet, lenet, resnet, vgg, zfnet
 from minidl import Tensor, no_grad, optim
 from minidl.architecture import Architecture
+from minidl.capture import Captured
 from minidl.recompute import checkpoint_sequential
 
 # So small that hundreds of steps on noise leave the weights where they are.
@@ -68,11 +69,14 @@ def by_name(name: str) -> Subject:
 
 
 def minidl_run(
-    subject: Subject, training: bool, device: str = "cpu", segments: int | None = None
-) -> Callable:
+    subject: Subject, training: bool, device: str = "cpu", segments: int | None = None,
+    captured: bool = False,
+) -> Callable:  # fmt: skip
     """A step of minidl's network (forward, loss, backward, SGD with momentum), or inference.
 
-    `segments`: in so many checkpointed segments, for a network that is a Sequential.
+    `segments`: in so many checkpointed segments, for a network that is a Sequential. `captured`:
+    all but the optimiser as a CUDA graph. Otherwise the labels stay on the CPU, as in training,
+    where they can be checked without waiting for the GPU.
     """
     images, labels = subject.draw()
     images = Tensor(images).to(device)
@@ -81,22 +85,34 @@ def minidl_run(
     optimizer = optim.SGD(model.parameters(), lr=LR, momentum=MOMENTUM)
     loss = subject.architecture.recipe(**subject.options).loss
 
-    def forward():
+    def forward(images):
         return checkpoint_sequential(model, segments, images) if segments else model(images)
+
+    def gradients(images, labels):
+        total = loss(model, forward(images), labels)
+        total.backward()
+        return total
 
     def step():
         optimizer.zero_grad()
-        loss(model, forward(), labels).backward()
+        gradients(images, labels)
         optimizer.step()
 
     def infer():
         with no_grad():
-            model(images)
+            forward(images)
 
+    if captured and training:
+        labels = Tensor(labels).to(device)
+        gradients = Captured(gradients, model.parameters())
+    elif captured:
+        forward = Captured(forward)
     return step if training else infer
 
 
-def torch_run(subject: Subject, training: bool, device: str = "cpu") -> Callable:
+def torch_run(
+    subject: Subject, training: bool, device: str = "cpu", captured: bool = False
+) -> Callable:
     """The same in PyTorch."""
     import torch
 
@@ -107,16 +123,46 @@ def torch_run(subject: Subject, training: bool, device: str = "cpu") -> Callable
     model.train(training)
     optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=MOMENTUM)
 
+    def gradients():
+        torch_loss(model(images), labels).backward()
+
     def step():
         optimizer.zero_grad()
-        torch_loss(model(images), labels).backward()
+        gradients()
         optimizer.step()
 
     def infer():
         with torch.no_grad():
             model(images)
 
-    return step if training else infer
+    if not captured:
+        return step if training else infer
+    step()  # the optimiser's state is made outside of the graph
+    replay = _torch_graph(gradients if training else infer, optimizer.zero_grad)
+
+    def replayed_step():
+        replay()
+        optimizer.step()
+
+    return replayed_step if training else replay
+
+
+def _torch_graph(work, zero_grad):
+    """What replays `work`, captured as PyTorch's documentation has it."""
+    import torch
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            zero_grad()
+            work()
+    torch.cuda.current_stream().wait_stream(side)
+    zero_grad()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    return graph.replay
 
 
 def torch_loss(outputs, labels):
@@ -133,5 +179,7 @@ def torch_loss(outputs, labels):
 RUNS = {
     "minidl": minidl_run,
     "minidl in 6 segments": partial(minidl_run, segments=6),
+    "minidl captured": partial(minidl_run, captured=True),
     "PyTorch": torch_run,
+    "PyTorch captured": partial(torch_run, captured=True),
 }

@@ -33,7 +33,7 @@ class Machine:
 class Task:
     """Work of `flops` float operations (2 a multiply-add) and `traffic` bytes at the very least.
 
-    `prepare(peer)` gives the candidates by name, "minidl" first; "PyTorch" only if `peer`.
+    `prepare(peer)` gives the candidates by name, "minidl" first; PyTorch's only if `peer`.
     `peak_memory(peer)` gives {candidate: bytes}, or is None where memory is not measured. Where
     `under_ceilings`, those of the processor are measured anew, in turns with the candidates: the
     bandwidth of a machine that is shared may double within minutes.
@@ -80,8 +80,12 @@ class Figure:
     @property
     def ratio(self) -> float | None:
         """minidl's median over PyTorch's; None without PyTorch."""
-        peer = self.times.get("PyTorch")
-        return None if peer is None else self.seconds / peer.median
+        return self.ratio_of("minidl")
+
+    def ratio_of(self, name: str) -> float | None:
+        """The median of a candidate over PyTorch's; None where one of them is missing."""
+        peer, mine = self.times.get("PyTorch"), self.times.get(name)
+        return None if peer is None or mine is None else mine.median / peer.median
 
 
 @dataclass(frozen=True)

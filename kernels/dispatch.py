@@ -47,17 +47,15 @@ def backend() -> str:
 
 def kernels_for(array) -> ModuleType:
     """The module of kernels for `array`; imported on first use, so that Numba loads only then."""
-    if isinstance(array, np.ndarray):
-        name = "kernels.reference" if _current == "reference" else "kernels.cpu"
-    else:
-        name = _device_kernels(array)
-    module = _modules.get(name)
-    if module is None:
-        module = _modules[name] = import_module(name)
+    module = _modules.get((type(array), _current))
+    if module is None:  # a type's first array under this choice
+        module = _modules[type(array), _current] = import_module(_room(array))
     return module
 
 
-def _device_kernels(array) -> str:
+def _room(array) -> str:
+    if isinstance(array, np.ndarray):
+        return "kernels.reference" if _current == "reference" else "kernels.cpu"
     from kernels.cuda import runtime
 
     if not runtime.is_device_array(array):

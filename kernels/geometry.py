@@ -170,7 +170,8 @@ def check_conv2d_affine(
     """The output's shape (N, O, OH, OW), after checking the arguments of a `conv2d_affine`."""
     check_dtypes(x=x, weight=weight, scale=scale, shift=shift, others=others)
     y_shape = _conv_shape(x.shape, weight.shape, stride, padding, dilation, groups)
-    check_shape("scale", scale.shape, y_shape[1:2])
+    if scale is not None:
+        check_shape("scale", scale.shape, y_shape[1:2])
     check_shape("shift", shift.shape, y_shape[1:2])
     if others is not None:
         check_shape("others", others.shape, y_shape)

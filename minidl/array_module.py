@@ -29,10 +29,29 @@ def device_of(array) -> str:
     return "cpu" if isinstance(array, (np.ndarray, np.generic)) else "cuda"
 
 
+def scalar_like(value, dtype, array):
+    """A number as an array () of `dtype`, on the device of `array`.
+
+    A GPU gets it as the argument of a kernel, for which nothing has to be copied.
+    """
+    number = np.asarray(value, dtype=dtype)
+    if isinstance(array, np.ndarray):
+        return number
+    return get_array_module(array).full((), number.item(), dtype=number.dtype)
+
+
 def synchronize(array) -> None:
     """Wait until a GPU has computed what leads to `array`; on the CPU nothing is outstanding."""
     if not isinstance(array, np.ndarray):
         get_array_module(array).cuda.get_current_stream().synchronize()
+
+
+def is_recording() -> bool:
+    """Whether what runs on the GPU is only recorded, see `minidl.capture`: there is nothing to
+    wait for.
+    """
+    recording = sys.modules.get("kernels.cuda.recording")
+    return recording is not None and recording.is_recording()
 
 
 def to_device(array, device: str):
@@ -49,6 +68,8 @@ def to_device(array, device: str):
     from kernels.cuda import runtime
 
     runtime.require()
+    if is_recording():
+        raise RuntimeError(f"an array of shape {array.shape} would be copied from the CPU")
     import cupy
 
     return cupy.asarray(array)

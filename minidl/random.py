@@ -45,10 +45,10 @@ def set_stream(number: int) -> None:
     _stream = number
 
 
-def next_dropout_step() -> tuple[int, int]:
-    """Return (seed, step) of the next dropout mask; each call takes the next step."""
+def next_dropout_step(count: int = 1) -> tuple[int, int]:
+    """Return (seed, step) of the next dropout mask, and take it and those behind it: `count`."""
     step = _state.dropout_step
-    _state.dropout_step += 1
+    _state.dropout_step += count
     return (_state.seed + _stream * _STREAM_STRIDE) % 2**64, step
 
 

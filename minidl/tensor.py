@@ -12,7 +12,7 @@ from threading import local
 
 import numpy as np
 
-from minidl.array_module import device_of, get_array_module, is_array, to_device
+from minidl.array_module import device_of, is_array, scalar_like, to_device
 from minidl.storage import Storage
 
 
@@ -378,5 +378,5 @@ def as_tensor(value, like: Tensor | None = None) -> Tensor:
         dtype = like.dtype
         if isinstance(value, float) and dtype.kind != "f":
             dtype = np.dtype(np.float32)
-        return Tensor._wrap(get_array_module(like._array).asarray(value, dtype=dtype))
+        return Tensor._wrap(scalar_like(value, dtype, like._array))
     return Tensor(value)

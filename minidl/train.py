@@ -13,6 +13,7 @@ from minidl import checkpoint as checkpoints
 from minidl import random
 from minidl.amp import autocast
 from minidl.array_module import to_device
+from minidl.capture import Captured, CaptureError
 from minidl.evaluation import Running, count_correct, evaluate
 from minidl.history import write_history
 from minidl.optim.clip import clip_grad_norm_
@@ -82,12 +83,16 @@ class Trainer:
     `about` is stored with every checkpoint. The loaders' batches are moved to the model's device.
     `team` says who shares the work: each rank of it has a Trainer, whose loaders give this rank's
     part of the data. With a `scaler` (`minidl.amp.GradScaler`) it trains in mixed precision.
+    With `capture` a GPU replays forward and backward of every whole batch as it recorded them
+    (`minidl.capture`), unless they cannot be recorded; the numbers are the same. Raises ValueError
+    for that with a model on the CPU, a scaler or other ranks.
     """
 
     def __init__(
         self, model, optimizer, train_loader, test_loader, loss_function, directory, epochs,
         *, scheduler=None, schedule_by="batch", clip_norm=None, scores=lambda outputs: outputs,
         after_step=None, about=None, display=None, team=None, scaler=None,
+        capture=False,
     ):  # fmt: skip
         if epochs < 1:
             raise ValueError(f"epochs must be at least 1, got {epochs}")
@@ -109,6 +114,9 @@ class Trainer:
         self.display = display
         self.team = team or Alone()
         self.scaler = scaler
+        if capture and (model.device == "cpu" or scaler is not None or self.team.size > 1):
+            raise ValueError("capture needs a model on a GPU, no scaler and no other ranks")
+        self._captured = Captured(self._gradients, optimizer.parameters) if capture else None
         self._held = None
         self.epoch = 1
         self.batch = 0  # batches of this epoch that are done with
@@ -178,15 +186,11 @@ class Trainer:
         with _interrupts_held():
             samples = len(labels) if self.train_loader.counted else 0
             self.team.begin(samples, self.train_loader.whole)
-            with nullcontext() if self.scaler is None else autocast():
-                outputs = self.model(Tensor(to_device(images, self.model.device)))
-                loss = self.loss_function(self.model, outputs, labels)
-                seen = Running()
-                if samples:
-                    scores = to_device(self.scores(outputs)._array, "cpu")
-                    seen.add(loss.item(), count_correct(scores, labels), samples)
-                self.optimizer.zero_grad()
-                self.team.backward(loss if self.scaler is None else self.scaler.scale(loss))
+            loss, scores = self._gradients_of_batch(images, labels)
+            seen = Running()
+            if samples:
+                scores = to_device(scores._array, "cpu")
+                seen.add(loss.item(), count_correct(scores, labels), samples)
             seen, stop = self._total(seen)
             self.team.average(seen.samples)
             if not math.isfinite(seen.loss):
@@ -203,6 +207,24 @@ class Trainer:
             self.batch = self.train_loader.position
         if stop:
             raise KeyboardInterrupt
+
+    def _gradients_of_batch(self, images, labels):
+        if self._captured is not None and len(labels) == self.train_loader.batch_size:
+            try:
+                if self._captured.fits(images, labels):
+                    return self._captured(images, labels)
+            except CaptureError:
+                self._captured = None  # a loss, or a layer, that needs the CPU
+        return self._gradients(Tensor(to_device(images, self.model.device)), labels)
+
+    def _gradients(self, images, labels):
+        """(loss, scores) of a batch, whose gradients are set."""
+        with nullcontext() if self.scaler is None else autocast():
+            outputs = self.model(images)
+            loss = self.loss_function(self.model, outputs, labels)
+            self.optimizer.zero_grad()
+            self.team.backward(loss if self.scaler is None else self.scaler.scale(loss))
+            return loss, self.scores(outputs)
 
     def _gradients_are_usable(self):
         if self.scaler is None:

@@ -29,7 +29,12 @@ from kernels.cpu.loss import softmax_cross_entropy, softmax_cross_entropy_backwa
 from kernels.cpu.lrn import lrn, lrn_backward
 from kernels.cpu.matmul import matmul
 from kernels.cpu.optim import adam_step, sgd_step
-from kernels.cpu.pool import max_pool2d, max_pool2d_gather, max_unpool2d
+from kernels.cpu.pool import (
+    max_pool2d,
+    max_pool2d_backward,
+    max_pool2d_gather,
+    max_unpool2d,
+)
 from kernels.cpu.reduce import channel_sums
 
 __all__ = [
@@ -60,6 +65,7 @@ __all__ = [
     "lrn_backward",
     "matmul",
     "max_pool2d",
+    "max_pool2d_backward",
     "max_pool2d_gather",
     "max_unpool2d",
     "relu",

@@ -23,7 +23,11 @@ from kernels.cpu.sums import (
 )
 from kernels.cpu.tasks import split
 from kernels.cpu.workspace import empty
-from kernels.reference.batchnorm import check_batchnorm
+from kernels.reference.batchnorm import (
+    check_batchnorm,
+    check_batchnorm_train,
+    move_running,
+)
 
 # Operands of the channels of a group: a part of a last cache, which others use, too.
 _GROUP_BYTES = 16 << 20
@@ -214,9 +218,9 @@ def _floor(dtype, rectify=False):
     return dtype.type(0 if rectify else -np.inf)
 
 
-def batchnorm_train(x, gamma, beta, eps, others=None, rectify=False):
+def batchnorm_train(x, gamma, beta, eps, others=None, rectify=False, running=None):
     """See kernels.reference.batchnorm_train."""
-    check_batchnorm(x, training=True, others=others, gamma=gamma, beta=beta)
+    check_batchnorm_train(x, gamma, beta, others, running)
     planes, beta, added = _planes(x), np.ascontiguousarray(beta), _optional(others, x.dtype)
     mean, var, inv_std, scale = np.empty((4, x.shape[1]), x.dtype)
     y = empty(planes.shape, planes.dtype)
@@ -227,6 +231,8 @@ def batchnorm_train(x, gamma, beta, eps, others=None, rectify=False):
         inv_std[group] = 1 / np.sqrt(var[group] + x.dtype.type(eps))
         scale[group] = gamma[group] * inv_std[group]
         _scale_shift(planes, first, stop, mean, scale, beta, added, floor, y, past)
+    if running is not None:
+        move_running(running, mean, var, x.size // x.shape[1])
     return y.reshape(x.shape), mean, var, inv_std
 
 

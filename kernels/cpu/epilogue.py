@@ -36,7 +36,11 @@ def _nothing(channels, dtype):
 
 
 def affine(scale, shift, others, rectify) -> Epilogue:
-    """sum scale + shift, and more where `others` is an array or `rectify` is true."""
+    """sum scale + shift, and more where `others` is an array or `rectify` is true.
+
+    scale: None for 1.
+    """
+    scale = np.ones_like(shift) if scale is None else scale
     floor = scale.dtype.type(0 if rectify else -np.inf)
     none = _nothing(len(scale), scale.dtype).others
     others = none if others is None else _flat(others)

@@ -11,7 +11,7 @@ from numba import njit, prange
 
 from kernels import reference
 from kernels.cpu.tasks import chunk_bounds
-from kernels.reference.optim import adam_corrections, check_step
+from kernels.reference.optim import adam_corrections, check_step, several
 
 # Elements a task. A step that is one task alone does not wake other threads, which takes longer.
 _CHUNK = 1 << 16
@@ -102,3 +102,7 @@ def adam_step(
         (number(1 - betas[0]), number(1 - betas[1])), number(rate), number(correction),
         number(eps), number(decay), number(shrink),
     )  # fmt: skip
+
+
+sgd_steps = several(sgd_step)
+adam_steps = several(adam_step)

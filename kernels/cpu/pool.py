@@ -20,6 +20,7 @@ from kernels.cpu.workspace import empty
 from kernels.reference.pool import (
     check_images,
     check_max_pool2d,
+    check_max_pool2d_backward,
     check_switch_range,
     check_switches,
 )
@@ -152,6 +153,14 @@ def max_pool2d(x, kernel_size, stride, padding=(0, 0, 0, 0), dilation=(1, 1), ce
     planes, area = len(arrays[0]), x.shape[2] * x.shape[3]
     _max_pool(*flat, *plan, planes, group_size(planes, area))
     return y, switches
+
+
+def max_pool2d_backward(
+    dy, switches, x_shape, kernel_size, stride, padding=(0, 0, 0, 0), dilation=(1, 1)
+):
+    """See kernels.reference.max_pool2d_backward."""
+    check_max_pool2d_backward(dy, switches, x_shape)
+    return max_unpool2d(dy, switches, x_shape[2:])
 
 
 def max_unpool2d(y, switches, plane_shape):

@@ -33,6 +33,7 @@ from kernels.cuda.pool import (
     global_avg_pool2d,
     global_avg_pool2d_backward,
     max_pool2d,
+    max_pool2d_backward,
     max_pool2d_gather,
     max_unpool2d,
 )
@@ -66,6 +67,7 @@ __all__ = [
     "lrn_backward",
     "matmul",
     "max_pool2d",
+    "max_pool2d_backward",
     "max_pool2d_gather",
     "max_unpool2d",
     "relu",

@@ -4,64 +4,97 @@
 
 extern "C" __global__ void relu(const real *x, real *y, long long size)
 {
-    long long i = thread_number();
-    if (i < size)
-        y[i] = rectify(x[i]);
+    Elements here(size, at_pack(x) && at_pack(y));
+    if (!here.inside())
+        return;
+    Pack pack = here.load(x);
+    #pragma unroll
+    for (int k = 0; k < PACK; ++k)
+        pack.values[k] = rectify(pack.values[k]);
+    here.store(y, pack);
 }
 
 extern "C" __global__ void relu_backward(const real *dy, const real *y, real *dx, long long size)
 {
-    long long i = thread_number();
-    if (i < size)
-        dx[i] = y[i] > 0 ? dy[i] : (real)0;
+    Elements here(size, at_pack(dy) && at_pack(y) && at_pack(dx));
+    if (here.inside())
+        here.store(dx, passed(here.load(dy), here.load(y)));
 }
 
 extern "C" __global__ void bias_relu(
-    const real *x, const real *bias, real *y, int channels, int positions, long long planes)
+    const real *x, const real *bias, real *y, int channels, int positions, long long size)
 {
-    PlaneWalk here(positions, planes);
+    Elements here(size, at_pack(x) && at_pack(y));
     if (!here.inside())
         return;
-    real shift = bias[here.channel(channels)];
-    for (; here.inside(); here.advance()) {
-        long long i = here.offset();
-        y[i] = rectify(x[i] + shift);
+    ChannelWalk walk(here.first, channels, positions);
+    Pack pack = here.load(x);
+    real shift = bias[walk.channel];
+    #pragma unroll
+    for (int k = 0; k < PACK; ++k) {
+        pack.values[k] = rectify(pack.values[k] + shift);
+        if (walk.advance())
+            shift = bias[walk.channel];
     }
+    here.store(y, pack);
 }
 
-// Also the sums of dx over the parts of each channel, of which the bias's gradient is made.
-extern "C" __global__ void bias_relu_backward(
-    const real *dy, const real *y, real *dx, wide *sums,
+template <bool PACKED>
+__device__ wide pass_stretch(
+    const ChannelStretch &here, const real *dy, const real *y, real *dx)
+{
+    Pack grads[SHARE], results[SHARE];
+    #pragma unroll
+    for (int turn = 0; turn < SHARE; ++turn) {
+        grads[turn] = here.load<PACKED>(dy, turn);
+        results[turn] = here.load<PACKED>(y, turn);
+    }
+    wide total = 0;
+    #pragma unroll
+    for (int turn = 0; turn < SHARE; ++turn) {
+        Pack grad = passed(grads[turn], results[turn]);
+        here.store<PACKED>(dx, turn, grad);
+        total += pair_sum(grad.values);
+    }
+    return total;
+}
+
+// Also the sums of dx over the parts of each channel, of which the bias's gradient is made: they are
+// it where a channel is one part, and sums is null then, and otherwise dbias is.
+extern "C" __global__ void __launch_bounds__(1024) bias_relu_backward(
+    const real *dy, const real *y, real *dx, wide *sums, real *dbias,
     int channels, int positions, long long length, int part, int parts)
 {
-    ChannelPart here(channels, positions, length, part, parts);
-    wide total = 0;
-    for (; here.inside(); here.advance()) {
-        long long i = here.offset();
-        real value = y[i] > 0 ? dy[i] : (real)0;
-        dx[i] = value;
-        total += value;
-    }
-    total = block_sum(total);
-    if (threadIdx.x == 0)
-        sums[blockIdx.x] = total;
+    ChannelStretch here(channels, positions, length, part, parts);
+    bool packed = here.whole && at_pack(dy) && at_pack(y) && at_pack(dx);
+    wide total = packed ? pass_stretch<true>(here, dy, y, dx) : pass_stretch<false>(here, dy, y, dx);
+    put_sum(block_sum(total), sums, dbias);
 }
 
-// The second half of conv2d_affine (kernels/reference/conv.py), in place; others is null for none.
+// The second half of conv2d_affine (kernels/reference/conv.py), in place; scale is null for 1,
+// others for none.
 extern "C" __global__ void affine(
     real *y, const real *scale, const real *shift, const real *others, int rectified,
-    int channels, int positions, long long planes)
+    int channels, int positions, long long size)
 {
-    PlaneWalk here(positions, planes);
+    Elements here(size, at_pack(y) && at_pack(others));
     if (!here.inside())
         return;
-    int c = here.channel(channels);
-    real factor = scale[c], term = shift[c];
-    for (; here.inside(); here.advance()) {
-        long long i = here.offset();
-        real value = y[i] * factor + term;
+    ChannelWalk walk(here.first, channels, positions);
+    Pack pack = here.load(y), added = {};
+    if (others)
+        added = here.load(others);
+    real factor = scale ? scale[walk.channel] : (real)1, term = shift[walk.channel];
+    #pragma unroll
+    for (int k = 0; k < PACK; ++k) {
+        real value = pack.values[k] * factor + term;
         if (others)
-            value += others[i];
-        y[i] = rectified ? rectify(value) : value;
+            value += added.values[k];
+        pack.values[k] = rectified ? rectify(value) : value;
+        if (walk.advance()) {
+            factor = scale ? scale[walk.channel] : (real)1;
+            term = shift[walk.channel];
+        }
     }
+    here.store(y, pack);
 }

@@ -3,8 +3,14 @@
 import numpy as np
 
 from kernels.cuda import runtime
-from kernels.cuda.reduce import PART, ChannelParts
-from kernels.reference.batchnorm import check_batchnorm
+from kernels.cuda.packs import launch_channel_packs
+from kernels.cuda.reduce import ChannelParts
+from kernels.reference.batchnorm import check_batchnorm, check_batchnorm_train
+
+# Packs of a long channel that a thread holds, as batchnorm.cu has it.
+LONG_SHARE = 13
+# Of a block whose threads hold a long channel, or the values of x and those of dy.
+_FEW_THREADS = 512
 
 
 def _per_channel(x, count):
@@ -12,37 +18,47 @@ def _per_channel(x, count):
     return [runtime.empty(x.shape[1:2], x.dtype) for _ in range(count)]
 
 
-def _launch_planes(kernel, x, args):
-    """On all elements of x (N, C, H, W); the kernel takes x's geometry after `args`."""
-    n, channels, h, w = x.shape
-    args = (*args, *runtime.ints(channels, h * w), n * channels)
-    runtime.launch_planes("batchnorm", kernel, x.dtype, n * channels, h * w, args)
-
-
 def _normalise(x, mean, rest, inv_std, gamma, beta, others=None, rectify=False):
     y = runtime.empty(x.shape, x.dtype)
     args = (x, mean, rest, inv_std, gamma, beta, others, np.int32(bool(rectify)), y)
-    _launch_planes("normalise", x, args)
+    launch_channel_packs("batchnorm", "normalise", x, args)
     return y
 
 
-def _launch_moments(kernel, x, results, *settings):
-    """Reduce the parts of every channel of x, and join them by `kernel`, into `results`."""
+def _launch_moments(reduce, join, x, args):
+    """Reduce the parts of every channel of x by one kernel, and join them by another."""
     cut = ChannelParts.of(x)
     means, squares = runtime.empty((2, cut.channels, cut.parts), np.float64)
-    cut.launch("batchnorm", "part_moments", x.dtype, (x, means, squares))
-    channels, part, parts = runtime.ints(cut.channels, PART, cut.parts)
-    args = (means, squares, *results, *settings, channels, cut.length, part, parts)
-    runtime.launch_warps("batchnorm", kernel, x.dtype, cut.channels, args)
+    cut.launch("batchnorm", reduce, x.dtype, (x, means, squares))
+    channels, part, parts = runtime.ints(cut.channels, cut.part, cut.parts)
+    args = (means, squares, *args, channels, cut.length, part, parts)
+    runtime.launch_warps("batchnorm", join, x.dtype, cut.channels, args)
 
 
-def batchnorm_train(x, gamma, beta, eps, others=None, rectify=False):
+def batchnorm_train(x, gamma, beta, eps, others=None, rectify=False, running=None):
     """See kernels.reference.batchnorm_train."""
-    check_batchnorm(x, training=True, others=others, gamma=gamma, beta=beta)
+    check_batchnorm_train(x, gamma, beta, others, running)
     x, gamma, beta, others = runtime.all_contiguous(x, gamma, beta, others)
-    mean, rest, var, inv_std = results = _per_channel(x, 4)
-    _launch_moments("moments", x, results, np.float64(eps))
-    y = _normalise(x, mean, rest, inv_std, gamma, beta, others, rectify)
+    *moving, momentum = (None, None, 0.0) if running is None else running
+    moved = runtime.all_contiguous(*moving)
+    mean, var, inv_std = results = _per_channel(x, 3)
+    statistics = (*results, *moved, float(1 - momentum), float(momentum), np.float64(eps))
+    for kernel, cut in (
+        ("normalise_channels", ChannelParts.of(x)),
+        ("normalise_long_channels", ChannelParts.of(x, LONG_SHARE, _FEW_THREADS)),
+    ):
+        if cut.parts == 1:
+            y = runtime.empty(x.shape, x.dtype)
+            args = (x, gamma, beta, others, np.int32(bool(rectify)), y, *statistics)
+            cut.launch("batchnorm", kernel, x.dtype, args)
+            break
+    else:
+        (rest,) = _per_channel(x, 1)
+        _launch_moments("part_moments", "moments", x, (rest, *statistics))
+        y = _normalise(x, mean, rest, inv_std, gamma, beta, others, rectify)
+    for given, array in zip(moving, moved, strict=True):
+        if array is not given:
+            given[...] = array
     return y, mean, var, inv_std
 
 
@@ -52,7 +68,7 @@ def batchnorm_statistics(x):
     if x.size == 0:
         raise ValueError(f"x must have a value a channel, got shape {x.shape}")
     mean, var = (runtime.empty(x.shape[1:2], np.float64) for _ in range(2))
-    _launch_moments("statistics", runtime.contiguous(x), (mean, var))
+    _launch_moments("exact_part_moments", "statistics", runtime.contiguous(x), (mean, var))
     return mean, var
 
 
@@ -68,19 +84,21 @@ def batchnorm_eval(x, gamma, beta, mean, var, eps):
 
 def _backward(dy, x, y, gamma, mean, inv_std, training):
     dy, x, y, gamma, mean, inv_std = runtime.all_contiguous(dy, x, y, gamma, mean, inv_std)
-    cut = ChannelParts.of(x)
+    cut = ChannelParts.of(x, most=_FEW_THREADS)
+    dx = runtime.empty(x.shape, x.dtype)
+    dgamma, dbeta = _per_channel(x, 2)
+    if cut.parts == 1:
+        args = (dy, x, y, gamma, mean, inv_std, training, dx, dgamma, dbeta)
+        cut.launch("batchnorm", "channel_gradients", x.dtype, args)
+        return dx, dgamma, dbeta
     sums = runtime.empty((3, cut.channels, cut.parts), np.float64)
     cut.launch("batchnorm", "part_gradients", x.dtype, (dy, x, y, mean, sums))
-    dgamma, dbeta, mean_plain, mean_weighted, rest = _per_channel(x, 5)
+    mean_plain, mean_weighted, rest = means = _per_channel(x, 3)
     channels, parts = runtime.ints(cut.channels, cut.parts)
-    args = (
-        sums, inv_std, dgamma, dbeta, mean_plain, mean_weighted, rest, training, channels,
-        cut.length, parts,
-    )  # fmt: skip
+    args = (sums, inv_std, training, dgamma, dbeta, *means, channels, cut.length, parts)
     runtime.launch_warps("batchnorm", "gradients", x.dtype, cut.channels, args)
-    dx = runtime.empty(x.shape, x.dtype)
     args = (dy, x, y, mean, rest, inv_std, gamma, mean_plain, mean_weighted, dx)
-    _launch_planes("input_gradient", x, args)
+    launch_channel_packs("batchnorm", "input_gradient", x, args)
     return dx, dgamma, dbeta
 
 

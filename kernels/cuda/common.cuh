@@ -22,37 +22,6 @@ __device__ inline long long divide(long long a, int b, int *remainder)
     return quotient;
 }
 
-// The elements of x (planes, positions) that one thread visits, all of them in one plane. Threads
-// along x are neighbours in the plane, threads along y and blocks along x are planes; blocks along y
-// share the plane. So the division that tells the plane's channel is done once for all of them.
-struct PlaneWalk {
-    long long plane, planes;
-    int position, positions;
-
-    __device__ PlaneWalk(int positions, long long planes) : planes(planes), positions(positions)
-    {
-        plane = (long long)blockIdx.x * blockDim.y + threadIdx.y;
-        position = blockIdx.y * blockDim.x + threadIdx.x;
-    }
-
-    __device__ bool inside() const { return plane < planes && position < positions; }
-
-    __device__ long long offset() const { return plane * positions + position; }
-
-    __device__ int channel(int channels) const
-    {
-        int channel;
-        divide(plane, channels, &channel);
-        return channel;
-    }
-
-    __device__ void advance()
-    {
-        int step = gridDim.y * blockDim.x;
-        position = step < positions - position ? position + step : positions;
-    }
-};
-
 // The sum over a full warp, in all its lanes.
 __device__ inline wide warp_sum(wide value)
 {

@@ -1,15 +1,17 @@
 """Convolution on the GPU; the definition and the algebra stand in kernels.reference.conv.
 
-There are two ways to the same sums:
+There are three ways to the same sums:
 
 * **products by cuBLAS**: the columns of im2col go to memory, a stretch of positions at a time that
   fits a workspace, and cuBLAS multiplies them. A 1x1 kernel needs no columns: the images are them;
 * **products of our own** (conv.cu): the matrices are read out of the images as they are needed. The
-  columns, which are kh kw times as large as the images, are never in memory.
+  columns, which are kh kw times as large as the images, are never in memory;
+* **products on tensor cores** (conv_tf32.cu): the same for operands that may be rounded to TF32.
 
 A column that only a few outputs read costs more to write and to read back than to multiply. Groups
 of few channels also make products too thin for cuBLAS, and every one is a launch of its own.
-`_by_cublas` chooses by that; `dispatch.products` can force either.
+`_by_cublas` chooses by that; `dispatch.products` can force either. In TF32's precision the third
+way is the fastest wherever there are tensor cores for it.
 
 Sums over many images are cut into parts that are added up in a fixed order, in float64: the same
 operands give the same gradient, to the last bit.
@@ -20,7 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kernels.cuda import runtime
+from kernels.cuda import conv_tf32, runtime
 from kernels.cuda.activation import affine_in_place
 from kernels.cuda.matmul import TILE, TILE_THREADS
 from kernels.dispatch import products_choice
@@ -124,6 +126,10 @@ class _Sizes:
             yield start, min(step, self.positions - start)
 
 
+def _by_tensor_cores(dtype, sizes) -> bool:
+    return runtime.by_tensor_cores(dtype) and conv_tf32.takes(sizes)
+
+
 def _by_cublas(sizes) -> bool:
     if products_choice() == "own" or not sizes.positions * sizes.outputs * sizes.taps:
         return False
@@ -139,7 +145,9 @@ def conv2d(
     sizes = _Sizes.of(x.shape, y_shape, weight.shape[2:], stride, padding, dilation, groups)
     x, weight, bias = runtime.all_contiguous(x, weight, bias)
     y = runtime.empty(y_shape, x.dtype)
-    if not _by_cublas(sizes):
+    if _by_tensor_cores(x.dtype, sizes):
+        conv_tf32.convolve(x, weight, y, sizes, shift=bias)
+    elif not _by_cublas(sizes):
         tiles = runtime.blocks(sizes.positions, TILE)
         grid = tiles * sizes.groups, runtime.blocks(sizes.group_outputs, TILE)
         _launch("conv2d", grid, (x, weight, bias, y, *sizes.arguments))
@@ -169,9 +177,15 @@ def conv2d_affine(
 ):
     """See kernels.reference.conv2d_affine."""
     settings = stride, padding, dilation, groups
-    check_conv2d_affine(x, weight, scale, shift, others, *settings)
-    y = conv2d(x, weight, None, *settings)
-    affine_in_place(y, scale, shift, others, rectify)
+    y_shape = check_conv2d_affine(x, weight, scale, shift, others, *settings)
+    sizes = _Sizes.of(x.shape, y_shape, weight.shape[2:], *settings)
+    if not _by_tensor_cores(x.dtype, sizes):
+        y = conv2d(x, weight, None, *settings)
+        affine_in_place(y, scale, shift, others, rectify)
+        return y
+    x, weight, scale, shift, others = runtime.all_contiguous(x, weight, scale, shift, others)
+    y = runtime.empty(y_shape, x.dtype)
+    conv_tf32.convolve(x, weight, y, sizes, scale, shift, others, rectify)
     return y
 
 
@@ -207,7 +221,9 @@ def _input_grad(dy, weight, bias, x_shape, sizes):
     """The gradient by the input, plus a bias a channel."""
     dy, weight, bias = runtime.all_contiguous(dy, weight, bias)
     dx = runtime.empty(x_shape, dy.dtype)
-    if not _by_cublas(sizes):
+    if _by_tensor_cores(dy.dtype, sizes):
+        conv_tf32.input_grad(dy, weight, dx, sizes, bias)
+    elif not _by_cublas(sizes):
         classes = math.prod(sizes.stride)
         largest = [-(-n // step) for n, step in zip(sizes.plane, sizes.stride, strict=True)]
         tiles = runtime.blocks(sizes.images * math.prod(largest), TILE)
@@ -235,6 +251,8 @@ def conv2d_weight_grad(
     )
     sizes = _Sizes.of(x.shape, dy.shape, kernel_size, stride, padding, dilation, groups)
     dy, x = runtime.all_contiguous(dy, x)
+    if _by_tensor_cores(dy.dtype, sizes):
+        return conv_tf32.weight_grad(dy, x, sizes).reshape(weight_shape)
     make_parts = _parts_by_cublas if _by_cublas(sizes) else _own_parts
     parts = make_parts(dy, x, sizes)
     if len(parts) > 1:

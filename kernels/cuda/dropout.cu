@@ -27,26 +27,42 @@ __device__ inline Words philox(
     return {{x0, x1, x2, x3}};
 }
 
-extern "C" __global__ void dropout_mask(
-    bool *kept, unsigned threshold, unsigned long long seed, unsigned long long step,
-    long long size)
+// Where there is a `start`, it holds the seed, and what is to be added to the step: a graph that was
+// recorded once draws other masks each time.
+__device__ inline Words draw(
+    unsigned long long block, const unsigned long long *start, unsigned long long seed,
+    unsigned long long step)
 {
-    long long first = 4 * thread_number();
-    if (first >= size)
-        return;
-    Words random = philox(first / 4, step, seed);
-    for (int k = 0; k < 4 && first + k < size; ++k)
-        kept[first + k] = random.word[k] >= threshold;
+    return start ? philox(block, start[1] + step, start[0]) : philox(block, step, seed);
 }
 
-extern "C" __global__ void dropout(
-    const real *x, real *y, real scale, unsigned threshold, unsigned long long seed,
+extern "C" __global__ void set_start(
+    unsigned long long *start, unsigned long long seed, unsigned long long step)
+{
+    start[0] = seed;
+    start[1] = step;
+}
+
+extern "C" __global__ void dropout_mask(
+    bool *kept, unsigned threshold, const unsigned long long *start, unsigned long long seed,
     unsigned long long step, long long size)
 {
     long long first = 4 * thread_number();
     if (first >= size)
         return;
-    Words random = philox(first / 4, step, seed);
+    Words random = draw(first / 4, start, seed, step);
+    for (int k = 0; k < 4 && first + k < size; ++k)
+        kept[first + k] = random.word[k] >= threshold;
+}
+
+extern "C" __global__ void dropout(
+    const real *x, real *y, real scale, unsigned threshold, const unsigned long long *start,
+    unsigned long long seed, unsigned long long step, long long size)
+{
+    long long first = 4 * thread_number();
+    if (first >= size)
+        return;
+    Words random = draw(first / 4, start, seed, step);
     for (int k = 0; k < 4 && first + k < size; ++k)
         y[first + k] = random.word[k] >= threshold ? x[first + k] * scale : (real)0;
 }

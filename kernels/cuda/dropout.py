@@ -6,6 +6,7 @@ The definition of the mask stands in kernels.reference.dropout.
 import numpy as np
 
 from kernels.cuda import runtime
+from kernels.cuda.recording import mask_arguments
 from kernels.geometry import check_dtypes
 from kernels.reference.dropout import check_dropout, drop_below
 
@@ -18,7 +19,7 @@ def dropout_mask(shape, p, seed, step):
     check_dropout(p, seed, step)
     kept = runtime.empty(shape, np.bool_)
     size = kept.size
-    args = (kept, drop_below(p), np.uint64(seed), np.uint64(step), size)
+    args = (kept, drop_below(p), *mask_arguments(seed, step), size)
     threads = runtime.blocks(size, _BLOCK)
     runtime.launch_elements("dropout", "dropout_mask", np.float32, threads, args)
     return kept
@@ -30,7 +31,7 @@ def dropout(x, p, seed, step):
     check_dropout(p, seed, step)
     x = runtime.contiguous(x)
     y = runtime.empty(x.shape, x.dtype)
-    args = (x, y, float(1 / (1 - p)), drop_below(p), np.uint64(seed), np.uint64(step), x.size)
+    args = (x, y, float(1 / (1 - p)), drop_below(p), *mask_arguments(seed, step), x.size)
     threads = runtime.blocks(x.size, _BLOCK)
     runtime.launch_elements("dropout", "dropout", x.dtype, threads, args)
     return y

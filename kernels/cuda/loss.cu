@@ -102,6 +102,42 @@ extern "C" __global__ void softmax_cross_entropy(
         losses[sample.number] = (real)loss;
 }
 
+// How many of the labels are none to ignore, counted by one block, in all its threads.
+__device__ inline wide counted(const long long *labels, long long ignored, long long samples)
+{
+    long long count = 0;
+    for (long long i = threadIdx.x; i < samples; i += blockDim.x)
+        count += labels[i] != ignored;
+    return block_sum((wide)count);
+}
+
+// In one block: the sum of all losses, or its part for each sample that counts. That is `samples`,
+// or, where there are labels, those of them that are not to ignore.
+extern "C" __global__ void total_loss(
+    const real *losses, const long long *labels, real *y, int mean, long long ignored,
+    long long samples)
+{
+    wide total = 0, count = samples;
+    for (long long i = threadIdx.x; i < samples; i += blockDim.x)
+        total += losses[i];
+    total = block_sum(total);
+    if (mean && labels)
+        count = counted(labels, ignored, samples);
+    if (threadIdx.x == 0)
+        *y = (real)(mean ? total / count : total);
+}
+
+// In one block: the gradient by the mean as that by the sum.
+extern "C" __global__ void mean_grad(
+    const real *grad, const long long *labels, real *y, long long ignored, long long samples)
+{
+    wide count = samples;
+    if (labels)
+        count = counted(labels, ignored, samples);
+    if (threadIdx.x == 0)
+        *y = (real)(*grad / count);
+}
+
 // grad: one number a sample, or, `shared`, one for all.
 extern "C" __global__ void softmax_cross_entropy_backward(
     const real *grad, int shared, const real *logits, const real *weights, const long long *labels,

@@ -1,11 +1,12 @@
 """The product of two matrices on the GPU; the definition stands in kernels.reference.matmul.
 
-cuBLAS makes it, or, where `dispatch.products("own")` asks for it, the kernel of matmul.cu.
+cuBLAS makes it, or, where `dispatch.products("own")` asks for it, the kernel of matmul.cu; those of
+matmul_tf32.cu do in TF32's precision.
 """
 
 import numpy as np
 
-from kernels.cuda import runtime
+from kernels.cuda import matmul_tf32, runtime
 from kernels.dispatch import products_choice
 from kernels.geometry import check_dtypes, check_matmul
 
@@ -21,6 +22,8 @@ def matmul(a, b):
     (m, k), n = a.shape, b.shape[1]
     if not m * k * n:
         return runtime.zeros((m, n), a.dtype)
+    if runtime.by_tensor_cores(a.dtype):
+        return matmul_tf32.matmul(a, b)
     y = runtime.empty((m, n), a.dtype)
     if products_choice() == "own":
         _launch(a, b, y)

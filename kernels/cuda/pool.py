@@ -5,11 +5,13 @@ import weakref
 import numpy as np
 
 from kernels.cuda import runtime
+from kernels.cuda.packs import launch_packs, pack_size
 from kernels.geometry import check_shape, pool_output_size
 from kernels.reference.pool import (
     check_avg_pool2d_backward,
     check_images,
     check_max_pool2d,
+    check_max_pool2d_backward,
     check_switch_range,
     check_switches,
 )
@@ -53,6 +55,22 @@ def _is_own(switches, pixels):
     """
     made, made_of = _own_switches.get(id(switches), (lambda: None, 0))
     return made() is switches and made_of == pixels
+
+
+def max_pool2d_backward(
+    dy, switches, x_shape, kernel_size, stride, padding=(0, 0, 0, 0), dilation=(1, 1)
+):
+    """See kernels.reference.max_pool2d_backward."""
+    check_max_pool2d_backward(dy, switches, x_shape)
+    n, c, h, w = map(int, x_shape)
+    dx = runtime.empty((n, c, h, w), dy.dtype)
+    spans = [(k - 1) * d + 1 for k, d in zip(kernel_size, dilation, strict=True)]
+    reach = max(-(-span // step) for span, step in zip(spans, stride, strict=True))
+    numbers = _geometry((h, w), *dy.shape[2:], *spans, *stride, padding[0], padding[2], reach)
+    threads = n * c * h * runtime.blocks(w, pack_size(dx.dtype))
+    args = (runtime.contiguous(dy), runtime.contiguous(switches), dx, *numbers, threads)
+    runtime.launch_elements("pool", "max_pool2d_backward", dy.dtype, threads, args)
+    return dx
 
 
 def max_unpool2d(y, switches, plane_shape):
@@ -128,6 +146,6 @@ def global_avg_pool2d_backward(dy, x_shape):
     n, c, h, w = map(int, x_shape)
     check_shape("dy", dy.shape, (n, c, 1, 1))
     dx = runtime.empty(x_shape, dy.dtype)
-    args = (runtime.contiguous(dy), dx, *runtime.ints(h * w), n * c)
-    runtime.launch_planes("pool", "global_avg_pool2d_backward", dy.dtype, n * c, h * w, args)
+    args = (runtime.contiguous(dy), dx, *runtime.ints(h * w))
+    launch_packs("pool", "global_avg_pool2d_backward", dx, args)
     return dx

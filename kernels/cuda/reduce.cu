@@ -1,21 +1,33 @@
 // Sums by channel; the definition stands in kernels/reference/reduce.py.
 //
-// A channel of x (N, C, P) has `length` = N P values, cut into `parts` of `part` values. A block
-// sums one part in float64, and a warp adds up a channel's parts: the result is the same every
-// time, whatever the order in which blocks run.
+// A block sums one part of a channel (channels.cuh), and a warp adds up a channel's parts where it
+// has several: the result is the same every time, whatever the order in which blocks run.
 
 #include "channels.cuh"
 
-extern "C" __global__ void part_sums(
-    const real *x, wide *sums, int channels, int positions, long long length, int part, int parts)
+template <bool PACKED>
+__device__ wide stretch_sum(const ChannelStretch &here, const real *x)
 {
-    ChannelPart here(channels, positions, length, part, parts);
+    Pack packs[SHARE];
+    #pragma unroll
+    for (int turn = 0; turn < SHARE; ++turn)
+        packs[turn] = here.load<PACKED>(x, turn);
     wide total = 0;
-    for (; here.inside(); here.advance())
-        total += x[here.offset()];
-    total = block_sum(total);
-    if (threadIdx.x == 0)
-        sums[blockIdx.x] = total;
+    #pragma unroll
+    for (int turn = 0; turn < SHARE; ++turn)
+        total += pair_sum(packs[turn].values);
+    return total;
+}
+
+// Either sums or y is null (see `put_sum`).
+extern "C" __global__ void __launch_bounds__(1024) part_sums(
+    const real *x, wide *sums, real *y,
+    int channels, int positions, long long length, int part, int parts)
+{
+    ChannelStretch here(channels, positions, length, part, parts);
+    bool packed = here.whole && at_pack(x);
+    wide total = packed ? stretch_sum<true>(here, x) : stretch_sum<false>(here, x);
+    put_sum(block_sum(total), sums, y);
 }
 
 extern "C" __global__ void channel_sums(const wide *sums, real *y, int channels, int parts)

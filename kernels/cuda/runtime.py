@@ -6,36 +6,39 @@ sources where there is no GPU.
 """
 
 import hashlib
-import math
 import sys
-from contextlib import contextmanager, nullcontext
-from functools import cache
+from functools import cache, lru_cache
+from itertools import accumulate
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 
-from kernels.dispatch import precision_choice
+from kernels.cuda import cublas
+from kernels.dispatch import precision_choice, products_choice
 
 SOURCES = Path(__file__).parent
 THREADS, WARP = 256, 32
 C_TYPES = {"f": "float", "d": "double"}
 INSTALL = "pip install -e '.[cuda12]' (or '.[cuda13]' for CUDA 13)"
-CUBLAS_TF32_TENSOR_OP_MATH = 3  # of cublasMath_t; CuPy gives it no name
 # The compute capability of Volta, which brought the exchanges between lanes that pool.cu needs.
 OLDEST_GPU = 70
 # What a kernel may take without asking; more has to be allowed first.
 _PLAIN_SHARED_BYTES = 48 << 10
-# How many blocks a grid may have along y; along x it may have 2^31 - 1.
-_MAX_GRID_Y = 65535
 
 
 def require() -> None:
     """RuntimeError, with what helps, unless there are CuPy and a CUDA device that is new enough."""
     try:
-        import cupy
+        cupy = array_module()
     except ImportError as error:
         raise RuntimeError(f"the cuda kernels need CuPy: {INSTALL}") from error
+    _check_device(cupy)
+
+
+@cache
+def _check_device(cupy):
+    """Asked once: every array that moves to the GPU wants to know."""
     if not cupy.is_available():
         raise RuntimeError(
             "the cuda kernels need a CUDA device and its driver, and CuPy finds none; for a CuPy "
@@ -49,6 +52,18 @@ def require() -> None:
         )
 
 
+@cache
+def multiplies_tf32() -> bool:
+    """Whether the device's tensor cores take TF32, as they do from Ampere (8.0) on."""
+    return int(array_module().cuda.Device().compute_capability) >= 80
+
+
+def by_tensor_cores(dtype) -> bool:
+    """Whether products of this dtype are those of our kernels for tensor cores."""
+    wanted = precision_choice() == "tf32" and products_choice() == "auto"
+    return wanted and dtype == np.float32 and multiplies_tf32()
+
+
 def is_device_array(array) -> bool:
     """True for a CuPy array; does not import CuPy."""
     cupy = sys.modules.get("cupy")
@@ -57,14 +72,15 @@ def is_device_array(array) -> bool:
 
 def array_module() -> ModuleType:
     """The array library of the device: cupy."""
-    import cupy
-
+    cupy = sys.modules.get("cupy")
+    if cupy is None:  # an import statement takes several times as long, where there is one
+        import cupy
     return cupy
 
 
 def empty(shape, dtype):
     """An uninitialised array on the device, C-contiguous."""
-    return array_module().empty(shape, dtype)
+    return array_module().ndarray(shape, dtype)  # what CuPy's `empty` comes to
 
 
 def zeros(shape, dtype):
@@ -87,69 +103,12 @@ def gemm(a, b, out) -> None:
 
     float32 products are made as `dispatch.precision` says.
     """
-    precision = precision_choice() if out.dtype == np.float32 else "float32"
-    if precision == "float16":
-        _float16_products(a, b, out)
-    else:
-        with _tf32_products() if precision == "tf32" else nullcontext():
-            array_module().matmul(a, b, out=out)
-
-
-@contextmanager
-def _tf32_products():
-    """Within, cuBLAS may round the operands of float32 products to TF32."""
-    from cupy.cuda import cublas, device
-
-    handle = device.get_cublas_handle()
-    before = cublas.getMathMode(handle)
-    cublas.setMathMode(handle, CUBLAS_TF32_TENSOR_OP_MATH)
-    try:
-        yield
-    finally:
-        cublas.setMathMode(handle, before)
-
-
-def _float16_products(a, b, out):
-    """The products of operands rounded to float16, summed and kept in float32.
-
-    CuPy's matmul would round the results, too. To cuBLAS, which counts by columns, a C-contiguous
-    matrix is its transpose: out^T = b^T a^T, and nothing has to be turned. One call makes the
-    products along the first axis of the stacks, over which one matrix may serve for all.
-    """
-    from cupy.cuda import cublas, device, runtime
-
-    if not out.size or not a.shape[-1]:
-        out.fill(0)
-        return
-    a, b = (x.astype(np.float16, order="C") for x in (a, b))
-    half, single = (runtime.CUDA_R_16F, 2), (runtime.CUDA_R_32F, 4)
-    (m, k), n = a.shape[-2:], b.shape[-1]
-    one, zero = np.ones((), np.float32), np.zeros((), np.float32)
-    count, *others = out.shape[:-2] or (1,)
-    for place in np.ndindex(*others):
-        (at_a, step_a), (at_b, step_b), (at_out, step_out) = (
-            _place_in_stack(x, place) for x in (a, b, out)
-        )
-        cublas.gemmStridedBatchedEx(
-            device.get_cublas_handle(), 0, 0, n, m, k, one.ctypes.data,
-            b.data.ptr + half[1] * at_b, half[0], n, step_b,
-            a.data.ptr + half[1] * at_a, half[0], k, step_a, zero.ctypes.data,
-            out.data.ptr + single[1] * at_out, single[0], n, step_out, count,
-            cublas.CUBLAS_COMPUTE_32F, cublas.CUBLAS_GEMM_DEFAULT,
-        )  # fmt: skip
-
-
-def _place_in_stack(x, place):
-    """Where, in elements, x's matrix for (0, *place) of a stack begins, and how far it is to that
-    for (1, *place); x broadcasts.
-    """
-    axes = len(place) + 1
-    first, *sizes = ((1,) * (axes + 2 - x.ndim) + x.shape[:-2])[-axes:]
-    number = 0
-    for index, size in zip(place, sizes, strict=True):
-        number = number * size + (index if size > 1 else 0)
-    matrix = math.prod(x.shape[-2:])
-    return number * matrix, 0 if first == 1 else math.prod(sizes) * matrix
+    precision = "float64"
+    if out.dtype.char == "f":
+        precision = precision_choice()
+        if precision == "tf32" and not multiplies_tf32():
+            precision = "float32"
+    cublas.gemm(array_module(), a, b, out, precision)
 
 
 def compiler_options(dtype) -> tuple[str, ...]:
@@ -171,6 +130,7 @@ def blocks(count: int, threads: int = THREADS) -> int:
     return -(-count // threads)
 
 
+@lru_cache(maxsize=4096)
 def ints(*numbers: int) -> tuple[np.int32, ...]:
     """The arguments of parameters that are `int`. OverflowError for what needs more bits."""
     return tuple([np.int32(number) for number in numbers])
@@ -178,29 +138,107 @@ def ints(*numbers: int) -> tuple[np.int32, ...]:
 
 def three(size) -> tuple[int, int, int]:
     """A grid or block of an int, or one to three ints, with its missing axes: (x, y, z)."""
-    sizes = (size,) if isinstance(size, int) else tuple(size)
-    return (*sizes, *(1,) * (3 - len(sizes)))
+    if isinstance(size, int):
+        return size, 1, 1
+    return (*size, 1, 1)[:3]
+
+
+class Table:
+    """Several arrays a row, of a few rows, as one argument that a kernel takes by value.
+
+    rows: tuples of C-contiguous arrays, all of one size in a row, or None for a null pointer.
+    block_elements: how many elements of a row a block takes. capacity: how many rows the kernel's
+    type has, which is Table<columns, capacity> of tables.cuh.
+    """
+
+    def __init__(self, rows, block_elements: int, capacity: int):
+        self.rows, self.capacity = rows, capacity
+        self.sizes = [row[0].size for row in rows]
+        self.ends = list(accumulate([blocks(size, block_elements) for size in self.sizes]))
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks there must be."""
+        return self.ends[-1]
+
+    def by_value(self, address=lambda array: array.data.ptr) -> np.ndarray:
+        """The bytes that the kernel gets; CuPy passes an array of one element by value."""
+        columns = list(zip(*self.rows, strict=True))
+        layout = _table_layout(len(columns), self.capacity)
+        table = np.zeros((), layout)
+        count = len(self.rows)
+        table["arrays"][:, :count] = [
+            [0 if array is None else address(array) for array in column] for column in columns
+        ]
+        table["sizes"][:count] = self.sizes
+        table["ends"] = self.blocks
+        table["ends"][:count] = self.ends
+        return table
+
+
+@cache
+def _table_layout(columns, capacity):
+    return np.dtype(
+        [
+            ("arrays", np.uint64, (columns, capacity)),
+            ("sizes", np.int64, (capacity,)),
+            ("ends", np.int32, (capacity,)),
+        ],
+        align=True,
+    )
+
+
+class _Converters(dict):
+    """What is made of an argument of each type (None: nothing) for a kernel compiled for `dtype`.
+
+    A type is looked into once, when it first comes: launches are many, and their arguments more.
+    """
+
+    def __init__(self, dtype):
+        self._real = np.dtype(dtype).type
+
+    def __missing__(self, kind):
+        if issubclass(kind, np.ndarray):
+            # CuPy would pass an array of one element by value, and the kernel take it as an
+            # address.
+            raise TypeError("takes arrays on the device, got one of NumPy")
+        if kind is type(None):
+            convert = _null
+        elif issubclass(kind, np.generic):
+            convert = None
+        elif issubclass(kind, bool):
+            convert = np.int32
+        elif issubclass(kind, int):
+            convert = np.int64
+        elif issubclass(kind, float):
+            convert = self._real
+        else:
+            convert = Table.by_value if kind is Table else None
+        self[kind] = convert
+        return convert
+
+
+_converters = cache(_Converters)
+_NULL = np.uint64(0)
+
+
+def _null(_):
+    return _NULL
 
 
 def arguments(dtype, args) -> tuple:
-    """What a kernel compiled for `dtype` gets for `args`, each an array or a NumPy scalar.
+    """What a kernel compiled for `dtype` gets for `args`, each an array or a number.
 
     Arrays must be C-contiguous and are passed as pointers. None is a null pointer, a bool an
-    `int`, an int a `long long`, a float a `real`. NumPy scalars stay what they are.
+    `int`, an int a `long long`, a float a `real`. NumPy scalars stay what they are; a `Table` is
+    passed by value. Raises TypeError for a NumPy array.
     """
-    return tuple([_argument(np.dtype(dtype).type, arg) for arg in args])
-
-
-def _argument(real, arg):
-    if arg is None:
-        return np.uint64(0)
-    if isinstance(arg, bool):
-        return np.int32(arg)
-    if isinstance(arg, int):
-        return np.int64(arg)
-    if isinstance(arg, float) and not isinstance(arg, np.generic):
-        return real(arg)
-    return arg
+    converters = _converters(dtype)
+    converted = []
+    for arg in args:
+        convert = converters[type(arg)]
+        converted.append(arg if convert is None else convert(arg))
+    return tuple(converted)
 
 
 def launch(source: str, kernel: str, dtype, grid, block, args, shared: int = 0) -> None:
@@ -210,16 +248,27 @@ def launch(source: str, kernel: str, dtype, grid, block, args, shared: int = 0) 
     `arguments` takes them. shared: bytes of dynamic shared memory a block. Raises TypeError for a
     NumPy array among the arguments.
     """
-    if any([isinstance(arg, np.ndarray) for arg in args]):
-        # CuPy would pass an array of one element by value, and the kernel take it as an address.
-        raise TypeError(f"{source}.{kernel} takes arrays on the device, got one of NumPy")
-    grid, block = three(grid), three(block)
-    if not math.prod(grid):
+    try:
+        values = arguments(dtype, args)
+    except TypeError as error:
+        raise TypeError(f"{source}.{kernel} {error}") from None
+    grid = three(grid)
+    if 0 in grid:
         return
-    function = _function(source, kernel, np.dtype(dtype).char)
+    function = _function(source, kernel, dtype)
     if shared > _PLAIN_SHARED_BYTES:
+        _allow_shared_bytes(function, shared)
+    function(grid, three(block), values, shared_mem=shared)
+
+
+def _allow_shared_bytes(function, shared):
+    """Let the kernel have so many bytes of dynamic shared memory, or more if it already may."""
+    if _allowed_shared_bytes.get(function, 0) < shared:
         function.max_dynamic_shared_size_bytes = shared
-    function(grid, block, arguments(dtype, args), shared_mem=shared)
+        _allowed_shared_bytes[function] = shared
+
+
+_allowed_shared_bytes = {}
 
 
 def launch_elements(source: str, kernel: str, dtype, count: int, args) -> None:
@@ -232,21 +281,11 @@ def launch_warps(source: str, kernel: str, dtype, count: int, args) -> None:
     launch_elements(source, kernel, dtype, WARP * count, args)
 
 
-def launch_planes(source: str, kernel: str, dtype, planes: int, positions: int, args) -> None:
-    """Run `kernel` on all elements of `planes` rows of `positions` elements, by PlaneWalk's shares.
-
-    A block has threads for several short planes, or for a stretch of one long plane, in which
-    every thread takes about four elements.
-    """
-    width = max(1, min(positions, THREADS))
-    height = THREADS // width
-    stretches = min(_MAX_GRID_Y, blocks(positions, 4 * width))
-    launch(source, kernel, dtype, (blocks(planes, height), stretches), (width, height), args)
-
-
 @cache
-def _function(source, kernel, dtype_char):
-    return _module(source, dtype_char).get_function(kernel)
+def _function(source, kernel, dtype):
+    if not isinstance(dtype, str):  # a dtype has several names, but each kernel is made once
+        return _function(source, kernel, np.dtype(dtype).char)
+    return _module(source, dtype).get_function(kernel)
 
 
 @cache

@@ -25,16 +25,17 @@ from kernels.geometry import check_dtypes, check_shape
 _AXES = (0, 2, 3)
 
 
-def batchnorm_train(x, gamma, beta, eps, others=None, rectify=False):
+def batchnorm_train(x, gamma, beta, eps, others=None, rectify=False, running=None):
     """(y, mean, var, inv_std): x (N, C, H, W) normalised by its own statistics.
 
     gamma, beta (C,). mean, the biased var and inv_std = 1 / sqrt(var + eps) are (C,), in x's dtype.
     `others`, of x's shape, are added to y, and with `rectify` y is at least 0 (a NaN stays NaN):
-    what a shortcut and ReLU do next, saving their passes. Raises ValueError for a shape that does
-    not fit or a single value a channel, TypeError for mixed dtypes or other than float32 and
-    float64.
+    what a shortcut and ReLU do next, saving their passes. running: (mean, var, momentum), averages
+    (C,) which move towards this batch's in place, see `move_running`. Raises ValueError for a shape
+    that does not fit or a single value a channel, TypeError for mixed dtypes or other than float32
+    and float64.
     """
-    check_batchnorm(x, training=True, others=others, gamma=gamma, beta=beta)
+    check_batchnorm_train(x, gamma, beta, others, running)
     mean, var = batchnorm_statistics(x)
     inv_std = 1 / np.sqrt(var + eps)
     y = (x - _per_channel(mean)) * _per_channel(inv_std * gamma) + _per_channel(beta)
@@ -42,7 +43,23 @@ def batchnorm_train(x, gamma, beta, eps, others=None, rectify=False):
         y += others
     if rectify:
         y = np.maximum(y, 0)
-    return tuple(result.astype(x.dtype) for result in (y, mean, var, inv_std))
+    y, mean, var, inv_std = (result.astype(x.dtype) for result in (y, mean, var, inv_std))
+    if running is not None:
+        move_running(running, mean, var, x.size // x.shape[1])
+    return y, mean, var, inv_std
+
+
+def move_running(running, mean, var, count) -> None:
+    """running = (1 - momentum) running + momentum batch, in place, for the mean and the variance.
+
+    running: (mean, var, momentum); mean and var: of a batch of `count` values a channel, with the
+    biased variance. The running one is unbiased.
+    """
+    running_mean, running_var, momentum = running
+    unbiased = var * var.dtype.type(count / (count - 1))
+    for average, batch in ((running_mean, mean), (running_var, unbiased)):
+        average *= 1 - momentum
+        average += momentum * batch
 
 
 def batchnorm_statistics(x):
@@ -97,6 +114,13 @@ def batchnorm_eval_backward(dy, x, gamma, mean, inv_std):
     normal = (x - _per_channel(mean.astype(np.float64))) * _per_channel(inv_std)
     dx = wide * _per_channel(inv_std.astype(np.float64) * gamma)
     return tuple(g.astype(x.dtype) for g in (dx, (wide * normal).sum(_AXES), wide.sum(_AXES)))
+
+
+def check_batchnorm_train(x, gamma, beta, others, running) -> None:
+    """`check_batchnorm` of the arguments of a `batchnorm_train`."""
+    names = "running_mean", "running_var"
+    averages = {} if running is None else dict(zip(names, running, strict=False))
+    check_batchnorm(x, training=True, others=others, gamma=gamma, beta=beta, **averages)
 
 
 def check_batchnorm(

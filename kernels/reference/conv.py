@@ -124,13 +124,16 @@ def conv2d_affine(
 ):
     """y = conv2d(x, weight) scale + shift + others, at least 0 if `rectify`; NaN stays NaN.
 
-    scale, shift (O,); others (N, O, OH, OW) or None. What follows a convolution in evaluation is of
-    this form: batch normalisation by running statistics, what a shortcut brings, ReLU. The faster
-    kernels do it to the sums before they store them. Raises as `conv2d`.
+    scale (O,) or None for 1, shift (O,), others (N, O, OH, OW) or None. What follows a convolution
+    in evaluation is of this form: batch normalisation by running statistics, what a shortcut
+    brings, ReLU. The faster kernels do it to the sums before they store them. Raises as `conv2d`.
     """
     settings = stride, padding, dilation, groups
     check_conv2d_affine(x, weight, scale, shift, others, *settings)
-    y = conv2d(x, weight, None, *settings) * scale[:, None, None] + shift[:, None, None]
+    y = conv2d(x, weight, None, *settings)
+    if scale is not None:
+        y *= scale[:, None, None]
+    y += shift[:, None, None]
     if others is not None:
         y += others
     return np.maximum(y, 0) if rectify else y

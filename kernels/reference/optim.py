@@ -57,3 +57,17 @@ def adam_step(
 def adam_corrections(step, lr, betas):
     """(rate, divisor of the root): what the two bias corrections come to at this step."""
     return lr / (1 - betas[0] ** step), math.sqrt(1 - betas[1] ** step)
+
+
+def several(step):
+    """`step` of several parameters: of their arrays a list of tuples, and settings for all."""
+
+    def steps(parameters, *settings):
+        for arrays in parameters:
+            step(*arrays, *settings)
+
+    return steps
+
+
+sgd_steps = several(sgd_step)
+adam_steps = several(adam_step)

@@ -62,6 +62,13 @@ def check_switches(switches, shape):
     check_shape("switches", switches.shape, shape)
 
 
+def check_max_pool2d_backward(dy, switches, x_shape):
+    """Check the arguments of a `max_pool2d_backward`."""
+    check_images("dy", dy)
+    check_switches(switches, dy.shape)
+    check_shape("dy", dy.shape, (*x_shape[:2], *dy.shape[2:]))
+
+
 def check_switch_range(switches, plane_shape):
     """ValueError unless each switch is the flat index of a pixel of the plane."""
     pixels = plane_shape[0] * plane_shape[1]
@@ -131,12 +138,25 @@ def max_pool2d(x, kernel_size, stride, padding=(0, 0, 0, 0), dilation=(1, 1), ce
     return y, switches
 
 
+def max_pool2d_backward(
+    dy, switches, x_shape, kernel_size, stride, padding=(0, 0, 0, 0), dilation=(1, 1)
+):
+    """The gradient of `max_pool2d` by an x (N, C, H, W) of x_shape: dy, added at the switches.
+
+    The switches are those that `max_pool2d` returned for these settings, which tell in what
+    windows each pixel lies: what they do for a pixel outside of its window is not defined. Raises
+    TypeError for other dtypes, ValueError where the shapes of dy and the switches do not fit.
+    """
+    check_max_pool2d_backward(dy, switches, x_shape)
+    return max_unpool2d(dy, switches, x_shape[2:])
+
+
 def max_unpool2d(y, switches, plane_shape):
     """x (N, C, *plane_shape), zero but for y (N, C, OH, OW), added at its switches (int32).
 
-    Elements that share a switch are summed: the transpose of `max_pool2d_gather`, and so the
-    gradient of `max_pool2d`. Raises TypeError for other dtypes, ValueError where the switches
-    have another shape than y or lie outside of the plane.
+    Elements that share a switch are summed: the transpose of `max_pool2d_gather`. Raises TypeError
+    for other dtypes, ValueError where the switches have another shape than y or lie outside of the
+    plane.
     """
     check_images("y", y)
     check_switches(switches, y.shape)

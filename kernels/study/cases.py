@@ -133,12 +133,16 @@ def images(shape):
 
 
 def _max_pool(kernel, shape, kernel_size, stride, padding, dilation):
-    """max_pool2d: N C OH OW (kh kw - 1) comparisons. Unpooling: N C OH OW additions. Gather: 0."""
+    """max_pool2d: N C OH OW (kh kw - 1) comparisons. Its gradient and unpooling:
+    N C OH OW additions. Gather: 0.
+    """
     settings = kernel_size, stride, padding, dilation
     (x,) = _draw(images(shape))
     y, switches = reference.max_pool2d(x, *settings)
     if kernel == "max_pool2d":
         return Case(kernel, (x, *settings), y.size * (math.prod(kernel_size) - 1))
+    if kernel == "max_pool2d_backward":
+        return Case(kernel, (y, switches, shape, *settings), y.size)
     if kernel == "max_unpool2d":
         return Case(kernel, (y, switches, shape[2:]), y.size)
     return Case(kernel, (x, switches), 0)
@@ -268,7 +272,9 @@ _FAMILIES = (
     (_conv_transpose, _CONV, ("conv_transpose2d",)),
     (_columns, _IM2COL, ("im2col", "col2im")),
     (_matmul, {"shape": (1024, 1024), "weight": (1024, 1024)}, ("matmul",)),
-    (_max_pool, _POOL | {"dilation": _UNIT}, ("max_pool2d", "max_unpool2d", "max_pool2d_gather")),
+    (_max_pool, _POOL | {"dilation": _UNIT}, (
+        "max_pool2d", "max_pool2d_backward", "max_unpool2d", "max_pool2d_gather",
+    )),
     (_avg_pool, _POOL, ("avg_pool2d", "avg_pool2d_backward")),
     (_global_avg_pool, {"shape": _MAPS}, ("global_avg_pool2d", "global_avg_pool2d_backward")),
     (_lrn, {"shape": (16, 96, 55, 55), "size": 5}, ("lrn", "lrn_backward")),

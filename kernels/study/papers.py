@@ -48,6 +48,7 @@ PAPERS = {
     "lrn_backward": _RESPONSE,
     "matmul": Paper("GEMM", "Dongarra et al. 1990"),
     "max_pool2d": _SWITCHES,
+    "max_pool2d_backward": _SWITCHES,
     "max_pool2d_gather": _SWITCHES,
     "max_unpool2d": _SWITCHES._replace(term="unpooling"),
     "relu": _RECTIFIED,

@@ -1,11 +1,11 @@
 """Batch normalisation by the statistics of the whole batch, of which every rank has a part."""
 
 from kernels.dispatch import kernels_for
+from kernels.reference.batchnorm import move_running
 from minidl.array_module import get_array_module
 from minidl.function import Function
 from minidl.nn.module import Module
 from minidl.nn.norm import BatchNorm2d
-from minidl.ops.norm import update_running_statistics
 from minidl.tensor import Tensor, is_grad_enabled
 
 
@@ -84,9 +84,8 @@ class SyncBatchNorm2d(BatchNorm2d):
         function = SyncBatchNorm(self.team, self.eps)
         y = function(x, self.weight, self.bias)
         mean, var = vars(function).pop("statistics")
-        update_running_statistics(
-            self.running_mean, self.running_var, mean, var, function.count, self.momentum
-        )
+        with self.running_mean.mutate() as running_mean, self.running_var.mutate() as running_var:
+            move_running((running_mean, running_var, self.momentum), mean, var, function.count)
         with self.num_batches_tracked.mutate() as count:
             count += 1
         return y

@@ -11,7 +11,7 @@ from kernels.reference.loss import (
     is_labels,
     sample_factor,
 )
-from minidl.array_module import get_array_module, is_array, to_device
+from minidl.array_module import get_array_module, is_array, is_recording, to_device
 from minidl.function import Function, check_one_device
 from minidl.ops.elementwise import _floating
 from minidl.ops.shape import normalize_axes
@@ -127,7 +127,8 @@ def cross_entropy(
     "none" returns one loss a label. A target that is an array may be on another device.
 
     Raises ValueError for a label outside [0, C), shapes that do not fit, a bad option, or a target
-    that requires grad: it receives none.
+    that requires grad: it receives none. Replays of a recording (`minidl.capture`) check no labels:
+    one outside adds nothing there, but counts in the mean.
     """
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
@@ -144,8 +145,9 @@ def cross_entropy(
     target = target.astype(logits.dtype if target.dtype.kind == "f" else np.int64)  # a copy
     if logits.device != "cpu":
         check_cross_entropy(logits, target, reduction)
-        # Labels are checked where they are, mostly on the CPU: to ask the GPU is to wait for it.
-        if is_labels(target):
+        # Labels are checked where they are, mostly on the CPU: to ask the GPU is to wait for it,
+        # which a recording cannot.
+        if is_labels(target) and not is_recording():
             check_labels(target, logits.shape[1], ignore_index)
         target = to_device(target, logits.device)
     return CrossEntropy(target, reduction, label_smoothing, ignore_index)(logits)

@@ -18,20 +18,21 @@ def _per_channel(t: Tensor) -> Tensor:
 
 
 class BatchNormTrain(Function):
-    """`statistics`: (mean, var) of the batch, for whoever made the node to take away."""
+    """`running`: (mean, var, momentum), arrays that forward moves towards the batch's."""
 
     keep_inputs = (0, 1)
     buffers = ("mean", "inv_std")
 
-    def __init__(self, eps, rectify=False):
+    def __init__(self, eps, rectify, running):
         self.eps = eps
         self.keep_outputs = rectify
+        self.running = running
 
     def forward(self, x, weight, bias, others=None):
-        y, self.mean, var, self.inv_std = kernels_for(x).batchnorm_train(
-            x, weight, bias, self.eps, others, self.keep_outputs
+        y, self.mean, _, self.inv_std = kernels_for(x).batchnorm_train(
+            x, weight, bias, self.eps, others, self.keep_outputs, self.running
         )
-        self.statistics = self.mean, var
+        del self.running  # the node need not keep them
         return y
 
     def backward(self, grad):
@@ -128,22 +129,9 @@ def batch_norm(
             f"{others.dtype}"
         )
     check_one_device("batch_norm", [t._array for t in (x, running_mean, running_var)])
-    function = BatchNormTrain(eps, bool(rectify))
-    y = function(x, weight, bias) if others is None else function(x, weight, bias, others)
-    mean, var = vars(function).pop("statistics")
-    update_running_statistics(
-        running_mean, running_var, mean, var, x.size // x.shape[1], momentum
-    )
-    return y
-
-
-def update_running_statistics(running_mean, running_var, mean, var, count, momentum) -> None:
-    """Move the running tensors (C,) towards a batch's arrays: mean and biased var of `count`."""
-    unbiased = var * var.dtype.type(count / (count - 1))
-    for running, batch in ((running_mean, mean), (running_var, unbiased)):
-        with running.mutate() as array:
-            array *= 1 - momentum
-            array += momentum * batch
+    inputs = (x, weight, bias) if others is None else (x, weight, bias, others)
+    with running_mean.mutate() as mean, running_var.mutate() as var:
+        return BatchNormTrain(eps, bool(rectify), (mean, var, momentum))(*inputs)
 
 
 class LocalResponseNorm(Function):

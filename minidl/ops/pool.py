@@ -2,11 +2,9 @@
 
 from typing import NamedTuple
 
-import numpy as np
-
 from kernels.dispatch import kernels_for
 from kernels.geometry import padding4, pair
-from minidl.array_module import to_device
+from minidl.array_module import get_array_module
 from minidl.function import Function
 from minidl.ops.linalg import MatMul
 from minidl.tensor import Tensor, as_tensor
@@ -20,11 +18,28 @@ class MaxPool2d(Function):
         self.settings = (kernel_size, stride, padding, dilation, ceil_mode)
 
     def forward(self, x):
-        self.plane_shape = x.shape[2:]
+        self.x_shape = x.shape
         return kernels_for(x).max_pool2d(x, *self.settings)
 
     def backward(self, grad, _):
-        return MaxUnpool2d(self.plane_shape)(grad, self.outputs[1])
+        windows = self.settings[:-1]
+        return MaxPool2dTranspose(self.x_shape, windows)(grad, self.outputs[1])
+
+
+class MaxPool2dTranspose(Function):
+    """`MaxUnpool2d` for switches of a max-pooling, whose windows tell where to look for them."""
+
+    keep_inputs = (1,)
+
+    def __init__(self, x_shape, windows):
+        self.x_shape = x_shape
+        self.windows = windows
+
+    def forward(self, dy, switches):
+        return kernels_for(dy).max_pool2d_backward(dy, switches, self.x_shape, *self.windows)
+
+    def backward(self, grad):
+        return MaxGather2d()(grad, self.inputs[1]), None
 
 
 class MaxUnpool2d(Function):
@@ -193,17 +208,16 @@ def adaptive_avg_pool2d(x, output_size) -> Tensor:
     if size == x.shape[2:]:
         return x
     # The mean is separable: one averaging matrix for the rows, one for the columns.
+    xp = get_array_module(x._array)
     rows, columns = (
-        Tensor._wrap(to_device(_cell_means(n, cells, x.dtype), x.device))
+        Tensor._wrap(_cell_means(xp, n, cells, x.dtype))
         for n, cells in zip(x.shape[2:], size, strict=True)
     )
     return MatMul()(MatMul()(rows, x), columns.T)
 
 
-def _cell_means(n, cells, dtype):
-    """(cells, n) whose row i averages the elements of cell i."""
-    means = np.zeros((cells, n), dtype)
-    for i in range(cells):
-        start, stop = i * n // cells, -(-(i + 1) * n // cells)
-        means[i, start:stop] = 1 / (stop - start)
-    return means
+def _cell_means(xp, n, cells, dtype):
+    """(cells, n) whose row i averages the elements of cell i; made where it is needed."""
+    cell, place = xp.arange(cells).reshape(-1, 1), xp.arange(n)
+    start, stop = cell * n // cells, -(-(cell + 1) * n // cells)
+    return (((start <= place) & (place < stop)) / (stop - start)).astype(dtype)

@@ -22,15 +22,20 @@ class Adam(Optimizer):
         check_betas(group["betas"])
         not_negative("eps", group["eps"])
 
-    def update(self, values, gradient, state, group):
-        if not state:
-            zeros_like = get_array_module(values).zeros_like
-            state.update(step=0, mean=zeros_like(values), square=zeros_like(values))
-        state["step"] += 1
-        kernels_for(values).adam_step(
-            values, gradient, state["mean"], state["square"], state["step"], group["lr"],
-            group["betas"], group["eps"], group["weight_decay"], self.decoupled,
-        )  # fmt: skip
+    def update(self, parameters, group):
+        by_step = {}  # parameters that went without a gradient for a while count fewer
+        for values, gradient, state in parameters:
+            if not state:
+                zeros_like = get_array_module(values).zeros_like
+                state.update(step=0, mean=zeros_like(values), square=zeros_like(values))
+            state["step"] += 1
+            arrays = values, gradient, state["mean"], state["square"]
+            by_step.setdefault(state["step"], []).append(arrays)
+        for step, arrays in by_step.items():
+            kernels_for(values).optim.adam_steps(
+                arrays, step, group["lr"], group["betas"], group["eps"], group["weight_decay"],
+                self.decoupled,
+            )  # fmt: skip
 
 
 class AdamW(Adam):

@@ -68,25 +68,34 @@ class Optimizer:
         if _mode.profiler is not None:
             return _mode.profiler.optimizer(self)
         for group in self.groups:
+            devices = {}
             for p in group["params"]:
-                if p.grad is None:
-                    continue
-                values, gradient = p._array, p.grad._array
-                if gradient.dtype != values.dtype:
-                    raise TypeError(
-                        f"the gradient of a {p.dtype} parameter must be {p.dtype}, "
-                        f"got {gradient.dtype}"
-                    )
-                check_one_device(type(self).__name__, (values, gradient))
-                state = self.state.setdefault(id(p), {})
-                for name, value in state.items():
-                    if type(value) not in (int, type(values)):  # a module that moved left it behind
-                        state[name] = to_device(value, p.device)
-                p._storage.version += 1
-                self.update(values, gradient, state, group)
+                if p.grad is not None:
+                    parameter = self._parameter(p)
+                    devices.setdefault(type(parameter[0]), []).append(parameter)
+            for parameters in devices.values():
+                self.update(parameters, group)
 
-    def update(self, values, gradient, state: dict, group: dict) -> None:
-        """Change `values` in place; `gradient` is only read."""
+    def _parameter(self, p):
+        """(values, gradient, state) of a parameter that is about to be updated."""
+        values, gradient = p._array, p.grad._array
+        if gradient.dtype != values.dtype:
+            raise TypeError(
+                f"the gradient of a {p.dtype} parameter must be {p.dtype}, got {gradient.dtype}"
+            )
+        check_one_device(type(self).__name__, (values, gradient))
+        state = self.state.setdefault(id(p), {})
+        for name, value in state.items():
+            if type(value) not in (int, type(values)):  # a module that moved left it behind
+                state[name] = to_device(value, p.device)
+        p._storage.version += 1
+        return values, gradient, state
+
+    def update(self, parameters, group: dict) -> None:
+        """Change the values of parameters in place, all on one device.
+
+        `parameters`: (values, gradient, state) of each; gradients are only read.
+        """
         raise NotImplementedError(f"{type(self).__name__}.update is not defined")
 
     def zero_grad(self) -> None:

@@ -23,13 +23,12 @@ class SGD(Optimizer):
         if group["nesterov"] and not group["momentum"]:
             raise ValueError("nesterov needs a momentum above 0, got 0")
 
-    def update(self, values, gradient, state, group):
-        velocity = None
-        if group["momentum"]:
-            if not state:
+    def update(self, parameters, group):
+        momentum, arrays = group["momentum"], []
+        for values, gradient, state in parameters:
+            if momentum and not state:
                 state["velocity"] = get_array_module(values).zeros_like(values)
-            velocity = state["velocity"]
-        kernels_for(values).sgd_step(
-            values, gradient, velocity, group["lr"], group["momentum"], group["nesterov"],
-            group["weight_decay"],
-        )  # fmt: skip
+            arrays.append((values, gradient, state["velocity"] if momentum else None))
+        kernels_for(values).optim.sgd_steps(
+            arrays, group["lr"], momentum, group["nesterov"], group["weight_decay"]
+        )

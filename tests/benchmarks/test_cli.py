@@ -138,27 +138,43 @@ def test_networks_on_a_gpu(run, tmp_path, monkeypatch):
     """On a stand-in for CuPy, whose clock goes 50 ms from one event to the next."""
     subjects = [replace(by_name("LeNet-5"), batch=2)]
     monkeypatch.setattr(networks, "tasks", partial(networks.tasks, subjects=subjects))
-    monkeypatch.setattr(networks, "peak_memory", lambda *arguments: 5 << 20)
+    made = []
+    monkeypatch.setattr(cuda, "made", lambda who, make: (made.append(who) or make(), 5 << 20))
     monkeypatch.setattr("kernels.study.device.SIDE", 8)
     monkeypatch.setattr("kernels.study.device.VALUES", 1000)
     with stand_in():
         import cupy
 
-        cupy.cuda, cupy.__version__ = cuda_of(itertools.count(step=50)), "15.0"
+        fake = cuda_of(itertools.count(step=50))
+        fake.runtime.streamCaptureModeRelaxed = cupy.cuda.runtime.streamCaptureModeRelaxed
+        vars(cupy.cuda).update(vars(fake))
+        cupy.__version__ = "15.0"
         status, stdout, stderr = run(
             "networks", "--backend", "cuda", "--only", "lenet*", "--quick", "--out", tmp_path
         )
     assert status == 0, stderr
     assert stdout.startswith("A GPU, CUDA 12080, driver 12080, cupy 15.0; beside it ")
-    assert "| LeNet-5 (2), training step | 50 (50 to 50) |" in stdout and "5.0 MiB" in stdout
+    times = "| 50 (50 to 50) | 50 (50 to 50) |"
+    assert f"| LeNet-5 (2), training step {times}" in stdout and "5.0 MiB | 5.0 MiB" in stdout
+    assert f"| LeNet-5 (2), inference {times}" in stdout
+    assert made == ["minidl", "minidl captured"] * 2
     machine = json.loads((tmp_path / "networks.json").read_text())["machine"]
     assert machine["gpu"] == "A GPU" and machine["precision"] == "float32"
 
 
 def test_memory_of_a_gpu(monkeypatch):
+    """The most that is held after one of the calls: a recording gives back what was cached."""
     monkeypatch.setitem(sys.modules, "cupy", cupy := mock.Mock())
-    cupy.get_default_memory_pool().total_bytes.return_value = 1 << 20
-    assert cuda.peak_bytes("minidl") == 1 << 20
+    totals = [number << 20 for number in (1, 2, 5, 4)]
+    cupy.get_default_memory_pool().total_bytes.side_effect = totals
+    called = []
+    run, taken = cuda.made("minidl", lambda: lambda: called.append(0))
+    assert taken == 4 << 20 and len(called) == 3
+    assert run() is None and len(called) == 4
     torch = pytest.importorskip("torch")
-    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: 2 << 20)
-    assert cuda.peak_bytes("PyTorch") == 2 << 20
+    for name, result in {
+        "empty_cache": None, "reset_peak_memory_stats": None, "memory_reserved": 1 << 20,
+        "max_memory_reserved": 3 << 20,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, lambda result=result: result)
+    assert cuda.made("PyTorch captured", lambda: lambda: None)[1] == 2 << 20

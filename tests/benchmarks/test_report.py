@@ -136,6 +136,14 @@ def test_table():
     assert lines[-1] == "- A note."
     header = next(line for line in lines if line.startswith("|  |"))
     assert "ratio" in header
+    captured = replace(
+        figure(), times={**figure().times, "minidl captured": Spread(0.01, 0.01, 0.01)}
+    )
+    lines = report.table([captured, figure("relu")], report.taken_on(Machine(2)), []).splitlines()
+    assert "|  | minidl ms | minidl captured ms | PyTorch ms | ratio | ratio captured |" in "".join(
+        line for line in lines if line.startswith("|  |")
+    )
+    assert any("| 0.50 | 0.25 |" in line for line in lines)
     alone = report.table([figure(peer=None)], report.taken_on(Machine(2)), [])
     assert "PyTorch ms" not in alone and "ratio" not in alone
 

@@ -20,6 +20,8 @@ HERE = Path(__file__).parent
 COMPILER = shutil.which("g++")
 HAS_COMPILER = COMPILER is not None and sys.platform == "linux"
 NO_COMPILER = "needs Linux and g++, which compiles the CUDA kernels for the CPU"
+# The type of a runtime.Table, whose size its kernel alone knows.
+TABLE = np.dtype("V")
 # What a block may have of dynamic shared memory on every GPU from sm_70 on.
 SHARED_BYTES = 96 << 10
 FLAGS = (
@@ -62,10 +64,11 @@ def kernel_parameters(text: str, dtype) -> dict[str, tuple[Parameter, ...]]:
         "real": dtype, "float": np.float32, "double": np.float64, "wide": np.float64,
         "int": np.int32, "unsigned": np.uint32, "unsigned int": np.uint32,
         "long long": np.int64, "unsigned long long": np.uint64, "bool": np.bool_,
-        "unsigned char": np.uint8,
+        "unsigned char": np.uint8, "SgdTable": TABLE, "AdamTable": TABLE,
     }  # fmt: skip
     kernels = {}
-    for name, parameters in KERNEL.findall(strip_comments(text)):
+    text = strip_comments(text).replace("__grid_constant__ ", "")
+    for name, parameters in KERNEL.findall(text):
         found = []
         for parameter in " ".join(parameters.split()).split(", "):
             match = PARAMETER.fullmatch(parameter)
@@ -119,7 +122,8 @@ def _compile(text, dtype, kernels) -> Path:
         *(f"EMULATE({name})" for name in kernels), "",
     ])  # fmt: skip
     command = (*FLAGS, *runtime.compiler_options(dtype))
-    key = hashlib.sha256("\n".join([unit, (HERE / "cuda.h").read_text(), *command]).encode())
+    headers = [(HERE / name).read_text() for name in ("cuda.h", "tensor.h")]
+    key = hashlib.sha256("\n".join([unit, *headers, *command]).encode())
     folder = Path(tempfile.gettempdir()) / f"minidl-emulator-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     assert folder.stat().st_uid == os.getuid(), f"{folder} belongs to someone else"

@@ -26,6 +26,7 @@
 #include <utility>
 #include <vector>
 
+#define __grid_constant__
 #define __global__
 #define __device__
 #define __host__
@@ -75,7 +76,19 @@ struct Fibre {
     bool started;
 };
 
+// Copies to shared memory that a thread has started (tensor.h), closed groups first.
+struct Copy {
+    float *to;
+    const float *from;  // null for zeros
+    int count;
+};
+struct Copies {
+    std::vector<std::vector<Copy>> groups;
+    std::vector<Copy> open;
+};
+
 static std::vector<Thread> threads;
+static std::vector<Copies> copies;  // by thread
 static std::vector<int> order;
 static std::vector<Fibre> fibres;
 static std::vector<int> idle;
@@ -321,6 +334,7 @@ static void run_block()
 {
     for (Thread &thread : threads)
         thread.state = NEW;
+    copies.assign(threads.size(), Copies());
     next = 0;
     for (;;) {
         bool moved = false, left = false;
@@ -611,6 +625,18 @@ inline void __threadfence() {}
 inline void __threadfence_block() {}
 
 template <class T> T __ldg(const T *address) { return *address; }
+inline unsigned __float_as_uint(float x)
+{
+    unsigned bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+inline float __uint_as_float(unsigned bits)
+{
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 inline int __ffs(int bits) { return __builtin_ffs(bits); }
 inline unsigned __umulhi(unsigned a, unsigned b) { return (uint64_t)a * b >> 32; }
@@ -618,6 +644,8 @@ inline float rsqrt(float x) { return 1 / sqrtf(x); }
 inline double rsqrt(double x) { return 1 / sqrt(x); }
 template <class T> T max(T a, T b) { return a > b ? a : b; }
 template <class T> T min(T a, T b) { return a < b ? a : b; }
+
+#include "tensor.h"
 
 // Threads take turns and are never interrupted, so that plain operations are atomic.
 #define EMULATOR_ATOMIC(name, T, result) \

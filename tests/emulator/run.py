@@ -2,8 +2,8 @@
 
 import contextlib
 import ctypes
+import dataclasses
 import mmap
-import types
 from unittest import mock
 
 import numpy as np
@@ -61,23 +61,39 @@ def launch(source, kernel, dtype, grid, block, args, shared=0, text=None):
     if kernel not in library.parameters:
         raise EmulationError(f"{name} does not exist")
     parameters = library.parameters[kernel]
-    values = runtime.arguments(dtype, args)
-    _check_sizes(name, grid, block, shared)
-    _check_arguments(name, parameters, values)
-    outcomes = [
-        _run(library, name, kernel, (*grid, *block), shared, run, parameters, values)
-        for run in RUNS
+    values = [
+        arg if isinstance(arg, (np.ndarray, runtime.Table)) else runtime.arguments(dtype, (arg,))[0]
+        for arg in args
     ]
-    for position, array in enumerate(outcomes[0]):
-        for outcome in outcomes[1:]:
-            if array is not None and array.tobytes() != outcome[position].tobytes():
-                raise EmulationError(
-                    f"{name}: what it leaves in `{parameters[position].name}` depends on the "
-                    "order of its threads"
-                )
-    for value, array in zip(values, outcomes[0], strict=True):
-        if array is not None:
-            value[...] = array
+    _check_sizes(name, grid, block, shared)
+    _check_arguments(name, parameters, values, np.dtype(dtype))
+    held = _held(parameters, values)
+    outcomes = [
+        _run(library, name, kernel, (*grid, *block), shared, run, values, held) for run in RUNS
+    ]
+    for (parameter, array), *results in zip(held, *outcomes, strict=True):
+        if len({result.tobytes() for result in results}) > 1:
+            raise EmulationError(
+                f"{name}: what it leaves in `{parameter.name}` depends on the order of its threads"
+            )
+        array[...] = results[0]
+
+
+def is_struct(value) -> bool:
+    """Whether a value is what a kernel takes by value, though it is an array of NumPy's."""
+    return isinstance(value, np.ndarray) and value.dtype.names is not None
+
+
+def _held(parameters, values):
+    """[parameter, array] of all arrays that a kernel gets, those of tables included."""
+    held = []
+    for parameter, value in zip(parameters, values, strict=True):
+        if isinstance(value, runtime.Table):
+            written = dataclasses.replace(parameter, is_const=False)
+            held += [(written, array) for row in value.rows for array in row if array is not None]
+        elif isinstance(value, np.ndarray) and not is_struct(value):
+            held.append((parameter, value))
+    return held
 
 
 def _check_sizes(name, grid, block, shared):
@@ -90,26 +106,36 @@ def _check_sizes(name, grid, block, shared):
         raise EmulationError(f"{name}: {shared} bytes of shared memory are too many")
 
 
-def _check_arguments(name, parameters, values):
+def _check_arguments(name, parameters, values, real):
     if len(values) != len(parameters):
         raise EmulationError(f"{name} takes {len(parameters)} arguments, got {len(values)}")
     for parameter, value in zip(parameters, values, strict=True):
-        is_array = isinstance(value, np.ndarray)
-        expected = parameter.type if is_array or not parameter.is_pointer else np.dtype(np.uint64)
-        if is_array != parameter.is_pointer and not _is_null(parameter, value):
-            kind = "an array" if parameter.is_pointer else "a number"
-            raise EmulationError(f"{name}: `{parameter.name}` must be {kind}, got {value!r}")
-        if value.dtype != expected:
-            raise EmulationError(
-                f"{name}: `{parameter.name}` must be {expected}, got {value.dtype}"
-            )
-        if is_array and not value.flags.c_contiguous:
+        is_table = isinstance(value, runtime.Table) or is_struct(value)
+        if is_table != (parameter.type == compiler.TABLE):
+            raise EmulationError(f"{name}: `{parameter.name}` is no place for {value!r}")
+        if not is_table:
+            _check_argument(name, parameter, value)
+    held = _held(parameters, values)
+    for parameter, array in held:
+        if parameter.type == compiler.TABLE and array.dtype != real:
+            raise EmulationError(f"{name}: `{parameter.name}` must be {real}, got {array.dtype}")
+        if not array.flags.c_contiguous:
             raise EmulationError(f"{name}: `{parameter.name}` is not C-contiguous")
-    arrays = [value for value in values if isinstance(value, np.ndarray)]
+    arrays = [array for _, array in held]
     for i, one in enumerate(arrays):
         for other in arrays[:i]:
             if _place(one) != _place(other) and np.may_share_memory(one, other):
                 raise EmulationError(f"{name}: two of its arrays overlap")
+
+
+def _check_argument(name, parameter, value):
+    is_array = isinstance(value, np.ndarray)
+    expected = parameter.type if is_array or not parameter.is_pointer else np.dtype(np.uint64)
+    if is_array != parameter.is_pointer and not _is_null(parameter, value):
+        kind = "an array" if parameter.is_pointer else "a number"
+        raise EmulationError(f"{name}: `{parameter.name}` must be {kind}, got {value!r}")
+    if value.dtype != expected:
+        raise EmulationError(f"{name}: `{parameter.name}` must be {expected}, got {value.dtype}")
 
 
 def _is_null(parameter, value):
@@ -120,65 +146,63 @@ def _place(array):
     return array.ctypes.data, array.nbytes
 
 
-def _run(library, name, kernel, sizes, shared, run, parameters, values):
-    """What the kernel leaves in each array (None for numbers), in one order of its threads."""
+def _run(library, name, kernel, sizes, shared, run, values, held):
+    """What the kernel leaves in each array, in one order of its threads."""
     seed, at_end = run
     copies = {}  # by place: an array given twice is one array
-    for value in values:
-        if isinstance(value, np.ndarray) and _place(value) not in copies:
-            copies[_place(value)] = GuardedCopy(library, value, at_end)
-    mine = [copies[_place(v)] if isinstance(v, np.ndarray) else None for v in values]
-    numbers = [
-        np.uint64(copy.address) if copy else value
-        for copy, value in zip(mine, values, strict=True)
-    ]
+    for _, array in held:
+        if _place(array) not in copies:
+            copies[_place(array)] = GuardedCopy(library, array, at_end)
+    mine = [(parameter, copies[_place(array)]) for parameter, array in held]
+    numbers = [_number(value, lambda array: copies[_place(array)].address) for value in values]
     buffers = [(ctypes.c_uint8 * n.nbytes).from_buffer_copy(n.tobytes()) for n in numbers]
     try:
         message = library.run(kernel, sizes, shared, seed, buffers)
         if message:
-            raise EmulationError(f"{name}: {message}{_fault(library, parameters, mine)}")
-        for parameter, copy in zip(parameters, mine, strict=True):
-            if copy is not None:
-                _check_copy(name, parameter, copy, parameters, mine)
-        return [None if copy is None else copy.result() for copy in mine]
+            raise EmulationError(f"{name}: {message}{_fault(library, mine)}")
+        for parameter, copy in mine:
+            _check_copy(name, parameter, copy, mine)
+        return [copy.result() for _, copy in mine]
     finally:
         for copy in copies.values():
             copy.close()
 
 
-def _check_copy(name, parameter, copy, parameters, copies):
+def _number(value, address):
+    """What the kernel gets for a value, whose arrays lie where `address` says."""
+    if isinstance(value, runtime.Table):
+        return value.by_value(address)
+    if isinstance(value, np.ndarray) and not is_struct(value):
+        return np.uint64(address(value))
+    return value
+
+
+def _check_copy(name, parameter, copy, mine):
     if not copy.slack_is_intact():
         raise EmulationError(f"{name} writes outside of `{parameter.name}`")
-    shared = [p for p, c in zip(parameters, copies, strict=True) if c is copy]
-    is_const = all(p.is_const for p in shared)
+    is_const = all(p.is_const for p, c in mine if c is copy)
     if is_const and copy.result().tobytes() != copy.array.tobytes():
         raise EmulationError(f"{name} changes `{parameter.name}`, which it takes as const")
 
 
-def _fault(library, parameters, copies):
+def _fault(library, mine):
     """Which array a faulting access was meant for; empty where there was no fault."""
     address = library.fault_address()
     if address is None:
         return ""
     access = {0: "reads", 1: "writes"}.get(library.fault_writes(), "touches")
-    for parameter, copy in zip(parameters, copies, strict=True):
-        if copy is not None and copy.holds(address):
+    for parameter, copy in mine:
+        if copy.holds(address):
             element = (address - copy.address) // copy.array.itemsize
             return f" {access} `{parameter.name}[{element}]`, which has {copy.array.size} elements"
     return f" {access} memory at {address:#x}, which belongs to none of its arrays"
 
 
-def _garbage(shape, dtype):
+def garbage(shape, dtype):
     """An array whose every byte is 255: NaN, -1, True."""
     array = np.empty(shape, dtype)
     array.reshape(-1).view(np.uint8)[:] = 0xFF
     return array
-
-
-def _array_module():
-    module = types.SimpleNamespace(**vars(np))
-    module.empty = _garbage
-    return module
 
 
 @contextlib.contextmanager
@@ -187,13 +211,12 @@ def emulated(texts=None):
 
     texts: for some sources, by name, another text than that of kernels/cuda.
     """
-    module = _array_module()
-
     def launch_text(source, *args, **options):
         launch(source, *args, **options, text=(texts or {}).get(source))
 
     with mock.patch.multiple(
-        runtime, launch=launch_text, array_module=lambda: module,
+        runtime, launch=launch_text, array_module=lambda: np, empty=garbage, gemm=np.matmul,
         is_device_array=lambda array: isinstance(array, np.ndarray),
+        multiplies_tf32=lambda: True,
     ):  # fmt: skip
         yield

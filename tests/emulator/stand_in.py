@@ -8,6 +8,9 @@ one out, and no function of NumPy takes one of them. Modules `cupy` and `cupyx` 
 are listed here and no others, which take the keywords listed here; test_stand_in.py holds the lists
 to the real CuPy. Kernels run under the emulator, their threads in one order only; `RawModule` takes
 what CuPy's takes.
+
+While a stream captures, nothing is changed: what would be is kept as a list of calls, which is the
+graph. New arrays get their shape, and no values before the graph is launched.
 """
 
 import contextlib
@@ -19,11 +22,12 @@ from unittest import mock
 
 import numpy as np
 
-from kernels.cuda import runtime
+from kernels.cuda import cublas, runtime
 from tests.emulator import run
+from tests.emulator.cublas import HANDLE, STREAM, Cublas
 
 METHODS = (
-    "all", "any", "astype", "clip", "copy", "fill", "max", "mean", "min", "ravel", "reshape", "sum",
+    "all", "any", "astype", "clip", "copy", "max", "mean", "min", "ravel", "reshape", "sum",
     "swapaxes", "transpose", "view",
 )  # fmt: skip
 FUNCTIONS = (
@@ -43,7 +47,48 @@ OPERATORS = (
     "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor",
 )  # fmt: skip
 COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
+RELAXED = 2  # cudaStreamCaptureModeRelaxed
 NUMBERS = (bool, int, float, np.generic)
+
+_captured = None  # the calls of the graph that is being captured, and the arrays that they made
+
+
+class _Calls:
+    def __init__(self):
+        self.calls, self.made = [], []
+
+
+def _act(call):
+    """Make a call that writes to arrays, or keep it for the graph that is being captured."""
+    if _captured is None:
+        call()
+    else:
+        _captured.calls.append(call)
+
+
+def _made(compute, sources):
+    """What `compute()` gives of the sources, as arrays of the device."""
+    if _captured is None:
+        return _wrapped(compute(), sources)
+    with np.errstate(all="ignore"):  # of arrays without values
+        result = _wrapped(compute(), sources)
+    results = result if isinstance(result, (tuple, list)) else [result]
+    _captured.made += [array for array in results if array.base is None]
+
+    def again():
+        values = compute()
+        values = values if isinstance(values, (tuple, list)) else [values]
+        for array, value in zip(results, values, strict=True):
+            if array.base is None:
+                array._array[...] = value
+
+    _captured.calls.append(again)
+    return result
+
+
+def _not_captured():
+    if _captured is not None:
+        raise RuntimeError("the current stream is capturing: no values go from or to the CPU")
 
 
 class DeviceArray:
@@ -52,9 +97,11 @@ class DeviceArray:
     __slots__ = ("_array", "base", "__weakref__")
     __hash__ = None
 
-    def __init__(self, array, base=None):
-        self._array = array
-        self.base = base
+    def __init__(self, shape, dtype):
+        self._array = run.garbage(shape, dtype)
+        self.base = None
+        if _captured is not None:
+            _captured.made.append(self)
 
     shape = property(lambda self: self._array.shape)
     dtype = property(lambda self: self._array.dtype)
@@ -62,6 +109,7 @@ class DeviceArray:
     size = property(lambda self: self._array.size)
     nbytes = property(lambda self: self._array.nbytes)
     itemsize = property(lambda self: self._array.itemsize)
+    strides = property(lambda self: self._array.strides)
     data = property(lambda self: types.SimpleNamespace(ptr=self._array.ctypes.data))
     T = property(lambda self: self.transpose())
 
@@ -74,13 +122,18 @@ class DeviceArray:
 
     def get(self) -> np.ndarray:
         """A copy for the CPU."""
+        _not_captured()
         return self._array.copy()
 
     def item(self):
-        return self._array.item()
+        return self.get().item()
 
     def tolist(self):
-        return self._array.tolist()
+        return self.get().tolist()
+
+    def fill(self, value):
+        array, value = self._array, _bare(value)
+        _act(lambda: array.fill(value))
 
     def __array__(self, *args, **kwargs):
         raise TypeError("an array of the device must not become NumPy's but by get()")
@@ -92,32 +145,43 @@ class DeviceArray:
         # What is left of `scalar * array`, a NumPy scalar's operator.
         if method != "__call__" or kwargs or not any(isinstance(i, np.generic) for i in inputs):
             raise TypeError(f"numpy.{ufunc.__name__} must not be called on an array of the device")
-        return _wrapped(ufunc(*map(_bare, inputs)), inputs)
+        bare = [_bare(each) for each in inputs]
+        return _made(lambda: ufunc(*bare), inputs)
 
     def __getitem__(self, key):
-        key = _bare(key)
-        result = self._array[key]
-        if isinstance(result, np.generic):  # CuPy gives a view here, too
-            result = self._array[(*(key if isinstance(key, tuple) else (key,)), ...)]
-        return _wrapped(result, (self,))
+        array, key = self._array, _bare(key)
+        parts = key if isinstance(key, tuple) else (key,)
+        if any(isinstance(part, np.ndarray) and part.dtype == bool for part in parts):
+            _not_captured()  # how many elements a mask selects, the CPU has to know
+        if isinstance(array[key], np.generic):  # CuPy gives a view here, too
+            key = (*parts, ...)
+        return _made(lambda: array[key], (self,))
 
     def __setitem__(self, key, value):
-        self._array[_bare(key)] = _bare(value)
+        array, key, value = self._array, _bare(key), _bare(value)
+        _act(lambda: array.__setitem__(key, value))
 
     def __bool__(self):
-        return bool(self._array)
+        return bool(self.get())
 
     def __float__(self):
-        return float(self._array)
+        return float(self.get())
 
     def __int__(self):
-        return int(self._array)
+        return int(self.get())
 
     def __len__(self):
         return len(self._array)
 
     def __iter__(self):
         return (self[i] for i in range(len(self)))
+
+
+def _device_array(array, base=None):
+    """An array of the device on the memory of one of NumPy's."""
+    result = DeviceArray.__new__(DeviceArray)
+    result._array, result.base = array, base
+    return result
 
 
 def _bare(value):
@@ -138,8 +202,8 @@ def _wrapped(result, sources):
     array = np.asarray(result)
     for source in sources:
         if isinstance(source, DeviceArray) and np.may_share_memory(array, source._array):
-            return DeviceArray(array, source if source.base is None else source.base)
-    return DeviceArray(array)
+            return _device_array(array, source if source.base is None else source.base)
+    return _device_array(array)
 
 
 def _check_keywords(name, given):
@@ -150,8 +214,8 @@ def _check_keywords(name, given):
 def _method(name):
     def method(self, *args, **kwargs):
         _check_keywords(name, kwargs.keys())
-        result = getattr(self._array, name)(*map(_bare, args), **kwargs)
-        return _wrapped(result, (self,))
+        function, bare = getattr(self._array, name), [_bare(arg) for arg in args]
+        return _made(lambda: function(*bare, **kwargs), (self,))
 
     return method
 
@@ -160,7 +224,8 @@ def _operator(function):
     def method(self, *others):
         if not all(isinstance(other, (DeviceArray, *NUMBERS)) for other in others):
             return _bare(others) and NotImplemented
-        return _wrapped(function(self._array, *map(_bare, others)), ())
+        bare = [_bare(each) for each in (self, *others)]
+        return _made(lambda: function(*bare), ())
 
     return method
 
@@ -171,7 +236,8 @@ def _reflected(function):
 
 def _in_place(function):
     def method(self, other):
-        function(self._array, _bare(other))
+        array, other = self._array, _bare(other)
+        _act(lambda: function(array, other))
         return self
 
     return method
@@ -194,8 +260,12 @@ def _function_of(name):
     @functools.wraps(function)
     def call(*args, **kwargs):
         _check_keywords(name, kwargs.keys())
-        kwargs = {key: _bare(value) for key, value in kwargs.items()}
-        return _wrapped(function(*map(_bare, args), **kwargs), args)
+        bare = [_bare(arg) for arg in args]
+        options = {key: _bare(value) for key, value in kwargs.items()}
+        if "out" in kwargs:
+            _act(lambda: function(*bare, **options))
+            return kwargs["out"]
+        return _made(lambda: function(*bare, **options), args)
 
     return call
 
@@ -203,11 +273,13 @@ def _function_of(name):
 def _asarray(array, dtype=None):
     if isinstance(array, DeviceArray):
         return array if dtype in (None, array.dtype) else array.astype(dtype)
-    return DeviceArray(np.array(array, dtype))
+    _not_captured()
+    return _device_array(np.array(array, dtype))
 
 
 def _scatter_add(array, key, values):
-    np.add.at(array._array, _bare(key), _bare(values))
+    array, key, values = array._array, _bare(key), _bare(values)
+    _act(lambda: np.add.at(array, key, values))
 
 
 class RawModule:
@@ -238,16 +310,14 @@ class RawKernel:
                 # CuPy would make 1 of 0, and run a block that has nothing to do.
                 raise run.EmulationError(f"{where}: a grid or block of {sizes!r}")
         for arg in args:
-            if not isinstance(arg, (DeviceArray, np.generic)):
+            if not isinstance(arg, (DeviceArray, np.generic)) and not run.is_struct(arg):
                 # CuPy would choose a width for the numbers of Python.
                 raise run.EmulationError(f"{where}: an argument of {type(arg).__name__}")
         if shared_mem > self.max_dynamic_shared_size_bytes:
             raise run.EmulationError(f"{where}: {shared_mem} bytes of shared memory, unasked for")
-        bare = [_bare(arg) for arg in args]
-        run.launch(
-            _source_of(self._code), self._name, self._dtype, grid, block, bare, shared_mem,
-            self._code,
-        )  # fmt: skip
+        bare = [arg if run.is_struct(arg) else _bare(arg) for arg in args]
+        what = _source_of(self._code), self._name, self._dtype
+        _act(lambda: run.launch(*what, grid, block, bare, shared_mem, self._code))
 
 
 @functools.cache
@@ -257,16 +327,83 @@ def _source_of(code):
     return next((p.stem for p in paths if p.read_text(encoding="utf-8") == code), "unknown")
 
 
+class Stream:
+    """As CuPy's. There is one stream of work, whichever is current."""
+
+    ptr = STREAM
+
+    def __init__(self, *, non_blocking: bool = False):
+        self._may_capture = non_blocking
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        return False
+
+    def begin_capture(self, mode):
+        global _captured
+        assert self._may_capture and _captured is None and mode == RELAXED
+        _captured = _Calls()
+
+    def end_capture(self):
+        global _captured
+        captured, _captured = _captured, None
+        for array in captured.made:
+            array._array[...] = run.garbage(array.shape, array.dtype)
+        return Graph(captured)
+
+    def synchronize(self):
+        _not_captured()
+
+
+class Graph:
+    """As CuPy's. Its arrays keep their places: cuBLAS is given addresses."""
+
+    def __init__(self, captured):
+        self._captured = captured
+
+    def launch(self):
+        for call in self._captured.calls:
+            call()
+
+
+class MemoryPool:
+    """As CuPy's, but it holds nothing: the arrays have NumPy's memory."""
+
+    def malloc(self, size):
+        raise NotImplementedError
+
+    def free_all_blocks(self):
+        _not_captured()
+
+    def used_bytes(self):
+        return 0
+
+    def total_bytes(self):
+        return 0
+
+
+def _cuda():
+    stream, pool = Stream(), MemoryPool()
+    return pool, types.SimpleNamespace(
+        Device=lambda: types.SimpleNamespace(compute_capability="90"), MemoryPool=MemoryPool,
+        Stream=Stream, get_current_stream=lambda: stream,
+        device=types.SimpleNamespace(get_cublas_handle=lambda: HANDLE),
+        runtime=types.SimpleNamespace(streamCaptureModeRelaxed=RELAXED),
+        using_allocator=lambda allocator: contextlib.nullcontext(),
+    )  # fmt: skip
+
+
 def _modules():
     cupy, cupyx = types.ModuleType("cupy"), types.ModuleType("cupyx")
     cupy.ndarray = DeviceArray
     cupy.is_available = lambda: True
-    stream = types.SimpleNamespace(synchronize=lambda: None)
-    device = types.SimpleNamespace(compute_capability="90")
-    cupy.cuda = types.SimpleNamespace(get_current_stream=lambda: stream, Device=lambda: device)
+    pool, cupy.cuda = _cuda()
+    cupy.get_default_memory_pool = lambda: pool
     cupy.RawModule = RawModule
     cupy.asarray = _asarray
-    cupy.empty = lambda shape, dtype: DeviceArray(run._garbage(shape, dtype))
+    cupy.empty = DeviceArray
     cupyx.scatter_add = _scatter_add
     for name in FUNCTIONS:
         setattr(cupy, name, _function_of(name))
@@ -275,8 +412,10 @@ def _modules():
 
 def _forget_kernels():
     """Those that runtime has compiled belong to the CuPy that compiled them."""
+    runtime._allowed_shared_bytes.clear()
     runtime._function.cache_clear()
     runtime._module.cache_clear()
+    runtime.multiplies_tf32.cache_clear()
 
 
 @contextlib.contextmanager
@@ -287,7 +426,10 @@ def stand_in():
     sys.modules.update(mine)
     _forget_kernels()
     try:
-        with mock.patch.object(run, "RUNS", run.RUNS[:1]):
+        with (
+            mock.patch.object(run, "RUNS", run.RUNS[:1]),
+            mock.patch.object(cublas, "_library", mock.Mock(return_value=Cublas(_act))),
+        ):
             yield
     finally:
         _forget_kernels()

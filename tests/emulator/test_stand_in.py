@@ -29,6 +29,12 @@ def test_it_has_no_names_that_cupy_has_not():
         assert hasattr(real, name), name
     assert hasattr(real.RawKernel, "max_dynamic_shared_size_bytes")
     assert hasattr(real.cuda.Device, "compute_capability")
+    assert hasattr(real.cuda.device, "get_cublas_handle")
+    assert hasattr(real, "get_default_memory_pool") and hasattr(real.cuda, "using_allocator")
+    assert real.cuda.runtime.streamCaptureModeRelaxed == stand_in.RELAXED
+    for name in ("Graph", "MemoryPool", "Stream"):
+        for method in [m for m, value in vars(getattr(stand_in, name)).items() if callable(value)]:
+            assert hasattr(getattr(real.cuda, name), method), method
     own = [name for name in vars(DeviceArray) if not name.startswith("_")]
     for name in (*stand_in.METHODS, *own):
         assert hasattr(real.ndarray, name), name
@@ -56,6 +62,26 @@ def test_arrays_of_two_kinds_do_not_mix(cupy):
             pytest.fail(f"number {number} passes: {mix()!r}")
     assert isinstance(np.float64(2) * there, DeviceArray)
     assert there.sum().get() == 3 and not hasattr(cupy, "errstate")
+
+
+def test_what_is_captured_runs_when_it_is_launched(cupy):
+    """Then, and each time, with what the arrays hold by then."""
+    x, total = cupy.asarray(np.ones(3)), cupy.zeros((3,), np.float64)
+    stream = cupy.cuda.Stream(non_blocking=True)
+    stream.begin_capture(cupy.cuda.runtime.streamCaptureModeRelaxed)
+    y, view = x * 2 + x[:1], x.reshape(3, 1)
+    total += y
+    for wait in (x.get, x.item, x.tolist, lambda: bool(x), lambda: int(x), lambda: x[x > 0]):
+        with pytest.raises(RuntimeError, match="the current stream is capturing"):
+            wait()
+    with pytest.raises(RuntimeError, match="the current stream is capturing"):
+        cupy.asarray(np.ones(3))
+    graph = stream.end_capture()
+    assert total.tolist() == [0, 0, 0] and np.isnan(y.get()).all() and view.sum().get() == 3
+    graph.launch()
+    x.fill(5)
+    graph.launch()
+    assert y.tolist() == [15, 15, 15] and total.tolist() == [18, 18, 18]
 
 
 def test_keywords_that_numpy_alone_knows(cupy):

@@ -84,6 +84,7 @@ def test_epilogue_of_every_way(kernel, n, size, channels, outputs, stride, group
     scale, shift = draw.standard_normal((2, outputs))
     settings_ = ((stride, stride), (0, 0, 0, 0), (1, 1), groups)
     y = agree("conv2d_affine", x, weight, scale, shift, None, True, *settings_)
+    agree("conv2d_affine", x, weight, None, shift, None, True, *settings_)
     others = draw.standard_normal(y.shape)
     agree("conv2d_affine", x, weight, scale, shift, others, True, *settings_)
     x, y = np.nan_to_num(x), np.nan_to_num(y)
@@ -300,6 +301,7 @@ def test_max_pool2d(data, p, dtype):
         return
     y, switches = agree("max_pool2d", *arguments, exact=True)
     agree("max_unpool2d", y, switches, p.x_shape[2:])
+    agree("max_pool2d_backward", y, switches, p.x_shape, *arguments[1:-1])
     agree("max_pool2d_gather", x, switches, exact=True)
 
 
@@ -310,6 +312,21 @@ def test_max_pool2d_of_2x2_windows(data, height, width, ceil_mode, dtype):
     x = np.round(data.draw(arrays((2, 2, height, width), dtype)))
     x[np.random.default_rng(0).random(x.shape) < 0.1] = np.nan
     agree("max_pool2d", x, (2, 2), (2, 2), (0, 0, 0, 0), (1, 1), ceil_mode, exact=True)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_running_statistics_move_in_place(dtype):
+    """(1 - momentum) of what they were, momentum of the batch's mean and unbiased variance."""
+    draw = np.random.default_rng(0)
+    x, averages = draw.standard_normal((4, 3, 5, 6)).astype(dtype), np.ones((2, 3), dtype)
+    ones = np.ones(3, dtype)
+    for kernels in (reference, cpu):
+        mean, var = averages.copy()
+        kernels.batchnorm_train(x, ones, ones, 1e-5, running=(mean, var, 0.25))
+        np.testing.assert_allclose(mean, 0.75 + 0.25 * x.mean((0, 2, 3)), rtol=1e-5)
+        np.testing.assert_allclose(var, 0.75 + 0.25 * x.var((0, 2, 3), ddof=1), rtol=1e-5)
+        with pytest.raises(ValueError, match="running_var must have shape"):
+            kernels.batchnorm_train(x, ones, ones, 1e-5, running=(mean, var[:2], 0.25))
 
 
 @pytest.mark.parametrize("wrong", [-1, 12])

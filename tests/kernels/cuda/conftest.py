@@ -1,9 +1,13 @@
 """Where the tests of the CUDA kernels run: the emulator always, a GPU where there is one."""
 
+from contextlib import contextmanager
+from unittest import mock
+
 import numpy as np
 import pytest
 
 from kernels import cuda, reference
+from kernels.cuda import runtime
 from tests.emulator import HAS_COMPILER, NO_COMPILER, emulated
 from tests.kernels.agreement import assert_agree
 
@@ -28,6 +32,18 @@ class Device:
         expected = getattr(reference, kernel)(*arguments)
         assert_agree(kernel, expected, self.run(kernel, *arguments), exact)
         return expected
+
+    @contextmanager
+    def counted(self):
+        """The names of the kernels that are launched within."""
+        launches, launch = [], runtime.launch
+
+        def note(source, kernel, *args, **options):
+            launches.append(kernel)
+            launch(source, kernel, *args, **options)
+
+        with mock.patch.object(runtime, "launch", note):
+            yield launches
 
     def _run(self, kernel, arguments):
         placed = [self.put(a) if isinstance(a, np.ndarray) else a for a in arguments]

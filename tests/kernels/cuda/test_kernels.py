@@ -22,8 +22,14 @@ few = settings(max_examples=12, deadline=None)
 shapes = st.lists(st.integers(0, 5), min_size=0, max_size=4).map(tuple)
 channel_shapes = st.lists(st.integers(0, 5), min_size=2, max_size=5).map(tuple)
 images = st.tuples(*(st.integers(low, 5) for low in (0, 1, 1, 1)))
-# Channels of several parts, the last of them short; images smaller and larger than a block.
-LARGE = [(3, 2, 75, 75), (2500, 2, 2, 2), (1, 1, 1, 8193), (300, 40, 1, 1)]
+# Channels of one part and of several, the last of them short; images smaller and larger than a
+# block, made of whole packs of 16 bytes or not.
+LARGE = [
+    (3, 2, 75, 75), (2500, 2, 2, 2), (1, 1, 1, 8193), (300, 40, 1, 1), (3, 2, 76, 76),
+    (2, 1, 181, 100), (33000, 1, 1, 1),
+]  # fmt: skip
+# Around what a block holds of a channel, as threads hold 4 packs, or 13 where there are fewer.
+LIMITS = [limit + step for limit in (4096, 8192, 13312, 16384, 26624) for step in (0, 4, 1)]
 
 
 @given(st.data(), shapes, dtypes)
@@ -87,6 +93,82 @@ def test_reductions_of_many_values(device, shape):
     statistics_agree(device, far)
 
 
+@pytest.mark.parametrize("length", LIMITS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_channels_around_what_a_block_holds(device, length, dtype):
+    x, dy, others = np.random.default_rng(0).standard_normal((3, 1, 2, 1, length)).astype(dtype)
+    gamma, beta = x[0, :, 0, 0], dy[0, :, 0, 0]
+    device.agree("channel_sums", x)
+    y, mean, _, inv_std = device.agree("batchnorm_train", x, gamma, beta, 1e-3, others, True)
+    device.agree("batchnorm_backward", dy, x, gamma, mean, inv_std, y)
+    device.agree("batchnorm_eval_backward", dy, x, gamma, mean, inv_std)
+    device.agree("bias_relu_backward", dy, y)
+
+
+@pytest.mark.parametrize("plane", [(4, 5), (3, 5), (70, 130)])
+@pytest.mark.parametrize("name", ["x", "dy", "both"])
+def test_arrays_that_begin_between_packs(device, plane, name):
+    """They are taken element by element, with the same results to the bit."""
+    draw = np.random.default_rng(0)
+    x, dy = draw.standard_normal((2, 3, 4, *plane)).astype(np.float32)
+    per_channel = draw.standard_normal(4).astype(np.float32)
+
+    def misplaced(array):
+        wide = device.put(np.concatenate([[np.nan], array.reshape(-1)]).astype(np.float32))
+        return wide[1:].reshape(array.shape)
+
+    placed = [
+        misplaced(a) if name in (label, "both") else device.put(a)
+        for label, a in (("x", x), ("dy", dy))
+    ]
+    channel = device.put(per_channel)
+    calls = (
+        lambda x, dy, c: cuda.add(x, dy),
+        lambda x, dy, c: cuda.relu(x),
+        lambda x, dy, c: cuda.relu_backward(dy, x),
+        lambda x, dy, c: cuda.bias_relu(x, c),
+        lambda x, dy, c: cuda.bias_relu_backward(dy, x),
+        lambda x, dy, c: cuda.channel_sums(x),
+        lambda x, dy, c: cuda.batchnorm_train(x, c, c, 1e-3, dy, True),
+        lambda x, dy, c: cuda.batchnorm_backward(dy, x, c, c, c, x),
+    )
+    for call in calls:
+        actual = call(*placed, channel)
+        expected = call(device.put(x), device.put(dy), channel)
+        np.testing.assert_equal(device._gotten(actual), device._gotten(expected))
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 4), (3, 3, 7, 7), (2, 3, 120, 121)])
+def test_batchnorm_of_values_that_are_no_numbers(device, shape):
+    """A NaN, or an infinity that comes first, makes its own channel NaN, and no other."""
+    x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    x[-1, 1, -1, -1] = np.nan
+    x[0, 2, 0, 0] = np.inf
+    ones = np.ones(3, np.float32)
+    with np.errstate(invalid="ignore"):
+        device.agree("batchnorm_train", x, ones, ones, 1e-3, None, True)
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 5, 5), (2, 4, 120, 120)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("step", [1, 2])
+def test_batchnorm_moves_running_statistics(device, shape, dtype, step):
+    """In place, whether they lie in one piece or not."""
+    draw = np.random.default_rng(0)
+    x, (gamma, beta) = draw.standard_normal(shape).astype(dtype), np.ones((2, 4), dtype)
+    averages = np.abs(draw.standard_normal((2, 4 * step))).astype(dtype)
+    expected, placed = averages.copy(), device.put(averages.copy())
+    reference.batchnorm_train(x, gamma, beta, 1e-3, running=(*expected[:, ::step], 0.25))
+    cuda.batchnorm_train(
+        *map(device.put, (x, gamma, beta)), 1e-3,
+        running=(placed[0, ::step], placed[1, ::step], 0.25),
+    )  # fmt: skip
+    np.testing.assert_allclose(
+        device.get(placed), expected, rtol=1e-5 if dtype == np.float32 else 1e-12
+    )
+    assert (expected[:, ::step] != averages[:, ::step]).all()
+
+
 def test_channel_sums_keep_digits_of_a_large_plane(device):
     x = np.full((1, 2, 400, 500), 0.1, np.float32)
     np.testing.assert_allclose(device.run("channel_sums", x), 2e4, rtol=1e-6)
@@ -109,6 +191,8 @@ def test_max_pool2d(device, data, p, dtype):
         return
     y, switches = device.agree("max_pool2d", *arguments, exact=True)
     device.agree("max_unpool2d", y, switches, p.x_shape[2:], exact=True)
+    dy, windows = data.draw(arrays(y.shape, dtype)), arguments[1:-1]
+    device.agree("max_pool2d_backward", dy, switches, p.x_shape, *windows, exact=True)
     device.agree("max_pool2d_gather", x, switches, exact=True)
 
 
@@ -171,6 +255,16 @@ def test_global_average_of_planes_around_a_warp(device, size):
 def test_lrn(device, data, shape, dtype, size, beta, size_normalized):
     x, dy = data.draw(arrays(shape, dtype)), data.draw(arrays(shape, dtype))
     settings_ = (size, 0.2, beta, 1.5, size_normalized)
+    _, scale = device.agree("lrn", x, *settings_)
+    device.agree("lrn_backward", dy, x, scale, *settings_)
+
+
+@pytest.mark.parametrize("size", [1, 5, 12, 170, 10**6])
+@pytest.mark.parametrize("channels", [33, 100])
+def test_lrn_of_many_channels(device, size, channels):
+    """Several tiles of channels and of pixels; windows of several chunks, and of all channels."""
+    x, dy = np.random.default_rng(0).standard_normal((2, 2, channels, 6, 7)).astype(np.float32)
+    settings_ = (size, 0.2, 0.75, 1.5, True)
     _, scale = device.agree("lrn", x, *settings_)
     device.agree("lrn_backward", dy, x, scale, *settings_)
 
@@ -271,6 +365,35 @@ def test_adam_step(device, data, shape, dtype, step, weight_decay, decoupled):
     steps_agree(device, "adam_step", [values, mean, square], gradient, *settings_)
 
 
+@pytest.mark.parametrize("name, states", [("sgd_steps", 1), ("adam_steps", 2)])
+def test_steps_of_many_parameters(device, name, states):
+    """Of two dtypes and all sizes, more than a launch takes; some empty, some strided views."""
+    draw = np.random.default_rng(0)
+    sizes = [*range(60), 1023, 1024, 1025, 5000, *[3] * 90]
+    settings_ = (0.1, 0.9, True, 0.2) if states == 1 else (3, 0.1, (0.9, 0.99), 1e-3, 0.2, True)
+    here, there = [], []
+    for number, size in enumerate(sizes):
+        dtype = np.float64 if number % 7 == 2 else np.float32
+        arrays_ = [draw.standard_normal((2, size)).astype(dtype) for _ in range(2 + states)]
+        arrays_[-1] **= 2
+        placed = [device.put(a.copy()) for a in arrays_]
+        if number % 11 == 5:
+            arrays_, placed = ([a[:, ::2] for a in some] for some in (arrays_, placed))
+        if number % 5 == 1 and states == 1:
+            arrays_[2] = placed[2] = None
+        here.append(tuple(arrays_))
+        there.append(tuple(placed))
+    with device.counted() as launches:
+        getattr(cuda.optim, name)(there, *settings_)
+    getattr(reference.optim, name)(here, *settings_)
+    for expected, actual in zip(here, there, strict=True):
+        for a, b in zip(expected, actual, strict=True):
+            if a is not None:
+                tolerance = 1e-6 if a.dtype == np.float32 else 1e-13
+                np.testing.assert_allclose(device.get(b), a, tolerance, tolerance)
+    assert len(launches) == 3  # float32 is more than one table, float64 one
+
+
 def test_steps_write_to_strided_views(device):
     """What cannot be taken as one flat array must still be updated in place."""
     wide = device.put(np.ones((4, 6), np.float32))
@@ -288,6 +411,19 @@ def test_softmax_cross_entropy(device, data, shape, dtype):
     arguments, grad = cross_entropy_arguments(data.draw, shape, dtype)
     device.agree("softmax_cross_entropy", *arguments)
     device.agree("softmax_cross_entropy_backward", grad, *arguments)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_losses_of_many_samples(device, reduction):
+    """More than the block has threads that adds them up."""
+    draw = np.random.default_rng(0)
+    logits, labels = draw.standard_normal((1100, 3, 2)), draw.integers(0, 3, (1100, 2))
+    labels[:700] = -1
+    device.agree("softmax_cross_entropy", logits, labels, reduction, 0.0, -1)
+    grad = np.array(2.0)
+    device.agree("softmax_cross_entropy_backward", grad, logits, labels, reduction, 0.0, -1)
+    device.agree("softmax_cross_entropy", logits, logits**2, reduction)
+    device.agree("softmax_cross_entropy_backward", grad, logits, logits**2, reduction)
 
 
 def test_softmax_cross_entropy_of_extremes(device):
@@ -349,6 +485,7 @@ def test_shapes_of_networks(device):
         ("lrn_backward", x, x, scale, 5, 1e-4, 0.75, 2.0),
         ("batchnorm_backward", x, x, gamma, mean, inv_std),
         ("max_unpool2d", dy, switches, x.shape[2:]),
+        ("max_pool2d_backward", dy, switches, x.shape, (3, 3), (2, 2)),
         ("avg_pool2d_backward", dy, x.shape, (3, 3), (2, 2)),
         ("bias_relu", x, beta),
         ("bias_relu_backward", x, x),

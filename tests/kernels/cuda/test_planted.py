@@ -16,16 +16,18 @@ pytestmark = pytest.mark.skipif(not HAS_COMPILER, reason=NO_COMPILER)
 
 draw = np.random.default_rng(0)
 X, DY = draw.standard_normal((2, 2, 3, 70, 63)).astype(np.float32)
+LONG, MANY = X.repeat(8, axis=0), X[:, :, :20, :9].reshape(2, 60, 3, 3)
 GAMMA = draw.standard_normal(3).astype(np.float32)
 LOGITS, TARGET = draw.standard_normal((2, 5, 40)).astype(np.float32)
 
 
 def complete(source):
     """A source with its headers written in, so that these can be edited too."""
-    text = read_source(source)
+    text, included = read_source(source), set()
     while match := re.search(r'#include "(\w+\.cuh)"\n', text):
         header = (runtime.SOURCES / match[1]).read_text(encoding="utf-8")
-        header = header.replace("#pragma once\n", "")
+        header = "" if match[1] in included else header.replace("#pragma once\n", "")
+        included.add(match[1])
         text = text[: match.start()] + header + text[match.end() :]
     return text
 
@@ -34,8 +36,10 @@ def pooled():
     settings = (3, 3), (2, 2), (1, 1, 1, 1)
     y, switches = cuda.max_pool2d(X, *settings)
     back = cuda.max_unpool2d(y, switches, X.shape[2:])
+    gathered = cuda.max_pool2d_backward(y, switches, X.shape, *settings)
     assert_agree("max_pool2d", reference.max_pool2d(X, *settings), (y, switches), True)
     assert_agree("max_unpool2d", reference.max_unpool2d(y, switches, X.shape[2:]), back, True)
+    assert_agree("max_pool2d_backward", back, gathered, True)
 
 
 def convolved(way):
@@ -58,14 +62,29 @@ def agrees_by_own_products(name, *arguments):
         agrees(name, *arguments)
 
 
+def stepped():
+    """A parameter of several blocks between small ones."""
+    rows = [np.repeat(LOGITS.reshape(-1), n)[: n * 199] for n in (1, 11, 2)]
+    here, there = ([(x.copy(), x, x.copy()) for x in rows] for _ in range(2))
+    reference.optim.sgd_steps(here, 0.1, 0.9)
+    cuda.optim.sgd_steps(there, 0.1, 0.9)
+    for expected, actual in zip(here, there, strict=True):
+        for a, b in zip(expected, actual, strict=True):
+            np.testing.assert_allclose(b, a, rtol=1e-6, err_msg="equal")
+
+
 RUNS = {
+    "steps": stepped,
     "pool": pooled,
     "average": lambda: agrees("avg_pool2d_backward", DY[:, :, :35, :31], X.shape, (2, 3), (2, 2)),
-    "reduce": lambda: agrees("channel_sums", X),
+    "reduce": lambda: agrees("channel_sums", LONG),
     "batchnorm": lambda: agrees("batchnorm_train", X, GAMMA, GAMMA, 1e-3),
     "short planes": lambda: agrees("batchnorm_train", X[:, :, :7, :9], GAMMA, GAMMA, 1e-3),
+    "parts": lambda: agrees("batchnorm_train", LONG, GAMMA, GAMMA, 1e-3),
+    "one part": lambda: agrees("channel_sums", X[:, :, :8, :9]),
     "bias": lambda: agrees("bias_relu_backward", DY, X),
-    "lrn": lambda: agrees("lrn", X, 3, 0.1, 0.75, 1.0),
+    "add": lambda: agrees("add", X[0, 0], DY[0, 0]),
+    "lrn": lambda: agrees("lrn", MANY, 30, 0.1, 0.75, 1.0),
     "dropout": lambda: agrees("dropout", X[0, 0, :, :61], 0.5, 1, 2),
     "loss": lambda: agrees("softmax_cross_entropy", LOGITS, TARGET),
     "conv": lambda: convolved("own"),
@@ -75,24 +94,39 @@ RUNS = {
 # run, source, what is there, what is planted (everywhere), and the message that tells of it
 READ, WRITE = r"thread .* of block .* reads `{}\[", r"thread .* of block .* writes `{}\["
 PLANTED = [
-    ("pool", "pool", "best = x[winner]", "best = x[winner + h * w]", READ.format("x")),
-    ("pool", "pool", "value = x[r * w + c]", "value = x[r * w + c - 1]", READ.format("x")),
+    ("steps", "optim", "at(k) < size", "at(k) <= size", "`table"),
+    ("steps", "optim", "ends[middle] > ", "ends[middle] >= ", "equal|`table"),
+    ("steps", "optim", "row ? ends[row - 1] : 0", "0", "equal"),
+    ("pool", "pool", "winner = {x[first]", "winner = {x[first + h * w]", READ.format("x")),
+    ("pool", "pool", "? x[r * w + c] :", "? x[r * w + c - 1] :", READ.format("x")),
+    ("pool", "pool", "there = row <= rows.last && ", "there = ", READ.format("switches")),
+    ("pool", "pool", "if (first.column + k < w)", "", WRITE.format("dx") + "|`dx`|equal"),
     ("pool", "pool", "switches[i] = winner", "switches[i + 1] = winner", WRITE.format("switches")),
     ("pool", "pool", "stop > extent", "false", READ.format("x")),
     ("pool", "pool", "p < pixels; p += WARP", "p <= pixels; p += WARP", "`x`|" + WRITE.format("x")),
     ("pool", "pool", "if (leads)", "if (pixel >= 0)", "depends on|equal"),
     ("average", "pool", "outputs - 1)", "outputs)", READ.format("dy")),
-    ("reduce", "reduce", "left > 0", "left >= 0", READ.format("x") + "|equal"),
+    ("reduce", "reduce", "value(turn, k) < count", "value(turn, k) <= count",
+     READ.format("x") + "|equal"),
+    ("reduce", "reduce", "here.whole && at_pack(x)", "true", "equal"),
     ("reduce", "reduce", "__syncthreads();\n    return", "return", "depends on the order"),
     ("reduce", "reduce", "sums[blockIdx.x] = total", "sums[blockIdx.x + 1] = total",
      WRITE.format("sums")),
     ("reduce", "reduce", "channel >= channels", "channel > channels", "`sums|`y"),
+    ("one part", "reduce", "(number < count)", "(number <= count)", READ.format("x") + "|equal"),
     ("batchnorm", "batchnorm", "__syncthreads();  // an earlier", "// an earlier",
      "depends on the order"),
-    ("short planes", "batchnorm", "plane < planes", "plane <= planes", READ.format("x")),
-    ("batchnorm", "batchnorm", "? position + step", "? position + step + 1", "equal"),
-    ("bias", "activation", "dx[i] = value", "dx[i + 1] = value", "`dx`|" + WRITE.format("dx")),
-    ("lrn", "lrn", "channel + after + 1", "channel + after + 2", "equal|" + READ.format("x")),
+    ("batchnorm", "batchnorm", "? distance : (T)0", "? distance : (T)1", "equal"),
+    ("short planes", "batchnorm", "deviation = batch.put", "batch.put", "equal"),
+    ("parts", "batchnorm", "position = 0;\n        channel =", "channel =", "equal"),
+    ("parts", "batchnorm", "(size - 1) / PACK - thread_number()", "thread_number() + 1",
+     "equal"),
+    ("bias", "activation", "y[offset(value(turn, k))]", "y[offset(value(turn, k)) + 1]",
+     "`dx`|" + WRITE.format("dx")),
+    ("add", "add", "k < count ? x[", "true ? x[", READ.format("[ab]")),
+    ("lrn", "lrn", "tile.own(k) + after", "tile.own(k) + after + 1", "equal"),
+    ("lrn", "lrn", "__syncthreads();  // the chunk", "// the chunk", "depends on the order"),
+    ("lrn", "lrn", "return position < positions && ", "return ", READ.format("x") + "|equal"),
     ("dropout", "dropout", "&& first + k < size", "", READ.format("x")),
     ("dropout", "dropout", "0xD2511F53ull", "0xD2511F55ull", "equal"),
     ("loss", "loss", "step > 0; step /= 2) {", "step > 1; step /= 2) {", "equal"),

@@ -65,6 +65,7 @@ def test_the_cost_of_a_convolution():
         ("matmul", {"shape": (3, 4), "weight": (4, 5)}, 2 * 3 * 4 * 5, 12 + 20 + 15),
         # 2x2 windows of stride 2 over 2x3x4x6: 2x3x2x3 outputs; switches are as large as outputs.
         ("max_pool2d", "pool", 36 * 3, 144 + 2 * 36),
+        ("max_pool2d_backward", "pool", 36, 2 * 36 + 144),
         ("max_unpool2d", "pool", 36, 2 * 36 + 144),
         ("max_pool2d_gather", "pool", 0, 144 + 2 * 36),
         ("avg_pool2d", "pool", 36 * 4, 144 + 36),

@@ -1,0 +1,269 @@
+// Convolutions as products on tensor cores: how the kernels of conv_tf32.cu read images.
+//
+// Images lie there with the channels last (N, H, W, C), each group's channels filled up with zeros to
+// a multiple of 4: four channels of a pixel are a copy of 16 bytes. All numbers are rounded to TF32.
+//
+// Products sum over taps of the kernel and channels. A few channels at a time, a chunk of 4, 8 or 16,
+// pass all taps: neighbouring taps read the same pixels, which the first level of cache keeps so long.
+
+#pragma once
+
+#include "matrix_tf32.cuh"
+
+struct Kernel {
+    int height, width, stride_h, stride_w, top, left, dilation_h, dilation_w;
+};
+
+// Images' channels, in all groups, and their planes.
+struct Maps {
+    int channels, rows, columns;
+
+    __device__ int pixels() const { return rows * columns; }
+
+    __device__ bool holds(int row, int column) const
+    {
+        return (unsigned)row < (unsigned)rows && (unsigned)column < (unsigned)columns;
+    }
+};
+
+// Along one axis, what a product's positions read and where they lie: position p, of `positions`, is
+// pixel first + p step of the target, and its tap t pixel start + p stride + t tap_step of the source.
+struct Axis {
+    int positions, first, step, start, stride, tap_step, taps;
+
+    __device__ static Axis forward(int positions, int before, int stride, int kernel, int dilation)
+    {
+        return {positions, 0, 1, -before, stride, dilation, kernel};
+    }
+
+    __device__ static Axis backward(const Residue &to, int stride)
+    {
+        return {to.pixels, to.first, stride, to.start, 1, -to.back, to.taps};
+    }
+};
+
+
+static const int FAR = 1 << 29;  // a row that no image has
+
+// Which channels of a pixel a thread copies, and which taps: quads of channels are numbered by
+// (chunk, tap, quad of the chunk), and from one of a thread's to its next it is a multiple of a chunk.
+struct Channels {
+    int quads;  // of a chunk
+
+    __device__ explicit Channels(int filled) : quads(filled % 16 == 0 ? 4 : filled % 8 ? 1 : 2) {}
+
+    // (chunk, row and column of the tap) of quad number `quad`.
+    __device__ Digits tap(int quad, int height, int width) const
+    {
+        return Digits(quad / quads, height, width);
+    }
+
+    // The first of the quad's channels.
+    __device__ int first(int quad, const Digits &tap) const
+    {
+        return 4 * (tap.high * quads + quad % quads);
+    }
+};
+
+// The columns of im2col: a column is a position, and k counts (chunk, tap, channel). A thread copies
+// four channels at a time, of the same taps for all its positions.
+struct WindowTile {
+    static const bool DEEP = true, ROUNDED = true;
+    static const int QUADS = DEPTH / 4, PASS = TILE_THREADS / QUADS, READS = WIDTH / PASS;
+    const float *source;
+    Maps from;
+    Axis down, across;
+    int row[READS], column[READS];   // where the window of a position begins in its plane,
+    int window[READS];               // and at which pixel of the source
+    int chunk, chunks;               // channels of a chunk; how many chunks there are
+    Digits tap, step;
+
+    // `source`: the group's first channel, of `filled`.
+    __device__ WindowTile(
+        const float *source, const Maps &from, int filled, const Axis &down, const Axis &across,
+        long long first, long long positions, int k)
+        : WindowTile(source, from, filled, down, across, first, positions, Channels(filled),
+                     k / 4 + threadIdx.x % QUADS)
+    {
+    }
+
+    __device__ WindowTile(
+        const float *source, const Maps &from, int filled, const Axis &down, const Axis &across,
+        long long first, long long positions, const Channels &channels, int quad)
+        : source(source + quad % channels.quads * 4), from(from), down(down), across(across),
+          chunk(4 * channels.quads), chunks(filled / (4 * channels.quads)),
+          tap(channels.tap(quad, max(down.taps, 1), max(across.taps, 1))),
+          step(QUADS / channels.quads, max(down.taps, 1), max(across.taps, 1))
+    {
+#pragma unroll
+        for (int r = 0; r < READS; ++r) {
+            long long position = first + threadIdx.x / QUADS + r * PASS;
+            bool exists = position < positions;
+            Digits place(exists ? position : 0, down.positions, across.positions);
+            row[r] = down.start + place.middle * down.stride;
+            column[r] = across.start + place.low * across.stride;
+            window[r] = (place.high * from.rows + row[r]) * from.columns + column[r];
+            if (!exists)
+                row[r] = FAR;
+        }
+    }
+
+    __device__ void fetch(float *tile)
+    {
+        const int ROW = Layout<WIDTH, DEEP>::ROW;
+        int down_by = tap.middle * down.tap_step, across_by = tap.low * across.tap_step;
+        int by = down_by * from.columns + across_by;
+        if (tap.high >= chunks)
+            down_by = FAR;
+        tile += threadIdx.x / QUADS * ROW + threadIdx.x % QUADS * 4;
+        const float *channel = source + tap.high * chunk;
+#pragma unroll
+        for (int r = 0; r < READS; ++r) {
+            bool wanted = from.holds(row[r] + down_by, column[r] + across_by);
+            long long pixel = window[r] + by;
+            copy_later<4, true>(tile + r * PASS * ROW,
+                                wanted ? channel + pixel * from.channels : source, wanted);
+        }
+        tap.add(step, max(down.taps, 1), max(across.taps, 1));
+    }
+};
+
+// The columns of im2col turned: a column is a (chunk, tap, channel), and k counts positions. A thread
+// copies the same four channels of the same tap for all its positions.
+struct CorrelationTile {
+    static const bool DEEP = false, ROUNDED = true;
+    static const int QUADS = WIDTH / 4, PASS = TILE_THREADS / QUADS;
+    const float *source;
+    Maps from, to;
+    int stride_h, stride_w, row, column;  // row, column: of the tap at the first position
+    bool exists;
+    long long left;  // positions to come, from the thread's next on
+    Digits at, step;
+
+    // `source`: the group's first channel, of `filled`. Positions start ... stop - 1.
+    __device__ CorrelationTile(
+        const float *source, const Maps &from, const Maps &to, int filled, const Kernel &kernel,
+        int first, long long start, long long stop)
+        : source(source), from(from), to(to), stride_h(kernel.stride_h), stride_w(kernel.stride_w),
+          left(stop - start - threadIdx.x / QUADS),
+          at(start + threadIdx.x / QUADS, to.rows, to.columns), step(PASS, to.rows, to.columns)
+    {
+        Channels channels(filled);
+        int quad = first / 4 + threadIdx.x % QUADS;
+        Digits tap = channels.tap(quad, kernel.height, kernel.width);
+        exists = channels.first(quad, tap) < filled;
+        row = tap.middle * kernel.dilation_h - kernel.top;
+        column = tap.low * kernel.dilation_w - kernel.left;
+        this->source += exists ? channels.first(quad, tap) : 0;
+    }
+
+    __device__ void fetch(float *tile)
+    {
+        const int ROW = Layout<WIDTH, DEEP>::ROW;
+        tile += threadIdx.x / QUADS * ROW + threadIdx.x % QUADS * 4;
+#pragma unroll
+        for (int r = 0; r < DEPTH; r += PASS) {
+            int y = row + at.middle * stride_h, x = column + at.low * stride_w;
+            bool wanted = exists && left > 0 && from.holds(y, x);
+            long long pixel = (at.high * from.rows + y) * from.columns + x;
+            copy_later<4, true>(
+                tile + r * ROW, source + (wanted ? pixel * from.channels : 0), wanted);
+            at.add(step, to.rows, to.columns);
+            left -= PASS;
+        }
+    }
+};
+
+// The kernels conv2d_tf32_*.
+template <int HEIGHT>
+__device__ inline void convolve(
+    const float *source, const float *filters, const Finish &finish, float *y, int images,
+    const Maps &from, const Maps &to, const Kernel &kernel, int groups, int turned, float *memory)
+{
+    int classes = turned ? kernel.stride_h * kernel.stride_w : 1;
+    int tiles = gridDim.x / (groups * classes), slice = blockIdx.x / tiles;
+    int group = slice / classes, number = slice % classes;
+    Axis down, across;
+    if (turned) {
+        Residue to_down(number / kernel.stride_w, to.rows, kernel.top, kernel.stride_h,
+                        kernel.height, kernel.dilation_h);
+        Residue to_across(number % kernel.stride_w, to.columns, kernel.left, kernel.stride_w,
+                          kernel.width, kernel.dilation_w);
+        down = Axis::backward(to_down, kernel.stride_h);
+        across = Axis::backward(to_across, kernel.stride_w);
+    } else {
+        down = Axis::forward(to.rows, kernel.top, kernel.stride_h, kernel.height, kernel.dilation_h);
+        across = Axis::forward(
+            to.columns, kernel.left, kernel.stride_w, kernel.width, kernel.dilation_w);
+    }
+    long long start = (long long)(blockIdx.x % tiles) * WIDTH;
+    long long count = (long long)images * down.positions * across.positions;
+    if (start >= count)
+        return;
+
+    int group_channels = from.channels / groups, group_outputs = to.channels / groups;
+    int depth = group_channels * down.taps * across.taps;
+    int row_step = turned ? turned : depth;
+    filters += ((long long)number * to.channels + group * group_outputs) * row_step;
+    Matrix matrix = {filters, row_step, {max(depth, 1), 0}};
+    Share share(depth);
+    int first = blockIdx.y * HEIGHT, k = share.first * DEPTH;
+    DeepTile<HEIGHT, true> left(matrix, first, group_outputs, k, depth);
+    WindowTile right(
+        source + group * group_channels, from, group_channels, down, across, start, count, k);
+    Sums<HEIGHT> sums;
+    multiply<HEIGHT>(left, right, share.steps, memory, sums);
+
+    long long mine = start + tile_column(), column = -1;
+    if (mine < count) {
+        Digits at(mine, down.positions, across.positions);
+        int row = down.first + at.middle * down.step;
+        column = ((long long)at.high * to.channels + group * group_outputs) * to.pixels()
+            + row * to.columns + across.first + at.low * across.step;
+    }
+    y += blockIdx.z * (long long)images * to.channels * to.pixels();
+    store<HEIGHT>(sums, finish, y, group * group_outputs, first, group_outputs, to.pixels(),
+                  column, memory);
+}
+
+// A block's tile of dW, for the tiles `left` of dy.
+template <int HEIGHT, class Left>
+__device__ inline void correlate_tile(
+    Left &left, const float *x, float *parts, long long start, long long stop, const Maps &from,
+    const Maps &to, const Kernel &kernel, int groups, float *memory)
+{
+    int group_channels = from.channels / groups, group_outputs = to.channels / groups;
+    int taps = group_channels * kernel.height * kernel.width;
+    int tiles = gridDim.x / groups, group = blockIdx.x / tiles;
+    int first_tap = blockIdx.x % tiles * WIDTH, tap = first_tap + tile_column();
+    CorrelationTile right(
+        x + group * group_channels, from, to, group_channels, kernel, first_tap, start, stop);
+    Sums<HEIGHT> sums;
+    multiply<HEIGHT>(left, right, (int)((stop - start + DEPTH - 1) / DEPTH), memory, sums);
+    long long row = (long long)blockIdx.z * to.channels + group * group_outputs;
+    store<HEIGHT>(sums, Finish(), parts + row * taps, 0, blockIdx.y * HEIGHT, group_outputs, taps,
+                  tap < taps ? tap : -1, memory);
+}
+
+// The kernels conv2d_weight_grad_tf32_*.
+template <int HEIGHT>
+__device__ inline void correlate(
+    const float *dy, const float *x, float *parts, bool planes, long long length, int images,
+    const Maps &from, const Maps &to, const Kernel &kernel, int groups, float *memory)
+{
+    int group_outputs = to.channels / groups, group = blockIdx.x / (gridDim.x / groups);
+    int first = blockIdx.y * HEIGHT, pixels = to.pixels();
+    long long start = blockIdx.z * length, stop = min(start + length, (long long)images * pixels);
+    if (planes) {
+        dy += (long long)group * group_outputs * pixels;
+        Matrix matrix = {dy, pixels, {pixels, (long long)to.channels * pixels}};
+        DeepTile<HEIGHT, false> left(matrix, first, group_outputs, start, stop);
+        correlate_tile<HEIGHT>(
+            left, x, parts, start, stop, from, to, kernel, groups, memory);
+    } else {
+        Matrix matrix = {dy + group * group_outputs, to.channels, {group_outputs, 0}};
+        WideTile<HEIGHT, true> left(matrix, first, group_outputs, start, stop);
+        correlate_tile<HEIGHT>(
+            left, x, parts, start, stop, from, to, kernel, groups, memory);
+    }
+}

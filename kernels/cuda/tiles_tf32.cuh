@@ -1,0 +1,203 @@
+// The product of two matrices on tensor cores, for kernels that differ in what the matrices are.
+//
+// A block makes HEIGHT x WIDTH results C[m, n], the sums over k of A[m, k] B[k, n], and each of its
+// warps, which lie in WARP_ROWS x WARP_COLUMNS, its part of them in registers. DEPTH values of k at a
+// time, tiles of A and of B are copied to shared memory, 16 bytes at a time, while the tiles before
+// them are multiplied: STAGES of them are there or under way. Operands are rounded to TF32 on their way to the tensor cores, unless
+// they are ROUNDED already.
+//
+// A tile lies in shared memory as its matrix does in global memory: `deep`, with neighbours along k,
+// or not, with neighbours along m or n. What copies it is a Left or a Right:
+//
+//     static const bool DEEP, ROUNDED;
+//     void fetch(float *tile);    // start copying the next tile along k; zeros outside the matrix
+
+#pragma once
+
+#include "tensor.cuh"
+
+static const int WIDTH = 128, DEPTH = 16, STAGES = 3;
+static const int WARP_ROWS = 2, WARP_COLUMNS = 2, TILE_THREADS = WARP_ROWS * WARP_COLUMNS * WARP;
+
+// How the tile of a matrix that has LENGTH rows of A or columns of B lies in shared memory. The
+// paddings keep what a warp reads at once in different banks, and copies on multiples of 16 bytes.
+template <int LENGTH, bool DEEP>
+struct Layout {
+    static const int ROW = DEEP ? DEPTH + 4 : LENGTH + 8;
+    static const int NEXT = DEEP ? ROW : 1, NEXT_K = DEEP ? 1 : ROW;  // of A's rows or B's columns
+};
+
+// The room for a tile of either kind, and for a stage, in floats.
+template <int LENGTH>
+struct Room {
+    static const int TILE = LENGTH * (DEPTH + 4);
+};
+template <int HEIGHT>
+struct Stage {
+    static const int SIZE = Room<HEIGHT>::TILE + Room<WIDTH>::TILE;
+};
+
+// A warp's results: ROWS x COLUMNS tiles of the tensor cores, each 16 x 8.
+template <int HEIGHT>
+struct Sums {
+    static const int ROWS = HEIGHT / WARP_ROWS / 16, COLUMNS = WIDTH / WARP_COLUMNS / 8;
+    float at[ROWS][COLUMNS][4];
+
+    __device__ Sums()
+    {
+#pragma unroll
+        for (int i = 0; i < ROWS; ++i)
+#pragma unroll
+            for (int j = 0; j < COLUMNS; ++j)
+#pragma unroll
+                for (int part = 0; part < 4; ++part)
+                    at[i][j][part] = 0;
+    }
+};
+
+// The first row and column, of the block's tile, that are this warp's.
+template <int HEIGHT>
+__device__ inline int warp_row()
+{
+    return threadIdx.x / WARP / WARP_COLUMNS * (HEIGHT / WARP_ROWS);
+}
+
+__device__ inline int warp_column()
+{
+    return threadIdx.x / WARP % WARP_COLUMNS * (WIDTH / WARP_COLUMNS);
+}
+
+template <bool ROUNDED>
+__device__ inline unsigned operand(float x)
+{
+    return ROUNDED ? __float_as_uint(x) : to_tf32(x);
+}
+
+// Adds the product of a stage's tiles.
+template <int HEIGHT, class Left, class Right>
+__device__ inline void multiply_stage(const float *stage, Sums<HEIGHT> &sums)
+{
+    typedef Layout<HEIGHT, Left::DEEP> A;
+    typedef Layout<WIDTH, Right::DEEP> B;
+    int r = threadIdx.x % WARP / 4, c = threadIdx.x % 4;
+    const float *a = stage + (warp_row<HEIGHT>() + r) * A::NEXT + c * A::NEXT_K;
+    const float *b = stage + Room<HEIGHT>::TILE + (warp_column() + r) * B::NEXT + c * B::NEXT_K;
+#pragma unroll
+    for (int k = 0; k < DEPTH; k += 8) {
+        unsigned left[Sums<HEIGHT>::ROWS][4], right[Sums<HEIGHT>::COLUMNS][2];
+#pragma unroll
+        for (int i = 0; i < Sums<HEIGHT>::ROWS; ++i)
+#pragma unroll
+            for (int part = 0; part < 4; ++part)
+                left[i][part] = operand<Left::ROUNDED>(
+                    a[(16 * i + part % 2 * 8) * A::NEXT + (k + part / 2 * 4) * A::NEXT_K]);
+#pragma unroll
+        for (int j = 0; j < Sums<HEIGHT>::COLUMNS; ++j)
+#pragma unroll
+            for (int part = 0; part < 2; ++part)
+                right[j][part] = operand<Right::ROUNDED>(
+                    b[8 * j * B::NEXT + (k + 4 * part) * B::NEXT_K]);
+#pragma unroll
+        for (int i = 0; i < Sums<HEIGHT>::ROWS; ++i)
+#pragma unroll
+            for (int j = 0; j < Sums<HEIGHT>::COLUMNS; ++j)
+                multiply_tf32(sums.at[i][j], left[i], right[j]);
+    }
+}
+
+// The sums over `steps` tiles along k. All threads of the block must come here. `memory`: STAGES *
+// Stage<HEIGHT>::SIZE floats of shared memory.
+template <int HEIGHT, class Left, class Right>
+__device__ inline void multiply(
+    Left &left, Right &right, int steps, float *memory, Sums<HEIGHT> &sums)
+{
+    const int SIZE = Stage<HEIGHT>::SIZE, RIGHT = Room<HEIGHT>::TILE;
+    for (int step = 0; step < STAGES - 1; ++step) {
+        if (step < steps) {
+            left.fetch(memory + step * SIZE);
+            right.fetch(memory + step * SIZE + RIGHT);
+        }
+        close_copies();
+    }
+    int now = 0, then = STAGES - 1;
+    for (int step = 0; step < steps; ++step) {
+        wait_for_copies<STAGES - 2>();
+        __syncthreads();  // all have this stage, and are done with the one before
+        if (step + STAGES - 1 < steps) {
+            left.fetch(memory + then * SIZE);
+            right.fetch(memory + then * SIZE + RIGHT);
+        }
+        close_copies();
+        multiply_stage<HEIGHT, Left, Right>(memory + now * SIZE, sums);
+        now = now + 1 == STAGES ? 0 : now + 1;
+        then = then + 1 == STAGES ? 0 : then + 1;
+    }
+}
+
+// The tiles along k of split blockIdx.z, of gridDim.z: the first, and how many.
+struct Share {
+    int first, steps;
+
+    __device__ explicit Share(long long depth)
+    {
+        int all = (int)((depth + DEPTH - 1) / DEPTH), each = (all + gridDim.z - 1) / gridDim.z;
+        first = min(all, (int)blockIdx.z * each);
+        steps = min(each, all - first);
+    }
+};
+
+// What is done to a sum before it is stored: times the row's scale, plus its shift, plus the value of
+// `others` there, and rectified. Each may be missing.
+struct Finish {
+    const float *scale, *shift, *others;
+    bool rectified;
+
+    __device__ float operator()(float value, int row, long long index) const
+    {
+        if (scale)
+            value *= scale[row];
+        if (shift)
+            value += shift[row];
+        if (others)
+            value += others[index];
+        return rectified ? rectify(value) : value;
+    }
+};
+
+// The column, of the block's tile, that this thread stores.
+__device__ inline int tile_column() { return threadIdx.x % WIDTH; }
+
+// Stores the block's sums. Row m of the tile is row first + m, of `rows`; it lies that many `step`
+// behind y, and is row number `before` + first + m for the finish. `column`: where the thread's
+// column (tile_column) lies in a row; negative for none. The sums pass through shared memory, those
+// of a row of warps at a time, so that neighbouring threads store neighbours.
+template <int HEIGHT>
+__device__ inline void store(
+    const Sums<HEIGHT> &sums, const Finish &finish, float *y, int before, int first, int rows,
+    long long step, long long column, float *memory)
+{
+    const int ROW = WIDTH + 8, ROWS = HEIGHT / WARP_ROWS;
+    for (int part = 0; part < WARP_ROWS; ++part, first += ROWS) {
+        __syncthreads();
+        if (warp_row<HEIGHT>() == part * ROWS) {
+            float *at = memory + threadIdx.x % WARP / 4 * ROW + warp_column()
+                + threadIdx.x % 4 * 2;
+#pragma unroll
+            for (int i = 0; i < Sums<HEIGHT>::ROWS; ++i)
+#pragma unroll
+                for (int j = 0; j < Sums<HEIGHT>::COLUMNS; ++j)
+#pragma unroll
+                    for (int k = 0; k < 4; ++k)
+                        at[(16 * i + k / 2 * 8) * ROW + 8 * j + k % 2] = sums.at[i][j][k];
+        }
+        __syncthreads();
+        if (column < 0)
+            continue;
+        int stop = min(ROWS, rows - first);
+#pragma unroll 4
+        for (int m = threadIdx.x / WIDTH; m < stop; m += TILE_THREADS / WIDTH) {
+            long long index = (first + m) * step + column;
+            y[index] = finish(memory[m * ROW + tile_column()], before + first + m, index);
+        }
+    }
+}

@@ -1,0 +1,125 @@
+"""Work of a GPU recorded once, as a CUDA graph, and replayed: Python costs nothing per kernel.
+
+    def forward_backward(images, labels):
+        loss = cross_entropy(model(images), labels)
+        loss.backward()
+        return loss
+
+    step = Captured(forward_backward, model.parameters())
+    for images, labels in batches:
+        loss = step(images, labels)          # gradients are set as by forward_backward itself
+        optimizer.step()
+
+The numbers are those of calling the function, to the bit: dropout draws the next masks, running
+statistics move on.
+"""
+
+from kernels.cuda.recording import Recording
+from minidl import random
+from minidl.array_module import is_array, to_device
+from minidl.tensor import Tensor
+
+
+class CaptureError(RuntimeError):
+    """The function does something that cannot be recorded."""
+
+
+class Captured:
+    """``function(*tensors)``, which returns a Tensor or a tuple of Tensors, on a GPU.
+
+    The first call runs it as it is, which compiles what there is to compile; the second records it,
+    and from then on it is replayed. Inputs are Tensors or arrays, from either device, of the shapes
+    and dtypes of the first call: they are copied to where the function found them then. Results are
+    overwritten by the next call, and carry no graph: backward belongs into the function.
+
+    `parameters` are the leaves whose gradients it computes: a call replaces them. Where one of them
+    has another array than before, the function is recorded anew.
+
+    What only Python does happens once, when it is recorded: choices (training or evaluation,
+    `no_grad`, precision), hooks, checks of values. Nothing may wait for the GPU (`item()`,
+    `numpy()`, printing) nor be copied from the CPU, as arrays that are not among the inputs would
+    be: CaptureError, after which the object is as before. ValueError for inputs that do not fit.
+    """
+
+    def __init__(self, function, parameters=()):
+        self._function = function
+        self._parameters = tuple(parameters)
+        self._inputs = None
+        self._recording = None
+        self._places = self._gradients = ()
+        self._results = None
+        self._masks = 0  # of dropout, in one call
+
+    def fits(self, *inputs) -> bool:
+        """Whether a call can take these inputs. The first can take any."""
+        return self._inputs is None or _kinds(inputs) == _kinds(self._inputs)
+
+    def __call__(self, *inputs):
+        if not self.fits(*inputs):
+            raise ValueError(
+                f"inputs must be {_text(self._inputs)}, as in the first call, got {_text(inputs)}: "
+                "what is recorded knows no other sizes"
+            )
+        for p in self._parameters:
+            p.zero_grad()
+        if self._inputs is None:
+            self._inputs = tuple([_copy_on_gpu(value) for value in inputs])
+            return _detached(self._function(*self._inputs))
+        for mine, value in zip(self._inputs, inputs, strict=True):
+            mine.copy_(value)
+        if self._recording is None or self._moved():
+            self._record()
+        self._recording.launch(*random.next_dropout_step(self._masks))
+        for p, gradient in zip(self._parameters, self._gradients, strict=True):
+            p.grad = gradient
+        return self._results
+
+    def _moved(self):
+        """Whether a parameter lies elsewhere than where the recording reads it."""
+        return any(
+            [p._array is not place for p, place in zip(self._parameters, self._places, strict=True)]
+        )
+
+    def _record(self):
+        self._recording = self._results = None
+        self._gradients = ()
+        recording, state = Recording(), random.get_state()
+        seed, first = random.next_dropout_step(0)
+        try:
+            results = recording.record(lambda: self._function(*self._inputs), seed, first)
+        except Exception as error:
+            for p in self._parameters:
+                p.zero_grad()
+            raise CaptureError(
+                f"{getattr(self._function, '__qualname__', self._function)} cannot be recorded: "
+                f"{error}. Inside, nothing may wait for the GPU (item(), numpy(), checks of "
+                "values) and nothing be copied from the CPU: give such arrays as inputs, and "
+                "leave the rest outside"
+            ) from error
+        finally:
+            masks = random.next_dropout_step(0)[1] - first
+            random.set_state(state)
+        self._masks, self._recording, self._results = masks, recording, _detached(results)
+        self._places = [p._array for p in self._parameters]
+        self._gradients = [p.grad for p in self._parameters]
+
+
+def _copy_on_gpu(value):
+    array = value._array if isinstance(value, Tensor) else value
+    if not is_array(array):
+        raise TypeError(f"inputs must be Tensors or arrays, got {type(value).__name__}")
+    return Tensor._wrap(to_device(array, "cuda").copy())
+
+
+def _detached(results):
+    if isinstance(results, tuple):
+        return tuple([result.detach() for result in results])
+    return results.detach()
+
+
+def _kinds(inputs):
+    return [(value.shape, value.dtype) for value in inputs]
+
+
+def _text(inputs):
+    return ", ".join([f"{value.dtype} of shape {value.shape}" for value in inputs])

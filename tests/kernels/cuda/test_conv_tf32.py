@@ -1,0 +1,176 @@
+"""Convolutions on tensor cores against their definitions, emulated and on a GPU that has them.
+
+Small integers are TF32 numbers, and so are sums of their products exact: every digit must agree.
+"""
+
+from contextlib import ExitStack, contextmanager
+from unittest import mock
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kernels import dispatch, reference
+from kernels.cuda import conv_tf32, matmul_tf32, runtime, tiles_tf32
+from kernels.geometry import conv_output_size
+from minidl.testing import conv2d_parameters
+from tests.emulator import run
+
+few = settings(max_examples=15, deadline=None)
+seeds = st.integers(0, 2**32 - 1)
+
+
+@pytest.fixture(autouse=True)
+def tensor_cores(device):
+    if not runtime.multiplies_tf32():
+        pytest.skip("needs a GPU of compute capability 8.0 or later")
+    with dispatch.precision("tf32"):
+        yield
+
+
+def integers(seed, *shapes):
+    rng = np.random.default_rng(seed)
+    return [rng.integers(-4, 5, shape).astype(np.float32) for shape in shapes]
+
+
+def launched(device, kernel, *arguments):
+    """The names of the kernels that are launched, which must agree with the reference."""
+    names = []
+
+    def launch(source, name, *rest, **options):
+        names.append(name)
+        plain(source, name, *rest, **options)
+
+    plain = runtime.launch
+    with mock.patch.object(runtime, "launch", launch):
+        device.agree(kernel, *arguments, exact=True)
+    return names
+
+
+def agree_on_all(device, x, weight, bias, dy, settings_):
+    """All kernels that convolve; the names of those that are launched."""
+    arguments = weight.shape[2:], *settings_
+    return [
+        *launched(device, "conv2d", x, weight, bias, *settings_),
+        *launched(device, "conv2d_affine", x, weight, 2 * bias, bias, dy, True, *settings_),
+        *launched(device, "conv2d_affine", x, weight, None, bias, None, False, *settings_),
+        *launched(device, "conv2d_input_grad", dy, weight, x.shape, *settings_),
+        *launched(device, "conv2d_weight_grad", dy, x, *arguments),
+    ]
+
+
+@given(p=conv2d_parameters(max_batch=3, max_extra=8), seed=seeds)
+@few
+def test_convolution(device, p, seed):
+    shapes = p.x_shape, p.weight_shape, p.weight_shape[:1], p.y_shape
+    agree_on_all(device, *integers(seed, *shapes), p.settings)
+
+
+LARGER = (  # tiles that are full and tiles that are not, along every axis; rows that copy by fours
+    ((2, 9, 9, 8), (70, 9, 3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1),
+    ((3, 72, 6, 6), (66, 72, 1, 1), (1, 1), (0, 0, 0, 0), (1, 1), 1),
+    ((3, 40, 7, 5), (68, 40, 1, 1), (2, 2), (0, 0, 0, 0), (1, 1), 1),
+    ((2, 8, 20, 19), (12, 4, 5, 4), (3, 2), (2, 1, 0, 3), (1, 2), 2),
+    ((2, 20, 25, 24), (20, 4, 3, 3), (4, 3), (0, 1, 2, 0), (2, 3), 5),
+    ((1, 3, 23, 23), (24, 3, 7, 7), (2, 2), (3, 3, 3, 3), (1, 1), 1),
+    ((1, 32, 6, 6), (80, 32, 3, 3), (2, 1), (1, 1, 1, 1), (1, 1), 1),
+)  # fmt: skip
+
+
+def draw_larger(case):
+    x_shape, weight_shape, *settings_ = case
+    size = conv_output_size(*x_shape[2:], weight_shape[2:], *settings_[:3])
+    y_shape = (x_shape[0], weight_shape[0], *size)
+    return *integers(0, x_shape, weight_shape, weight_shape[:1], y_shape), settings_
+
+
+@contextmanager
+def forced(**settings):
+    """Other settings of the launchers, and one order of threads for the emulator."""
+    with ExitStack() as stack:
+        for module in (conv_tf32, matmul_tf32):
+            for name, value in settings.items():
+                if hasattr(module, name):
+                    stack.enter_context(mock.patch.object(module, name, value))
+        stack.enter_context(mock.patch.object(run, "RUNS", run.RUNS[:1]))
+        yield
+
+
+@pytest.mark.parametrize("height", tiles_tf32.HEIGHTS)
+@pytest.mark.parametrize("case", LARGER)
+def test_several_tiles(device, height, case):
+    with forced(choose_height=lambda *sizes: height):
+        names = agree_on_all(device, *draw_larger(case))
+    assert f"conv2d_tf32_{height}" in names or {f"multiply_tf32_{height}"} == set(names)
+
+
+@pytest.mark.parametrize("case", LARGER)
+def test_split_sums(device, case):
+    with mock.patch.object(tiles_tf32, "FEWEST_TILES", 1), forced(MOST_POSITIONS=48):
+        names = agree_on_all(device, *draw_larger(case))
+    assert "finish_splits" in names
+
+
+@given(
+    sides=st.tuples(*(st.integers(1, 9) | st.integers(60, 70) for _ in range(3))),
+    turned=st.tuples(st.booleans(), st.booleans()), height=st.sampled_from([*tiles_tf32.HEIGHTS]),
+    seed=seeds,
+)  # fmt: skip
+@few
+def test_matmul(device, sides, turned, height, seed):
+    m, k, n = sides
+    shapes = (k, m) if turned[0] else (m, k), (n, k) if turned[1] else (k, n)
+    a, b = integers(seed, *shapes)
+    with forced(choose_height=lambda *sizes: height):
+        names = launched(device, "matmul", a.T if turned[0] else a, b.T if turned[1] else b)
+    assert names == [f"multiply_tf32_{height}"]
+
+
+def test_split_sums_of_products(device):
+    a, b = integers(0, (5, 700), (700, 9))
+    assert launched(device, "matmul", a, b) == ["multiply_tf32_low", "finish_splits"]
+
+
+def test_how_products_are_cut():
+    """A large tile where there are enough of them; splits where there are too few blocks."""
+    height = tiles_tf32.choose_height
+    assert height(128, 200_000, 1) == "high"
+    assert height(64, 200_000, 1) == height(512, 392, 1) == "low"
+    splits = tiles_tf32.choose_splits
+    assert splits(300, 16_000, 1) == splits(1, 127, 1) == splits(1, 16_000, 1 << 24) == 1
+    assert splits(20, 16_000, 1) == 14 and splits(20, 320, 1) == 2
+
+
+def test_operands_are_rounded_and_sums_are_not(device):
+    draw = np.random.default_rng(0)
+    x, weight = (draw.standard_normal(s).astype(np.float32) for s in ((2, 20, 9, 9), (8, 20, 3, 3)))
+    actual = device.run("conv2d", x, weight)
+    rounded = [
+        ((a.view(np.uint32) + 0x1000) & ~np.uint32(0x1FFF)).view(np.float32) for a in (x, weight)
+    ]
+    np.testing.assert_allclose(actual, reference.conv2d(*rounded), rtol=0, atol=2e-4)
+    assert abs(actual - reference.conv2d(x, weight)).max() > 2e-3
+
+
+def test_values_that_are_no_numbers_stay_so(device):
+    x, weight = integers(0, (1, 4, 6, 6), (4, 4, 3, 3))
+    x[0, 0, 0, 0], x[0, 1, 5, 5] = np.nan, np.inf
+    actual, expected = device.run("conv2d", x, weight), reference.conv2d(x, weight)
+    np.testing.assert_array_equal(np.isnan(actual), np.isnan(expected))
+    np.testing.assert_array_equal(actual, expected)
+
+
+def test_what_is_left_to_other_kernels(device):
+    """float64, thin groups, and whatever is asked for by name."""
+    x, weight, thin = integers(0, (1, 8, 5, 5), (8, 8, 3, 3), (8, 1, 3, 3))
+    for arguments, products, expected in (
+        ((x, weight), "auto", True), ((x, weight), "own", False),
+        ((x.astype(np.float64), weight.astype(np.float64)), "auto", False),
+        ((x, thin, None, (1, 1), (0,) * 4, (1, 1), 8), "auto", False),
+    ):  # fmt: skip
+        with dispatch.products(products):
+            names = launched(device, "conv2d", *arguments)
+        assert any("tf32" in name for name in names) is expected
+    with dispatch.precision("float32"):
+        assert not any("tf32" in name for name in launched(device, "conv2d", x, weight))
