@@ -15,6 +15,12 @@ from numba.extending import intrinsic
 
 from kernels.cpu.emitter import Emitter
 from kernels.cpu.streams import before_line, past_caches, write
+from kernels.cpu.sums import (
+    gradient_totals,
+    rectified_gradient_totals,
+    square_total,
+    wide_total,
+)
 from kernels.cpu.tasks import split
 from kernels.cpu.workspace import empty
 from kernels.reference.batchnorm import (
@@ -23,56 +29,43 @@ from kernels.reference.batchnorm import (
     move_running,
 )
 
-_SUM_FLAGS = {"reassoc", "nsz", "contract"}
 # Operands of the channels of a group: a part of a last cache, which others use, too.
 _GROUP_BYTES = 16 << 20
-# Elements whose sum stays in the dtype of x, in vectors twice as wide, before it goes to float64.
-_PART = 1 << 9
 # Elements that a first cache holds until they are walked over again.
 _PIECE = 1 << 12
 _VECTORS = 4  # side by side
 
 
 @njit(inline="always")
-def _piece_moments(values):
+def _piece_moments(x, start, size):
     """The mean and the sum of squares about it, of what fits a first cache for the second walk.
 
     E[x^2] - E[x]^2, which needs one walk only, would cancel where the mean is large.
     """
-    total = 0.0
-    for p in range(values.size):
-        total += values[p]
+    mean = wide_total(x, start, size, x.dtype.type(0)) / size
     # In the dtype of x the loop is twice as wide; the squares are then off by the same for all.
-    mean = total / values.size
-    near = values.dtype.type(mean)
-    square = 0.0
-    for p0 in range(0, values.size, _PART):
-        few, part = values[p0 : p0 + _PART], values.dtype.type(0)
-        for p in range(few.size):
-            centred = few[p] - near
-            part += centred * centred
-        square += part
-    return mean, square - values.size * (mean - near) ** 2
+    near = x.dtype.type(mean)
+    return mean, square_total(x, start, size, near) - size * (mean - near) ** 2
 
 
-@njit(parallel=True, cache=True, fastmath=_SUM_FLAGS)
+@njit(parallel=True, cache=True)
 def _plane_moments(x, first, stop, means, squares):
     """The mean of every plane of channels `first` to `stop`, and the sum of its squares about it.
 
     Those of its pieces, joined as they come (Chan et al. 1979).
     """
-    n, _, size = x.shape
+    n, channels, size = x.shape
     for task in prange(n * (stop - first)):
         image, c = split(task, stop - first)
         c += first
-        plane = x[image, c]
-        mean, square = _piece_moments(plane[:_PIECE])
-        for p0 in range(_PIECE, size, _PIECE):
-            values = plane[p0 : p0 + _PIECE]
-            near, part = _piece_moments(values)
-            apart, share = near - mean, values.size / (p0 + values.size)
+        at = (image * channels + c) * size
+        mean, square = _piece_moments(x, at, min(_PIECE, size))
+        for before in range(_PIECE, size, _PIECE):
+            count = min(_PIECE, size - before)
+            near, part = _piece_moments(x, at + before, count)
+            apart, share = near - mean, count / (before + count)
             mean += apart * share
-            square += part + apart * apart * share * p0
+            square += part + apart * apart * share * before
         means[image, c] = mean
         squares[image, c] = square
 
@@ -131,32 +124,18 @@ def _scale_shift(x, first, stop, mean, scale, shift, others, floor, y, past):
             _normalised_alone(x, at, size, *terms, others, floor, y, past)
 
 
-@njit(parallel=True, cache=True, fastmath=_SUM_FLAGS)
+@njit(parallel=True, cache=True)
 def _gradient_sums(dy, x, y, first, stop, mean, inv_std, sums):
     """`y`, unless empty: dy counts where it is positive."""
-    n, _, size = x.shape
-    zero = x.dtype.type(0)
+    n, channels, size = x.shape
     for task in prange(n * (stop - first)):
         image, c = split(task, stop - first)
         c += first
-        plain = 0.0
-        weighted = 0.0
-        centre = mean[c]
-        for p0 in range(0, size, _PART):
-            part_plain = part_weighted = zero
-            grads, values = dy[image, c, p0 : p0 + _PART], x[image, c, p0 : p0 + _PART]
-            if y.size:
-                results = y[image, c, p0 : p0 + _PART]
-                for p in range(values.size):
-                    grad = grads[p] if results[p] > zero else zero
-                    part_plain += grad
-                    part_weighted += grad * (values[p] - centre)
-            else:
-                for p in range(values.size):
-                    part_plain += grads[p]
-                    part_weighted += grads[p] * (values[p] - centre)
-            plain += part_plain
-            weighted += part_weighted
+        at = (image * channels + c) * size
+        if y.size:
+            plain, weighted = rectified_gradient_totals(dy, x, y, at, size, mean[c])
+        else:
+            plain, weighted = gradient_totals(dy, x, y, at, size, mean[c])
         sums[0, image, c] = weighted * inv_std[c]
         sums[1, image, c] = plain
 

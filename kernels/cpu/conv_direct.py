@@ -7,11 +7,11 @@ that flat memory the tap (c, i, j) of output (v, u) lies at v P + u plus an offs
     offset[c, i, j] = c H P + i dh P + j dw,
 
 so that a tap is one multiply-add over a whole stretch of the plane (rows are P apart in the result
-too; the P - OW values between them are dropped). Five taps a sweep keep the loads of the result
-from dominating. The gradient by the input is the same convolution with the kernel turned round and
-its channels exchanged. The gradient by the weight is made of dot products of the shifted planes
-with those of dy, laid out alike; for some outputs and taps at a time they stay in registers while
-the planes go by (kernels.cpu.small_tiles).
+too; the P - OW values between them are dropped). Some vectors of the result stay in registers until
+they have had all taps. The gradient by the input is the same convolution with the kernel turned
+round and its channels exchanged. The gradient by the weight is made of dot products of the shifted
+planes with those of dy, laid out alike; for some outputs and taps at a time they stay in registers
+while the planes go by (kernels.cpu.small_tiles).
 """
 
 from functools import lru_cache
@@ -22,14 +22,11 @@ from numba import get_thread_id, njit, prange
 from kernels.cpu.emitter import lanes
 from kernels.cpu.epilogue import plain
 from kernels.cpu.planes import grouped, place_plane
-from kernels.cpu.small_tiles import DOT_ROWS, DOT_SHIFTS, shift_dots
+from kernels.cpu.small_tiles import DOT_ROWS, DOT_SHIFTS, shift_dots, shifted_sums
 from kernels.cpu.tasks import MIN_TASKS, split
 from kernels.cpu.threads import num_threads
 from kernels.cpu.workspace import workspace
 
-# Sums may be reordered into vector lanes; NaN and infinity keep their meaning.
-_SUM_FLAGS = {"reassoc", "nsz", "contract"}
-_TAPS = 5  # the sweeps below are written out for this many
 _STRETCH = 2048  # values of a plane swept at a time: result and operands stay in the L1 cache
 # More channels than these fill tiles well enough.
 _MAX_PAIRS, _MAX_RESULTS = 96, {"y": 2, "dx": 2, "dw": 3}
@@ -70,7 +67,7 @@ def flat_offsets(channels, kernel_size, dilation, plane, pitch):
     return offsets
 
 
-@njit(parallel=True, cache=True, fastmath=_SUM_FLAGS)
+@njit(parallel=True, cache=True)
 def _conv(x, weight, y, scratch, offsets, padding, parts, epilogue):
     """y (N, G, O/G, OH, OW) from x (N, G, C/G, H, W) and weight (G, O/G, C/G, kh, kw).
 
@@ -84,6 +81,7 @@ def _conv(x, weight, y, scratch, offsets, padding, parts, epilogue):
     length = (oh - 1) * pitch + ow
     taps = offsets.size
     scale, shift, others, floor = epilogue
+    factors = weight.reshape(weight.size)
     for task in prange(n * groups * parts):
         rest, part = split(task, parts)
         image, g = split(rest, groups)
@@ -92,36 +90,8 @@ def _conv(x, weight, y, scratch, offsets, padding, parts, epilogue):
         result = memory[channels * plane : channels * plane + oh * pitch]
         pad_planes(x[image, g], flat.reshape(channels, height, pitch), top, left)
         for o in range(part * outputs // parts, (part + 1) * outputs // parts):
-            factors = weight[g, o].reshape(taps)
-            for start in range(0, length, _STRETCH):
-                size = min(_STRETCH, length - start)
-                out = result[start : start + size]
-                out[:] = 0
-                tap = 0
-                while tap + _TAPS <= taps:
-                    k = tap
-                    o0 = start + offsets[k]
-                    o1 = start + offsets[k + 1]
-                    o2 = start + offsets[k + 2]
-                    o3 = start + offsets[k + 3]
-                    o4 = start + offsets[k + 4]
-                    x0, x1, x2 = flat[o0 : o0 + size], flat[o1 : o1 + size], flat[o2 : o2 + size]
-                    x3, x4 = flat[o3 : o3 + size], flat[o4 : o4 + size]
-                    w0, w1, w2 = factors[k], factors[k + 1], factors[k + 2]
-                    w3, w4 = factors[k + 3], factors[k + 4]
-                    for p in range(size):
-                        out[p] += (
-                            w0 * x0[p] + w1 * x1[p] + w2 * x2[p] + w3 * x3[p] + w4 * x4[p]
-                        )
-                    tap += _TAPS
-                while tap < taps:
-                    o0 = start + offsets[tap]
-                    x0 = flat[o0 : o0 + size]
-                    w0 = factors[tap]
-                    for p in range(size):
-                        out[p] += w0 * x0[p]
-                    tap += 1
             channel = g * outputs + o
+            shifted_sums(factors, channel * taps, flat, offsets, taps, result, length)
             factor, term = scale[channel], shift[channel]
             for v in range(oh):
                 line = result[v * pitch : v * pitch + ow]

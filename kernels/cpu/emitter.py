@@ -246,9 +246,10 @@ class Emitter:
         return self._folded(vector, self.at_least)
 
     def _folded(self, vector, combine):
-        half = self.lanes // 2
+        lanes = vector.type.count
+        half = lanes // 2
         while half:
-            order = [(i + half) % self.lanes for i in range(self.lanes)]
+            order = [(i + half) % lanes for i in range(lanes)]
             vector = combine(vector, self.shuffled(vector, vector, order))
             half //= 2
         return self.builder.extract_element(vector, ir.IntType(32)(0))

@@ -12,6 +12,7 @@ from numba import njit, prange, types
 from numba.extending import intrinsic
 
 from kernels.cpu.emitter import INT, VECTOR_BYTES, Emitter
+from kernels.cpu.sums import wide_total
 from kernels.cpu.tasks import chunk_bounds, split
 from kernels.cpu.workspace import empty
 from kernels.reference.loss import check_cross_entropy, is_labels, wrong_label
@@ -19,7 +20,6 @@ from kernels.reference.loss import check_cross_entropy, is_labels, wrong_label
 # Logits a task; the other threads are not woken for a single one.
 _CHUNK = 1 << 14
 _LANES = VECTOR_BYTES // 4  # at most
-_SUM_FLAGS = {"reassoc", "nsz", "contract"}
 
 
 def _exp(e, x):
@@ -52,16 +52,16 @@ def _exp(e, x):
 
 
 @intrinsic
-def _exponentials(_, line, length):
-    """(largest, total): line = exp(line - its largest) in place, and its sum.
+def _exponentials(_, line, length, results):
+    """(largest, total): results = exp(line - its largest), perhaps in place, and its sum.
 
-    Reads and writes `line` up to the next whole vector, where it must be -inf. NaN reaches the
-    total.
+    Reads `line` and writes `results` up to the next whole vector, where `line` must be -inf. NaN
+    reaches the total.
     """
 
     def emit(context, builder, signature, args):
         e = Emitter(context, builder, signature, args)
-        line, length, step = e.pointer(0), args[1], INT(e.lanes)
+        line, length, results, step = e.pointer(0), args[1], e.pointer(2), INT(e.lanes)
 
         def larger(place, best):
             values = e.load_vector(line, place)
@@ -73,64 +73,66 @@ def _exponentials(_, line, length):
 
         def exponentiate(place, totals):
             values = _exp(e, builder.fsub(e.load_vector(line, place), every))
-            e.store_vector(values, line, place)
+            e.store_vector(values, results, place)
             return [builder.fadd(totals[0], values)]
 
         (totals,) = e.loop(length, step, [e.constant(0.0)], exponentiate)
-        results = largest, e.total(totals)
-        return context.make_tuple(builder, signature.return_type, results)
+        return context.make_tuple(builder, signature.return_type, (largest, e.total(totals)))
 
-    return types.UniTuple(line.dtype, 2)(line, types.int64), emit
+    return types.UniTuple(line.dtype, 2)(line, types.int64, results), emit
 
 
 @njit(inline="always")
-def _exponentiate(logits, line):
-    """(largest, total) of one sample, and in `line` the exponentials of its logits."""
+def _exponentiate(logits, line, results):
+    """(largest, total) of one sample; in `line` its logits, in `results` their exponentials."""
     for c in range(logits.size):
         line[c] = logits[c]
     line[logits.size : logits.size + _LANES] = -np.inf
-    return _exponentials(line, logits.size)
+    return _exponentials(line, logits.size, results)
 
 
-@njit(cache=True, fastmath=_SUM_FLAGS)
+@njit(cache=True)
 def _losses(logits, target, smoothing, ignore_index, losses, start, stop):
     """Logits and weights (N, P, C), labels and losses (N, P); samples from `start` to `stop`."""
     positions, classes = logits.shape[1:]
-    line = np.empty(classes + _LANES, logits.dtype)
+    real = logits.dtype.type
+    line, weights = np.empty((2, classes + _LANES), logits.dtype)
     for sample in range(start, stop):
         image, p = split(sample, positions)
-        row = logits[image, p]
-        largest, total = _exponentiate(row, line)
+        largest, total = _exponentiate(logits[image, p], line, weights)
         log_total = math.log(total)
-        mass = _mass(target, image, p, ignore_index)
-        even = smoothing * mass / classes
+        mass = _mass(target, image, p, ignore_index, weights)
+        rest, even = real(1 - smoothing), real(smoothing * mass / classes)
         loss = 0.0
-        if target.ndim == 3 or even:
+        if target.ndim == 3:
             for c in range(classes):
-                weight = (1 - smoothing) * _weight(target, image, p, c) + even
-                term = weight * (log_total - (row[c] - largest))
-                loss += term if weight != 0 else 0.0
+                weight = rest * weights[c] + even
+                term = weight * (log_total - (line[c] - largest))
+                line[c] = term if weight != 0 else real(0)
+            loss = wide_total(line, 0, classes, real(0))
         elif mass:
-            loss = log_total - (row[target[image, p]] - largest)
+            if rest != 0:
+                loss += rest * (log_total - (line[target[image, p]] - largest))
+            if even != 0:
+                loss += even * (classes * log_total - wide_total(line, 0, classes, largest))
         losses[image, p] = loss
 
 
-@njit(cache=True, fastmath=_SUM_FLAGS)
+@njit(cache=True)
 def _gradients(grad, factor, logits, target, smoothing, ignore_index, dlogits, start, stop):
     """As `_losses`; `grad` of one element, or of one a sample."""
     positions, classes = logits.shape[1:]
     real = logits.dtype.type
-    line = np.empty(classes + _LANES, logits.dtype)
+    line, weights = np.empty((2, classes + _LANES), logits.dtype)
     for sample in range(start, stop):
         image, p = split(sample, positions)
         result = dlogits[image, p]
         slope = grad[sample if grad.size > 1 else 0] * real(factor)
-        _, total = _exponentiate(logits[image, p], line)
-        mass = _mass(target, image, p, ignore_index)
+        _, total = _exponentiate(logits[image, p], line, line)
+        mass = _mass(target, image, p, ignore_index, weights)
         share, rest = real(mass / total), real(1 - smoothing)
         even = real(smoothing * mass / classes)
         if target.ndim == 3:
-            weights = target[image, p]
             for c in range(classes):
                 result[c] = slope * (line[c] * share - (rest * weights[c] + even))
         else:
@@ -141,26 +143,17 @@ def _gradients(grad, factor, logits, target, smoothing, ignore_index, dlogits, s
                 result[label] = slope * (line[label] * share - (rest + even))
 
 
-@njit(cache=True, fastmath=_SUM_FLAGS)
-def _mass(target, image, p, ignore_index):
-    """What a sample's classes weigh together."""
+@njit(cache=True)
+def _mass(target, image, p, ignore_index, weights):
+    """What a sample's classes weigh together; given what each weighs, that goes to `weights`."""
     if target.ndim == 3:
-        mass = 0.0
-        for weight in target[image, p]:
-            mass += weight
+        given = target[image, p]
+        for c in range(given.size):
+            weights[c] = given[c]
+        mass = wide_total(weights, 0, given.size, given.dtype.type(0))
     else:
         mass = 0.0 if target[image, p] == ignore_index else 1.0
     return mass
-
-
-@njit(cache=True, fastmath=_SUM_FLAGS)
-def _weight(target, image, p, c):
-    """What one of them weighs, of a sample that is not ignored."""
-    if target.ndim == 3:
-        weight = target[image, p, c]
-    else:
-        weight = 1.0 if target[image, p] == c else 0.0
-    return weight
 
 
 @njit(cache=True)

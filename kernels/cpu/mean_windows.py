@@ -4,7 +4,6 @@ Written as the tiles of kernels.cpu.simd are, and like them without a check of b
 
     window_means  the sum of each window along a line, divided by a count
     window_shares what the pixels of a line get from the windows that they lie in
-    run_total     the sum of a run
 """
 
 from functools import reduce
@@ -15,7 +14,6 @@ from numba.extending import intrinsic
 from kernels.cpu.emitter import INT
 from kernels.cpu.lines import COMMON, STRIDES, LineEmitter
 
-_ACCUMULATORS = 4
 # Rows and taps of windows with code of their own: those of most networks, and of GoogLeNet.
 _WINDOWS = *COMMON, (5, 5)
 # And rows of windows that a line lies in, and their taps.
@@ -194,30 +192,3 @@ def window_shares(
                 start = u * stride - left
                 for c in range(max(0, start), min(width, start + taps)):
                     y[y0 + c] += share
-
-
-@intrinsic
-def run_total(_, x, x0, count):
-    """The sum of x[x0 : x0 + count]."""
-
-    def emit(context, builder, signature, args):
-        e = LineEmitter(context, builder, signature, args)
-        source, step = e.pointer(0, args[1]), e.lanes * _ACCUMULATORS
-        whole = builder.and_(args[2], INT(-step))
-
-        def vectors(index, sums):
-            return [
-                builder.fadd(total, e.load_vector(source, builder.add(index, INT(a * e.lanes))))
-                for a, total in enumerate(sums)
-            ]
-
-        sums = e.loop(whole, INT(step), [e.constant(0.0)] * _ACCUMULATORS, vectors)
-        for a in range(_ACCUMULATORS):
-            inside = e.below(builder.sub(args[2], whole), a * e.lanes)
-            at = builder.add(whole, INT(a * e.lanes))
-            sums[a] = builder.fadd(sums[a], e.load_some(source, at, inside))
-        while len(sums) > 1:
-            sums = [builder.fadd(*pair) for pair in zip(sums[::2], sums[1::2], strict=True)]
-        return e.total(sums[0])
-
-    return x.dtype(x, types.int64, types.int64), emit

@@ -10,7 +10,7 @@ import math
 import numpy as np
 from numba import njit, prange
 
-from kernels.cpu.mean_windows import run_total
+from kernels.cpu.sums import run_total
 from kernels.cpu.tasks import split
 from kernels.geometry import check_channels
 
@@ -20,11 +20,7 @@ STRETCH = 1024
 
 @njit(inline="always")
 def total_of(x, start, size):
-    """The sum of x[start : start + size], flat, in float64.
-
-    In an order that is written out: which the compiler would choose may differ between code that is
-    new and the same code from its cache.
-    """
+    """The sum of x[start : start + size], flat, in float64."""
     total = 0.0
     for first in range(0, size, STRETCH):
         total += run_total(x, start + first, min(STRETCH, size - first))

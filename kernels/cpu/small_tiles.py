@@ -6,10 +6,12 @@ bounds. They come in several shapes, chosen by number when they run.
 
 from itertools import product
 
+from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
 from kernels.cpu.emitter import INT, ROWS, Emitter
+from kernels.cpu.streams import write
 
 # Outputs of a `strip_tile` at most, as registers allow with two vectors of pixels.
 STRIP = 8 if ROWS == 8 else 6
@@ -17,6 +19,7 @@ STRIP = 8 if ROWS == 8 else 6
 DOT_ROWS, DOT_SHIFTS = (3 if ROWS == 8 else 2), 5
 # Terms that are added in one go.
 _PART = 128
+_VECTORS = 4  # of a `shifted_sums`, side by side
 _DOT_SHAPES = tuple(product(range(1, DOT_ROWS + 1), range(1, DOT_SHIFTS + 1)))
 
 
@@ -79,6 +82,31 @@ def _strip_tile(onto):
 
 
 strip_tile, strip_tile_onto = _strip_tile(False), _strip_tile(True)
+
+
+@intrinsic
+def shifted_sums(_, w, w0, x, offsets, depth, y, length):
+    """y[p] = sum_k w[w0 + k] x[offsets[k] + p] for k < depth and p < length; w flat."""
+
+    def emit(context, builder, signature, args):
+        e = Emitter(context, builder, signature, args)
+        weights, image, moves, target = (
+            e.pointer(0, args[1]), e.pointer(2), e.pointer(3), e.pointer(5)
+        )  # fmt: skip
+
+        def compute(_, load):
+            def term(k, sums):
+                weight = e.splat(e.load(weights, k))
+                line = builder.gep(image, [e.load(moves, k)])
+                return [e.fma(weight, load(line, v), total) for v, total in enumerate(sums)]
+
+            return [e.in_parts(args[4], _PART, _VECTORS, term)]
+
+        write(e, [target], args[6], [ir.IntType(1)(0)], _VECTORS, compute)
+        return context.get_dummy_value()
+
+    integer = types.int64
+    return types.void(w, integer, x, offsets, integer, y, integer), emit
 
 
 @intrinsic
