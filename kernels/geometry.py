@@ -243,7 +243,7 @@ def _conv_shape(x_shape, weight_shape, stride, padding, dilation, groups) -> Sha
 
 
 def check_matmul(a_shape: Shape, b_shape: Shape) -> Shape:
-    """The product's shape; ValueError unless (..., M, K) and (..., K, N) are given and broadcast."""
+    """The shape of the product. ValueError unless (..., M, K) and (..., K, N) fit and broadcast."""
     if len(a_shape) < 2 or len(b_shape) < 2 or a_shape[-1] != b_shape[-2]:
         raise ValueError(
             f"a and b must be (..., M, K) and (..., K, N), got {a_shape} and {b_shape}"
