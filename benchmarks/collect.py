@@ -84,7 +84,7 @@ def calls(model, input_shape, training: bool = True) -> list[Call]:
             handles.append(module.register_forward_hook(record))
     try:
         with no_grad():
-            model(Tensor(np.zeros((1, *input_shape), np.float32)))
+            model(Tensor(np.zeros((1, *input_shape), np.float32)).to(model.device))
     finally:
         for handle in handles:
             handle.remove()

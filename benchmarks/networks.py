@@ -47,7 +47,8 @@ def tasks(wanted, machine: Machine, subjects=SUBJECTS):
             for training, kind in ((True, "training step"), (False, "inference"))
         }
         kinds = {training: name for training, name in kinds.items() if wanted(name)}
-        model = subject.build() if kinds else None
+        # On a GPU it is counted there, too: the CPU would first have to compile its kernels.
+        model = subject.build().to(machine.device) if kinds else None
         for training, name in kinds.items():
             flops = network_flops(model, subject.input_shape, subject.batch, training)
             yield _task(name, flops, subject, training, machine)

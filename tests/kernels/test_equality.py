@@ -388,6 +388,15 @@ def test_matmul(data, m, k, n, dtype):
     agree("matmul", data.draw(arrays((m, k), dtype)), data.draw(arrays((k, n), dtype)))
 
 
+@given(st.data(), dtypes)
+@some
+def test_matmul_of_stacks(data, dtype):
+    m, k, n = data.draw(st.tuples(*[st.integers(0, 4)] * 3))
+    stacks = data.draw(st.sampled_from([((2,), ()), ((), (3,)), ((2, 1), (3,)), ((0,), (0,))]))
+    a = data.draw(arrays((*stacks[0], m, k), dtype))
+    agree("matmul", a, data.draw(arrays((*stacks[1], k, n), dtype)))
+
+
 @pytest.mark.parametrize(
     "m, k, n",
     [
@@ -410,6 +419,8 @@ def test_matmul_errors():
         for other in (np.zeros((3, 2), np.float32), np.zeros(2, np.float32)):
             with pytest.raises(ValueError, match="a and b"):
                 kernels.matmul(square, other)
+        with pytest.raises(ValueError, match="stacks a and b must broadcast"):
+            kernels.matmul(np.zeros((2, 2, 2)), np.zeros((3, 2, 2)))
         with pytest.raises(TypeError, match="one dtype"):
             kernels.matmul(square, np.zeros((2, 2)))
         with pytest.raises(TypeError, match="b must be"):

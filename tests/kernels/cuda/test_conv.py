@@ -133,6 +133,14 @@ def test_matmul(device, way, sides, turned, seed, dtype):
         device.agree("matmul", a.T if turned[0] else a, b.T if turned[1] else b)
 
 
+@ways
+def test_matmul_of_stacks(device, way):
+    for stacks in (((2,), ()), ((), (3,)), ((2, 1), (3,)), ((0,), (0,))):
+        a, b = draw(0, (*stacks[0], 3, 4), (*stacks[1], 4, 2))
+        with dispatch.products(way):
+            device.agree("matmul", a, b)
+
+
 def test_more_rows_than_a_grid_is_high(device, monkeypatch):
     """The grid of a product, whose y axis ends at 65535."""
     grids = []
