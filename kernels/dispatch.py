@@ -94,8 +94,8 @@ class products(AbstractContextManager):
     """Choose who makes the matrix products of the GPU kernels, those of convolutions included.
 
     From here on or, as a context manager, for the enclosed block: cuBLAS ("cublas"), the kernels of
-    kernels/cuda/product.cuh ("own"), or whichever suits the shapes ("auto", the choice at the
-    start). Raises ValueError for another name.
+    kernels/cuda/product.cuh ("own"), or whichever suits shapes and precision ("auto", the choice at
+    the start). Raises ValueError for another name.
     """
 
     def __init__(self, name: str):
@@ -115,14 +115,15 @@ def products_choice() -> str:
 
 
 class precision(AbstractContextManager):
-    """Choose how cuBLAS makes float32 products.
+    """Choose how a GPU makes float32 products.
 
     From here on or, as a context manager, for the enclosed block:
-    "float32" (the choice at the start); "tf32", which lets it round the operands to 10 bits of
-    mantissa (GPUs from the Ampere generation on do; others ignore it); "float16", which rounds them
-    to float16, 10 bits and numbers up to 65504 only. Products are summed in float32 all the same.
-    The GPU's own products (see `products`), and those of the CPU, stay as exact as they are. Raises
-    ValueError for another name.
+    "float32" (the choice at the start); "tf32", which rounds the operands to 10 bits of mantissa
+    (GPUs from the Ampere generation on do; others ignore it), in cuBLAS and in the kernels for
+    tensor cores that then make convolutions; "float16", which has cuBLAS round them to float16, 10
+    bits and numbers up to 65504 only. Products are summed in float32 all the same. Those that
+    `products("own")` asks for, and those of the CPU, stay as exact as they are. Raises ValueError
+    for another name.
     """
 
     def __init__(self, name: str):
