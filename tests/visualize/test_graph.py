@@ -155,7 +155,7 @@ def test_backward_of_a_model():
 def test_what_forward_kept_is_found_again_in_backward():
     x = Tensor(IMAGES, requires_grad=True)
     graph = capture(lambda t: ops.max_pool2d(t, 2) ** 2, x, backward=True)
-    pool, unpool = operation(graph, "MaxPool2d"), operation(graph, "MaxUnpool2d")
+    pool, unpool = operation(graph, "MaxPool2d"), operation(graph, "MaxPool2dTranspose")
     assert unpool.sources[1] == (pool.number, 1)
 
 

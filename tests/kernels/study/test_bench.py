@@ -215,7 +215,7 @@ def test_a_third_implementation(run, monkeypatch, tmp_path):
         (["bench", "conv2d", "--padding", "1,2,3"], "--padding must be an int, (vertical"),
         (["bench", "max_pool2d", "--padding", "3"], "padding must be at most half of kernel_size"),
         (["bench", "relu_backward", "--threads", "9999"], "threads must be an int from 1 to"),
-        (["bench", "matmul", "--shape", "2,3", "--weight", "2,3"], "(M, K) and (K, N)"),
+        (["bench", "matmul", "--shape", "2,3", "--weight", "2,3"], "(..., M, K) and (..., K, N)"),
         (["bench", "im2col", "--shape", "2,3"], "shape must be N,C,H,W, got 2,3"),
         (["bench", "bias_relu", "--shape", "5"], "shape must be N,C,..., got 5"),
 
