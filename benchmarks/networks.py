@@ -21,8 +21,8 @@ NOTES = {
         _FLOOR,
         "Times by CUDA events, all on the default stream; PyTorch's algorithms chosen by trial "
         "(cudnn.benchmark), its products in the precision named above. Captured: forward, loss and "
-        "backward replayed as a CUDA graph, the optimiser's step as ever. Ratios: to PyTorch in "
-        "eager mode.",
+        "backward replayed as a CUDA graph, the optimiser's step as ever; speed and what is "
+        "reached are of that. Ratios: to PyTorch in eager mode.",
         "Memory: what the allocator of each has taken of the GPU's memory, at most, over three "
         "runs, the network and the graph's own pool included.",
     ),
