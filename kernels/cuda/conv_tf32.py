@@ -22,8 +22,9 @@ from kernels.cuda.tiles_tf32 import (
     launch,
 )
 
-# Positions that a split of a weight gradient sums in float32, at most.
-MOST_POSITIONS = 16384
+# Positions that a split of a weight gradient sums in float32, at most, unless a grid can have no more
+# splits, which are its z axis.
+MOST_POSITIONS, MOST_SPLITS = 16384, 65535
 # Up to so many channels a tile of 32 pixels x 32 channels would be mostly empty.
 FEW_CHANNELS = 16
 
@@ -100,7 +101,7 @@ def weight_grad(dy, x, sizes):
     height = "high" if outputs > HEIGHTS["low"] else "low"
     grid = runtime.blocks(taps, WIDTH) * groups, runtime.blocks(outputs, HEIGHTS[height])
     splits = choose_splits(math.prod(grid), sizes.positions, groups * outputs * taps)
-    splits = max(splits, -(-sizes.positions // MOST_POSITIONS))
+    splits = max(splits, min(-(-sizes.positions // MOST_POSITIONS), MOST_SPLITS))
     length = DEPTH * runtime.blocks(runtime.blocks(sizes.positions, splits), DEPTH)
     splits = runtime.blocks(sizes.positions, length)
     parts = runtime.empty((splits, groups * outputs, taps), dw.dtype)
