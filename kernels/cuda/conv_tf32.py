@@ -22,8 +22,8 @@ from kernels.cuda.tiles_tf32 import (
     launch,
 )
 
-# Positions that a split of a weight gradient sums in float32, at most, unless a grid can have no more
-# splits, which are its z axis.
+# Positions that a split of a weight gradient sums in float32, at most, unless a grid can have no
+# more splits, which are its z axis.
 MOST_POSITIONS, MOST_SPLITS = 16384, 65535
 # Up to so many channels a tile of 32 pixels x 32 channels would be mostly empty.
 FEW_CHANNELS = 16
