@@ -98,6 +98,19 @@ def forced(**settings):
         yield
 
 
+@pytest.mark.parametrize("case", LARGER[1:3] + LARGER[-1:])
+def test_arrays_that_begin_between_packs(device, case):
+    x, weight, bias, dy, settings_ = draw_larger(case)
+
+    put = device.put
+
+    def misplace(array):
+        return put(np.append(np.nan, array).astype(np.float32))[1:].reshape(array.shape)
+
+    with mock.patch.object(device, "put", misplace):
+        agree_on_all(device, x, weight, bias, dy, settings_)
+
+
 @pytest.mark.parametrize("height", tiles_tf32.HEIGHTS)
 @pytest.mark.parametrize("case", LARGER)
 def test_several_tiles(device, height, case):
