@@ -16,7 +16,7 @@ statistics move on.
 
 from kernels.cuda.recording import Recording
 from minidl import random
-from minidl.array_module import is_array, to_device
+from minidl.array_module import is_array, is_recording, to_device
 from minidl.tensor import Tensor
 
 
@@ -32,13 +32,16 @@ class Captured:
     and dtypes of the first call: they are copied to where the function found them then. Results are
     overwritten by the next call, and carry no graph: backward belongs into the function.
 
-    `parameters` are the leaves whose gradients it computes: a call replaces them. Where one of them
-    has another array than before, the function is recorded anew.
+    `parameters` are the leaves whose gradients it computes: a call replaces them, and the next one
+    overwrites those. Where one of them has another array than before, the function is recorded
+    anew. Whatever else the function reads or writes (running statistics, parameters in inference)
+    has to stay where it is: what `Module.to` or `data` replace is not looked for.
 
     What only Python does happens once, when it is recorded: choices (training or evaluation,
-    `no_grad`, precision), hooks, checks of values. Nothing may wait for the GPU (`item()`,
-    `numpy()`, printing) nor be copied from the CPU, as arrays that are not among the inputs would
-    be: CaptureError, after which the object is as before. ValueError for inputs that do not fit.
+    `no_grad`, precision), numbers (a momentum, a probability), hooks, checks of values. Nothing may
+    wait for the GPU (`item()`, `numpy()`, printing) nor be copied from the CPU, as arrays that are
+    not among the inputs would be: CaptureError, after which the object is as before. ValueError for
+    inputs that do not fit, RuntimeError for a call while something else is recorded.
     """
 
     def __init__(self, function, parameters=()):
@@ -55,6 +58,8 @@ class Captured:
         return self._inputs is None or _kinds(inputs) == _kinds(self._inputs)
 
     def __call__(self, *inputs):
+        if is_recording():
+            raise RuntimeError("inside, only the function of a Captured itself can be recorded")
         if not self.fits(*inputs):
             raise ValueError(
                 f"inputs must be {_text(self._inputs)}, as in the first call, got {_text(inputs)}: "
@@ -63,16 +68,20 @@ class Captured:
         for p in self._parameters:
             p.zero_grad()
         if self._inputs is None:
-            self._inputs = tuple([_copy_on_gpu(value) for value in inputs])
-            return _detached(self._function(*self._inputs))
+            copies = tuple([_copy_on_gpu(value) for value in inputs])
+            results = _detached(self._function(*copies))
+            self._inputs = copies  # an error leaves the first call still to come
+            return results
         for mine, value in zip(self._inputs, inputs, strict=True):
             mine.copy_(value)
         if self._recording is None or self._moved():
             self._record()
         self._recording.launch(*random.next_dropout_step(self._masks))
         for p, gradient in zip(self._parameters, self._gradients, strict=True):
-            p.grad = gradient
-        return self._results
+            p.grad = None if gradient is None else _overwritten(gradient)
+        if isinstance(self._results, tuple):
+            return tuple([_overwritten(result) for result in self._results])
+        return _overwritten(self._results)
 
     def _moved(self):
         """Whether a parameter lies elsewhere than where the recording reads it."""
@@ -104,22 +113,41 @@ class Captured:
         self._gradients = [p.grad for p in self._parameters]
 
 
-def _copy_on_gpu(value):
+def _array(value):
     array = value._array if isinstance(value, Tensor) else value
     if not is_array(array):
         raise TypeError(f"inputs must be Tensors or arrays, got {type(value).__name__}")
-    return Tensor._wrap(to_device(array, "cuda").copy())
+    return array
+
+
+def _copy_on_gpu(value):
+    return Tensor._wrap(to_device(_array(value), "cuda").copy())
 
 
 def _detached(results):
-    if isinstance(results, tuple):
-        return tuple([result.detach() for result in results])
-    return results.detach()
+    several = results if isinstance(results, tuple) else (results,)
+    for result in several:
+        if not isinstance(result, Tensor):
+            raise TypeError(
+                "the function must return a Tensor or a tuple of Tensors, got "
+                f"{type(result).__name__}"
+            )
+    detached = tuple([result.detach() for result in several])
+    return detached if isinstance(results, tuple) else detached[0]
+
+
+def _overwritten(tensor):
+    """A new Tensor for what a replay wrote into the memory of `tensor`.
+
+    A graph that still needs what was there notices.
+    """
+    tensor._storage.version += 1
+    return tensor.detach()
 
 
 def _kinds(inputs):
-    return [(value.shape, value.dtype) for value in inputs]
+    return [(array.shape, array.dtype) for array in map(_array, inputs)]
 
 
 def _text(inputs):
-    return ", ".join([f"{value.dtype} of shape {value.shape}" for value in inputs])
+    return ", ".join([f"{dtype} of shape {shape}" for shape, dtype in _kinds(inputs)])

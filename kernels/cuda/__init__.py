@@ -6,13 +6,8 @@ first launch does.
 
 from kernels.cuda.activation import bias_relu, bias_relu_backward, relu, relu_backward
 from kernels.cuda.add import add
-from kernels.cuda.batchnorm import (
-    batchnorm_backward,
-    batchnorm_eval,
-    batchnorm_eval_backward,
-    batchnorm_statistics,
-    batchnorm_train,
-)
+from kernels.cuda.batchnorm import batchnorm_eval, batchnorm_statistics, batchnorm_train
+from kernels.cuda.batchnorm_backward import batchnorm_backward, batchnorm_eval_backward
 from kernels.cuda.conv import (
     col2im,
     conv2d,

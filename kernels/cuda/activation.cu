@@ -44,11 +44,8 @@ __device__ wide pass_stretch(
     const ChannelStretch &here, const real *dy, const real *y, real *dx)
 {
     Pack grads[SHARE], results[SHARE];
-    #pragma unroll
-    for (int turn = 0; turn < SHARE; ++turn) {
-        grads[turn] = here.load<PACKED>(dy, turn);
-        results[turn] = here.load<PACKED>(y, turn);
-    }
+    load_all<PACKED>(here, dy, grads);
+    load_all<PACKED>(here, y, results);
     wide total = 0;
     #pragma unroll
     for (int turn = 0; turn < SHARE; ++turn) {

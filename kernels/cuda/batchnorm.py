@@ -10,10 +10,10 @@ from kernels.reference.batchnorm import check_batchnorm, check_batchnorm_train
 # Packs of a long channel that a thread holds, as batchnorm.cu has it.
 LONG_SHARE = 13
 # Of a block whose threads hold a long channel, or the values of x and those of dy.
-_FEW_THREADS = 512
+FEW_THREADS = 512
 
 
-def _per_channel(x, count):
+def per_channel(x, count) -> list:
     """`count` arrays (C,) in x's dtype."""
     return [runtime.empty(x.shape[1:2], x.dtype) for _ in range(count)]
 
@@ -41,11 +41,11 @@ def batchnorm_train(x, gamma, beta, eps, others=None, rectify=False, running=Non
     x, gamma, beta, others = runtime.all_contiguous(x, gamma, beta, others)
     *moving, momentum = (None, None, 0.0) if running is None else running
     moved = runtime.all_contiguous(*moving)
-    mean, var, inv_std = results = _per_channel(x, 3)
+    mean, var, inv_std = results = per_channel(x, 3)
     statistics = (*results, *moved, float(1 - momentum), float(momentum), np.float64(eps))
     for kernel, cut in (
         ("normalise_channels", ChannelParts.of(x)),
-        ("normalise_long_channels", ChannelParts.of(x, LONG_SHARE, _FEW_THREADS)),
+        ("normalise_long_channels", ChannelParts.of(x, LONG_SHARE, FEW_THREADS)),
     ):
         if cut.parts == 1:
             y = runtime.empty(x.shape, x.dtype)
@@ -53,7 +53,7 @@ def batchnorm_train(x, gamma, beta, eps, others=None, rectify=False, running=Non
             cut.launch("batchnorm", kernel, x.dtype, args)
             break
     else:
-        (rest,) = _per_channel(x, 1)
+        (rest,) = per_channel(x, 1)
         _launch_moments("part_moments", "moments", x, (rest, *statistics))
         y = _normalise(x, mean, rest, inv_std, gamma, beta, others, rectify)
     for given, array in zip(moving, moved, strict=True):
@@ -76,39 +76,7 @@ def batchnorm_eval(x, gamma, beta, mean, var, eps):
     """See kernels.reference.batchnorm_eval."""
     check_batchnorm(x, gamma=gamma, beta=beta, mean=mean, var=var)
     x, gamma, beta, mean, var = runtime.all_contiguous(x, gamma, beta, mean, var)
-    (inv_std,) = _per_channel(x, 1)
+    (inv_std,) = per_channel(x, 1)
     args = (var, inv_std, np.float64(eps), *runtime.ints(var.size))
     runtime.launch_elements("batchnorm", "inverse_deviation", x.dtype, var.size, args)
     return _normalise(x, mean, None, inv_std, gamma, beta)
-
-
-def _backward(dy, x, y, gamma, mean, inv_std, training):
-    dy, x, y, gamma, mean, inv_std = runtime.all_contiguous(dy, x, y, gamma, mean, inv_std)
-    cut = ChannelParts.of(x, most=_FEW_THREADS)
-    dx = runtime.empty(x.shape, x.dtype)
-    dgamma, dbeta = _per_channel(x, 2)
-    if cut.parts == 1:
-        args = (dy, x, y, gamma, mean, inv_std, training, dx, dgamma, dbeta)
-        cut.launch("batchnorm", "channel_gradients", x.dtype, args)
-        return dx, dgamma, dbeta
-    sums = runtime.empty((3, cut.channels, cut.parts), np.float64)
-    cut.launch("batchnorm", "part_gradients", x.dtype, (dy, x, y, mean, sums))
-    mean_plain, mean_weighted, rest = means = _per_channel(x, 3)
-    channels, parts = runtime.ints(cut.channels, cut.parts)
-    args = (sums, inv_std, training, dgamma, dbeta, *means, channels, cut.length, parts)
-    runtime.launch_warps("batchnorm", "gradients", x.dtype, cut.channels, args)
-    args = (dy, x, y, mean, rest, inv_std, gamma, mean_plain, mean_weighted, dx)
-    launch_channel_packs("batchnorm", "input_gradient", x, args)
-    return dx, dgamma, dbeta
-
-
-def batchnorm_backward(dy, x, gamma, mean, inv_std, y=None):
-    """See kernels.reference.batchnorm_backward."""
-    check_batchnorm(x, dy, training=True, y=y, gamma=gamma, mean=mean, inv_std=inv_std)
-    return _backward(dy, x, y, gamma, mean, inv_std, True)
-
-
-def batchnorm_eval_backward(dy, x, gamma, mean, inv_std):
-    """See kernels.reference.batchnorm_eval_backward."""
-    check_batchnorm(x, dy, gamma=gamma, mean=mean, inv_std=inv_std)
-    return _backward(dy, x, None, gamma, mean, inv_std, False)

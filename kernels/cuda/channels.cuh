@@ -2,8 +2,8 @@
 //
 // A channel has `length` = N P values, cut into `parts` of `part` values: block number
 // c * parts + k takes part k of channel c. The part, of less than 2^15 values, is small enough for
-// the registers of the block's threads: whatever is done with it, it is read once. Values are added up in packs of 16
-// bytes first, in their own type; sums of packs are float64.
+// the registers of the block's threads: whatever is done with it, it is read once. Values are added
+// up in packs of 16 bytes first, in their own type; sums of packs are float64.
 
 #pragma once
 
@@ -95,6 +95,15 @@ struct ChannelStretch {
         }
     }
 };
+
+// All packs that a thread has of its part, which are on their way together.
+template <bool PACKED, int PACKS>
+__device__ void load_all(const ChannelStretch &here, const real *x, Pack (&packs)[PACKS])
+{
+    #pragma unroll
+    for (int turn = 0; turn < PACKS; ++turn)
+        packs[turn] = here.load<PACKED>(x, turn);
+}
 
 // Leave a block's sum where it belongs: among those of all parts, or, where each channel is one
 // part and sums is null, in the result.

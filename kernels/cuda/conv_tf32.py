@@ -22,9 +22,8 @@ from kernels.cuda.tiles_tf32 import (
     launch,
 )
 
-# Positions that a split of a weight gradient sums in float32, at most, unless a grid can have no
-# more splits, which are its z axis.
-MOST_POSITIONS, MOST_SPLITS = 16384, 65535
+# Positions that a split of a weight gradient sums in float32, at most.
+MOST_POSITIONS = 16384
 # Up to so many channels a tile of 32 pixels x 32 channels would be mostly empty.
 FEW_CHANNELS = 16
 
@@ -39,7 +38,11 @@ def takes(sizes) -> bool:
     thick = max(sizes.group_outputs, sizes.group_channels) >= 4 or sizes.groups == 1
     weights = 4 * sizes.outputs * (sizes.taps + 3 * sizes.area)
     pixels = sizes.images * max(math.prod(sizes.plane), sizes.rows * sizes.columns)
-    return thick and max(weights, pixels) < 2**31 and sizes.images < 2**16
+    # Of tiles that axes y and z of a grid number, those of 32 channels are the most: of groups that
+    # have one, they are filled up to four.
+    tiles = max(sizes.images, sizes.groups, sizes.channels // 8 + 1, sizes.outputs // 8 + 1)
+    # A tile may end beyond the last pixel.
+    return thick and max(weights, pixels + 128) < 2**31 and tiles < 2**16
 
 
 def _lies_right(sizes):
@@ -100,8 +103,9 @@ def weight_grad(dy, x, sizes):
     taps = sizes.area * channels
     height = "high" if outputs > HEIGHTS["low"] else "low"
     grid = runtime.blocks(taps, WIDTH) * groups, runtime.blocks(outputs, HEIGHTS[height])
-    splits = choose_splits(math.prod(grid), sizes.positions, groups * outputs * taps)
-    splits = max(splits, min(-(-sizes.positions // MOST_POSITIONS), MOST_SPLITS))
+    splits = choose_splits(
+        math.prod(grid), sizes.positions, groups * outputs * taps, MOST_POSITIONS
+    )
     length = DEPTH * runtime.blocks(runtime.blocks(sizes.positions, splits), DEPTH)
     splits = runtime.blocks(sizes.positions, length)
     parts = runtime.empty((splits, groups * outputs, taps), dw.dtype)
@@ -204,4 +208,5 @@ def _correlate_images(dy, x, dw, sizes):
     slopes = Stack(dy, True, pixels, pixels, groups * rows * pixels, rows * pixels)
     images = Stack(x, True, pixels, pixels, groups * columns * pixels, columns * pixels)
     results = Stack(dw, False, columns, columns, 0, rows * columns)
-    multiply(slopes, images, results, (rows, columns, sizes.positions), groups)
+    sides = rows, columns, sizes.positions
+    multiply(slopes, images, results, sides, groups, longest=MOST_POSITIONS)

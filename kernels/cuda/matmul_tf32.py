@@ -34,15 +34,17 @@ class Stack(NamedTuple):
     group: int = 0
 
 
-def multiply(a: Stack, b: Stack, y: Stack, sizes, groups=1, finish=NO_FINISH, rows=1, length=1):
+def multiply(
+    a: Stack, b: Stack, y: Stack, sizes, groups=1, finish=NO_FINISH, rows=1, length=1, longest=None
+):  # fmt: skip
     """y = a b, finished, with sizes (m, n, k) a group. y is wide, and so is b unless a is deep.
 
-    `rows`, `length`: of y's array, as `finish_splits` takes them.
+    `rows`, `length`: of y's array, as `finish_splits` takes them. `longest`: see `choose_splits`.
     """
     m, n, k = sizes
     height = choose_height(m, n, groups)
     grid = runtime.blocks(n, WIDTH) * groups, runtime.blocks(m, HEIGHTS[height])
-    splits = choose_splits(math.prod(grid), k, y.array.size)
+    splits = choose_splits(math.prod(grid), k, y.array.size, longest)
     settings = (np.int32(m), n, k, np.int32(groups), *_place(a), *_place(b), *y[2:])
     if splits == 1:
         args = a.array, b.array, *finish[:3], y.array, finish[3], *settings, 0

@@ -9,9 +9,7 @@ template <bool PACKED>
 __device__ wide stretch_sum(const ChannelStretch &here, const real *x)
 {
     Pack packs[SHARE];
-    #pragma unroll
-    for (int turn = 0; turn < SHARE; ++turn)
-        packs[turn] = here.load<PACKED>(x, turn);
+    load_all<PACKED>(here, x, packs);
     wide total = 0;
     #pragma unroll
     for (int turn = 0; turn < SHARE; ++turn)

@@ -12,6 +12,8 @@ WIDTH, DEPTH, STAGES, THREADS = 128, 16, 3, 128
 ENOUGH_BLOCKS = 264
 FEWEST_TILES = 8
 PARTS_BYTES = 64 << 20
+# Of a grid, along z.
+MOST_SPLITS = 65535
 
 
 def choose_height(rows: int, columns: int, slices: int) -> str:
@@ -21,12 +23,16 @@ def choose_height(rows: int, columns: int, slices: int) -> str:
     return "high" if rows > HEIGHTS["low"] and blocks >= ENOUGH_BLOCKS // 2 else "low"
 
 
-def choose_splits(blocks: int, depth: int, size: int) -> int:
-    """How many parts to cut sums over `depth` into, for `size` results in so many blocks."""
+def choose_splits(blocks: int, depth: int, size: int, longest: int | None = None) -> int:
+    """How many parts to cut sums over `depth` into, for `size` results in so many blocks.
+
+    `longest`: what a part may sum, at most, where that is limited.
+    """
+    fewest = min(runtime.blocks(depth, longest or depth), MOST_SPLITS)
     if 2 * blocks > ENOUGH_BLOCKS:
-        return 1
+        return fewest
     wanted = min(runtime.blocks(ENOUGH_BLOCKS, blocks), depth // (DEPTH * FEWEST_TILES))
-    return max(1, min(wanted, PARTS_BYTES // (4 * size)))
+    return max(fewest, min(wanted, PARTS_BYTES // (4 * size)))
 
 
 def launch(source: str, kernel: str, height: str, grid, args) -> None:

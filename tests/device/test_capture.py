@@ -138,8 +138,32 @@ def test_inputs_that_do_not_fit(gpu):
     with pytest.raises(ValueError, match="got float32 of shape .*, float32 of shape"):
         double(x, x)
     assert double(x.cpu()).sum().item() == double(x).sum().item() == 12
-    with pytest.raises(TypeError, match="inputs must be Tensors or arrays, got list"):
-        Captured(lambda x: x)([1.0])
+    for captured in (double, Captured(lambda x: x)):
+        with pytest.raises(TypeError, match="inputs must be Tensors or arrays, got list"):
+            captured([1.0])
+    with pytest.raises(TypeError, match="must return a Tensor or a tuple of Tensors, got list"):
+        Captured(lambda x: [x])(x)
+
+
+def test_a_first_call_that_fails(gpu):
+    """It tells nothing of the inputs that there will be."""
+    captured = Captured(lambda x: x @ x)
+    with pytest.raises(ValueError):
+        captured(np.ones((2, 3), np.float32))
+    for _ in range(3):
+        assert captured(np.ones((2, 2), np.float32)).sum().item() == 8
+
+
+def test_no_recording_within_another(gpu):
+    """Its masks would be the same in every replay."""
+    inner = Captured(ops.dropout)
+    x = Tensor(np.ones(8, np.float32)).to("cuda")
+    inner(x), inner(x)
+    outer = Captured(lambda x: inner(x) * 2)
+    outer(x)
+    with pytest.raises(CaptureError, match="only the function of a Captured itself"):
+        outer(x)
+    assert inner(x).shape == (8,)
 
 
 @pytest.mark.parametrize("what", ["item", "numpy", "bool", "from the CPU", "an array", "a label"])
@@ -199,6 +223,38 @@ def test_gradients_are_replaced(gpu):
         captured(Tensor(np.full(2, factor)))
         np.testing.assert_array_equal(weight.grad.numpy(), [factor, factor])
         assert unused.grad is None
+
+
+def test_what_is_done_to_results_and_gradients_does_not_last(gpu):
+    """The next call gives new Tensors, though on the same memory."""
+    weight = Tensor(np.ones(2)).to("cuda").requires_grad_()
+
+    def step(x):
+        (weight * x).sum().backward()
+        return x * 2
+
+    captured = Captured(step, [weight])
+    for factor in (1.0, 2.0, 3.0):
+        result = captured(Tensor(np.full(2, factor)))
+        assert result.grad is None and not result.requires_grad
+        result.requires_grad_().sum().backward()
+        np.testing.assert_array_equal(weight.grad.numpy(), [factor, factor])
+        weight.grad.data = Tensor(np.zeros(2)).to("cuda")
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_graph_that_needs_an_overwritten_result(gpu, several):
+    captured = Captured(lambda x: (x * 2, x) if several else x * 2)
+    x, weight = (Tensor(np.ones(2)).to("cuda") for _ in range(2))
+    weight.requires_grad_()
+    for _ in range(3):
+        result = captured(x)
+        loss = (weight * (result[0] if several else result)).sum()
+    loss.backward()
+    loss = (weight * (result[0] if several else result)).sum()
+    captured(x)
+    with pytest.raises(RuntimeError):
+        loss.backward()
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ FLAGS = (
     "-U_FORTIFY_SOURCE",
     "-std=c++17", "-O1", "-w", "-fPIC", "-shared", "-fno-gnu-unique", "-fno-strict-aliasing",
     "-fstack-clash-protection",
-    "-fsanitize=bounds,signed-integer-overflow,integer-divide-by-zero",
+    "-fsanitize=bounds,signed-integer-overflow,integer-divide-by-zero,alignment",
     "-fsanitize-undefined-trap-on-error",
 )  # fmt: skip
 KERNEL = re.compile(

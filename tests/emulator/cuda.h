@@ -5,8 +5,9 @@
 // as it can before the second starts, one the last warp, and one has all warps take turns. A kernel
 // whose result depends on that order has a race. What hardware leaves undefined is an error here: a
 // barrier that some living thread does not reach, an exchange with a lane that takes no part, an
-// index outside of an array in shared memory, integer overflow. Shared memory starts as NaN. The
-// buffers a kernel gets lie between pages that must not be touched (see `emulator_map`).
+// index outside of an array in shared memory, integer overflow, a pack that does not lie on a multiple
+// of its size. Shared memory starts as NaN. The buffers a kernel gets lie between pages that must not
+// be touched (see `emulator_map`).
 //
 // One launch at a time, in one thread of the process.
 
@@ -130,7 +131,8 @@ static void on_signal(int signal, siginfo_t *info, void *context)
     describe_thread(who, sizeof who, current);
     if (signal == SIGILL || signal == SIGTRAP) {  // where a check of the compiler traps
         snprintf(message, sizeof message,
-                 "%s: an index outside of a shared or local array, or integer overflow", who);
+                 "%s: an index outside of a shared or local array, integer overflow, or an address "
+                 "that is no multiple of what is moved", who);
     } else {
         fault_address = info->si_addr;
 #if defined(__x86_64__)

@@ -11,8 +11,10 @@ import numpy as np
 from kernels.cuda import runtime
 from tests.emulator import compiler
 
-# (order of blocks and threads, whether arrays end or begin at a page that must not be touched)
+# (order of blocks and threads, whether arrays end or begin at a page that must not be touched; what
+# begins there keeps its place between two packs)
 RUNS = ((0, True), (1, False), (2, True))
+PACK = 16  # bytes that a thread moves at once, from and to multiples of it
 MAX_GRID, MAX_BLOCK, MAX_THREADS = (2**31 - 1, 65535, 65535), (1024, 1024, 64), 1024
 
 
@@ -21,16 +23,20 @@ class EmulationError(AssertionError):
 
 
 class GuardedCopy:
-    """A copy of an array, right before or after a page that faults when touched."""
+    """A copy of an array, right before or after a page that faults when touched.
+
+    What begins after a page lies as far behind a multiple of 16 bytes as the array does.
+    """
 
     def __init__(self, library, array, at_end):
         self.library, self.array = library, array
-        self.size = max(1, -(-array.nbytes // mmap.PAGESIZE)) * mmap.PAGESIZE
+        behind = array.ctypes.data % PACK
+        self.size = max(1, -(-(array.nbytes + behind) // mmap.PAGESIZE)) * mmap.PAGESIZE
         self.start = library.map(self.size)
         pages = (ctypes.c_uint8 * self.size).from_address(self.start)
         self.pages = np.frombuffer(pages, np.uint8)
         self.pages[:] = 0xA5
-        self.offset = self.size - array.nbytes if at_end else 0
+        self.offset = self.size - array.nbytes if at_end else behind
         self.address = self.start + self.offset
         self.bytes = self.pages[self.offset : self.offset + array.nbytes]
         self.bytes[:] = array.reshape(-1).view(np.uint8)

@@ -209,6 +209,22 @@ def test_sums_of_floats_by_atomics_depend_on_the_order():
         run(text, "total", 500, x, np.zeros(1, np.float32))
 
 
+def test_packs_that_lie_between_two():
+    """An array is copied for each run, and keeps its place there."""
+    text = """
+    struct alignas(16) Pack { float values[4]; };
+    extern "C" __global__ void first(const float *x, float *y)
+    {
+        *y = ((const Pack *)x)->values[threadIdx.x];
+    }
+    """
+    x, y = np.arange(17, dtype=np.float32), np.zeros(1, np.float32)
+    whole = x[-x.ctypes.data % 16 // 4 :]
+    run(text, "first", 1, whole[:4], y)
+    with pytest.raises(EmulationError, match="an address that is no multiple"):
+        run(text, "first", 1, whole[1:9], y)
+
+
 def test_launches_that_do_not_fit_the_kernel():
     x, y, size = np.zeros(8, np.float32), np.zeros(8, np.float32), np.int32(8)
     cases = [

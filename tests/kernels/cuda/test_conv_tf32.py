@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels import dispatch, reference
-from kernels.cuda import conv_tf32, matmul_tf32, runtime, tiles_tf32
+from kernels.cuda import conv, conv_tf32, matmul_tf32, runtime, tiles_tf32
 from kernels.geometry import conv_output_size
 from minidl.testing import conv2d_parameters
 from tests.emulator import run
@@ -98,6 +98,19 @@ def forced(**settings):
         yield
 
 
+@pytest.mark.parametrize("case", LARGER[1:3] + LARGER[-1:])
+def test_arrays_that_begin_between_packs(device, case):
+    x, weight, bias, dy, settings_ = draw_larger(case)
+
+    put = device.put
+
+    def misplace(array):
+        return put(np.append(np.nan, array).astype(np.float32))[1:].reshape(array.shape)
+
+    with mock.patch.object(device, "put", misplace):
+        agree_on_all(device, x, weight, bias, dy, settings_)
+
+
 @pytest.mark.parametrize("height", tiles_tf32.HEIGHTS)
 @pytest.mark.parametrize("case", LARGER)
 def test_several_tiles(device, height, case):
@@ -113,6 +126,16 @@ def test_split_sums(device, case):
     assert "finish_splits" in names
 
 
+@pytest.mark.parametrize(
+    "case, adding", [(LARGER[2], "finish_splits"), (LARGER[3], "sum_weight_parts")]
+)
+def test_long_sums_are_split_however_many_blocks_there_are(device, case, adding):
+    x, _, _, dy, settings_ = draw_larger(case)
+    with mock.patch.object(tiles_tf32, "ENOUGH_BLOCKS", 0), forced(MOST_POSITIONS=4):
+        names = launched(device, "conv2d_weight_grad", dy, x, (1, 1), *settings_)
+    assert adding in names
+
+
 def test_how_products_are_cut():
     """A large tile where there are enough of them; splits where there are too few blocks."""
     height = tiles_tf32.choose_height
@@ -121,6 +144,25 @@ def test_how_products_are_cut():
     splits = tiles_tf32.choose_splits
     assert splits(300, 16_000, 1) == splits(1, 127, 1) == splits(1, 16_000, 1 << 24) == 1
     assert splits(20, 16_000, 1) == 14 and splits(20, 320, 1) == 2
+    longest = conv_tf32.MOST_POSITIONS
+    assert splits(300, 10 * longest, 1 << 24, longest) == 10
+    assert splits(300, 2**31, 1, longest) == splits(1, 2**31, 1, longest) == 65535
+
+
+@pytest.mark.parametrize(
+    "shape, outputs, groups, taken",
+    [((65535, 4, 1, 1), 4, 1, True), ((65536, 4, 1, 1), 4, 1, False),
+     ((1, 4, 32768, 65535), 4, 1, True), ((1, 4, 32768, 65536), 4, 1, False),
+     ((1, 4, 1, 2**31 - 100), 4, 1, False), ((1, 2**18, 1, 1), 2**18, 2**16, False),
+     ((1, 2**19 - 16, 1, 1), 4, 1, True), ((1, 2**19, 1, 1), 4, 1, False),
+     ((1, 4, 1, 1), 2**19, 1, False)],
+)  # fmt: skip
+def test_what_grids_and_numbers_cannot_hold_is_left_to_other_kernels(
+    shape, outputs, groups, taken
+):
+    y_shape = (shape[0], outputs, *shape[2:])
+    sizes = conv._Sizes.of(shape, y_shape, (1, 1), (1, 1), (0,) * 4, (1, 1), groups)
+    assert conv_tf32.takes(sizes) is taken
 
 
 def test_operands_are_rounded_and_sums_are_not(device):
