@@ -46,8 +46,8 @@ __device__ inline real largest_and_total(const real *logits, const Sample &sampl
     return largest;
 }
 
-// What the classes of a sample weigh: weights (N, C, P), or, where those are null, labels (N, P), of
-// which the ignored ones, and any that is no class, weigh nothing. Smoothing included.
+// What the classes of a sample weigh: weights (N, C, P), or, where those are null, labels (N, P),
+// of which the ignored ones, and any that is no class, weigh nothing. Smoothing included.
 struct Weights {
     const real *weights;
     const Sample &sample;
