@@ -235,7 +235,8 @@ extern "C" __global__ void turn_filters(
 }
 
 // The sum of all parts (splits, O', chunk, area, channel), in order and in float64, as
-// (O, C/G, area). O' and the channels are filled up, each group's to so many. A thread sums one, of `size`.
+// (O, C/G, area). O' and the channels are filled up, each group's to so many. A thread sums one, of
+// `size`.
 extern "C" __global__ void sum_weight_parts(
     const float *parts, float *dw, int splits, int group_channels, int filled_channels, int chunk,
     int group_outputs, int filled_outputs, int area, long long size)

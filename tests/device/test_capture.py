@@ -242,6 +242,14 @@ def test_what_is_done_to_results_and_gradients_does_not_last(gpu):
         weight.grad.data = Tensor(np.zeros(2)).to("cuda")
 
 
+def test_a_label_that_is_no_class_is_seen_in_replays(gpu):
+    """Which do not look at the labels: the loss becomes NaN, which ends a training."""
+    captured = Captured(lambda logits, labels: ops.cross_entropy(logits, labels))
+    logits = np.ones((2, 3), np.float32)
+    losses = [captured(logits, np.array([0, label])).item() for label in (2, 1, 3, -1, -100, 0)]
+    np.testing.assert_allclose(losses, np.log(3) * np.array([1, 1, np.nan, np.nan, 1, 1]), 1e-6)
+
+
 @pytest.mark.parametrize("several", [False, True])
 def test_a_graph_that_needs_an_overwritten_result(gpu, several):
     captured = Captured(lambda x: (x * 2, x) if several else x * 2)
