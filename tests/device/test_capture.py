@@ -211,6 +211,22 @@ def test_a_parameter_that_is_replaced(gpu):
     np.testing.assert_array_equal(weight.grad.numpy(), [2, 2])
 
 
+def test_a_parameter_that_is_frozen_and_thawed(gpu):
+    """As the layers before a new last one are in transfer learning."""
+    frozen, weight = (Tensor(np.ones(2)).to("cuda").requires_grad_(flag) for flag in (False, True))
+
+    def step(x):
+        (frozen * weight * x).sum().backward()
+        return x
+
+    captured = Captured(step, [frozen, weight])
+    for needed in (False, False, False, True, False):
+        frozen.requires_grad_(needed)
+        captured(Tensor(np.full(2, 3.0)))
+        np.testing.assert_array_equal(weight.grad.numpy(), [3, 3])
+        assert (frozen.grad is not None) is needed
+
+
 def test_gradients_are_replaced(gpu):
     weight, unused = (Tensor(np.ones(2)).to("cuda").requires_grad_() for _ in range(2))
 
