@@ -33,9 +33,9 @@ class Captured:
     overwritten by the next call, and carry no graph: backward belongs into the function.
 
     `parameters` are the leaves whose gradients it computes: a call replaces them, and the next one
-    overwrites those. Where one of them has another array than before, the function is recorded
-    anew. Whatever else the function reads or writes (running statistics, parameters in inference)
-    has to stay where it is: what `Module.to` or `data` replace is not looked for.
+    overwrites those. Where one of them has another array than before, or another `requires_grad`,
+    the function is recorded anew. Whatever else it reads or writes (running statistics, parameters
+    in inference) has to stay where it is: what `Module.to` or `data` replace is not looked for.
 
     What only Python does happens once, when it is recorded: choices (training or evaluation,
     `no_grad`, precision), numbers (a momentum, a probability), hooks, checks of values. Nothing may
@@ -49,7 +49,7 @@ class Captured:
         self._parameters = tuple(parameters)
         self._inputs = None
         self._recording = None
-        self._places = self._gradients = ()
+        self._recorded = self._gradients = ()
         self._results = None
         self._masks = 0  # of dropout, in one call
 
@@ -74,7 +74,7 @@ class Captured:
             return results
         for mine, value in zip(self._inputs, inputs, strict=True):
             mine.copy_(value)
-        if self._recording is None or self._moved():
+        if self._recording is None or self._changed():
             self._record()
         self._recording.launch(*random.next_dropout_step(self._masks))
         for p, gradient in zip(self._parameters, self._gradients, strict=True):
@@ -83,10 +83,15 @@ class Captured:
             return tuple([_overwritten(result) for result in self._results])
         return _overwritten(self._results)
 
-    def _moved(self):
-        """Whether a parameter lies elsewhere than where the recording reads it."""
+    def _changed(self):
+        """Whether a parameter lies elsewhere than where the recording reads it, or needs another
+        gradient than it makes.
+        """
         return any(
-            [p._array is not place for p, place in zip(self._parameters, self._places, strict=True)]
+            [
+                p._array is not array or p.requires_grad != needed
+                for p, (array, needed) in zip(self._parameters, self._recorded, strict=True)
+            ]
         )
 
     def _record(self):
@@ -109,7 +114,7 @@ class Captured:
             masks = random.next_dropout_step(0)[1] - first
             random.set_state(state)
         self._masks, self._recording, self._results = masks, recording, _detached(results)
-        self._places = [p._array for p in self._parameters]
+        self._recorded = [(p._array, p.requires_grad) for p in self._parameters]
         self._gradients = [p.grad for p in self._parameters]
 
 

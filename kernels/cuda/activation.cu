@@ -56,15 +56,16 @@ __device__ wide pass_stretch(
     return total;
 }
 
-// Also the sums of dx over the parts of each channel, of which the bias's gradient is made: they are
-// it where a channel is one part, and sums is null then, and otherwise dbias is.
+// Also the sums of dx over the parts of each channel, of which the bias's gradient is made: they
+// are it where a channel is one part, and sums is null then, and otherwise dbias is.
 extern "C" __global__ void __launch_bounds__(1024) bias_relu_backward(
     const real *dy, const real *y, real *dx, wide *sums, real *dbias,
     int channels, int positions, long long length, int part, int parts)
 {
     ChannelStretch here(channels, positions, length, part, parts);
     bool packed = here.whole && at_pack(dy) && at_pack(y) && at_pack(dx);
-    wide total = packed ? pass_stretch<true>(here, dy, y, dx) : pass_stretch<false>(here, dy, y, dx);
+    wide total = packed ? pass_stretch<true>(here, dy, y, dx)
+                        : pass_stretch<false>(here, dy, y, dx);
     put_sum(block_sum(total), sums, dbias);
 }
 

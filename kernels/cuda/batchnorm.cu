@@ -85,9 +85,9 @@ extern "C" __global__ void __launch_bounds__(1024) exact_part_moments(
     put_part_moments<wide>(here, x, means, squares);
 }
 
-// Mean and biased variance of a channel from those of its parts, by one full warp, in all its lanes.
-// A part's squares about the common mean are those about its own, plus its size times the squared
-// distance of the means.
+// Mean and biased variance of a channel from those of its parts, by one full warp, in all its
+// lanes. A part's squares about the common mean are those about its own, plus its size times the
+// squared distance of the means.
 __device__ inline wide joined_moments(
     const wide *means, const wide *squares, long long channel, long long length, int part,
     int parts, wide *var)

@@ -1,7 +1,7 @@
 // Gradients of batch normalisation; the definitions stand in kernels/reference/batchnorm.py.
 //
-// As in batchnorm.cu: one kernel does all to a channel that a block can hold; for longer ones blocks
-// sum parts, a warp joins them, and a third kernel takes all elements.
+// As in batchnorm.cu: one kernel does all to a channel that a block can hold; for longer ones
+// blocks sum parts, a warp joins them, and a third kernel takes all elements.
 
 #include "batchnorm.cuh"
 

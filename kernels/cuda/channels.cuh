@@ -18,9 +18,9 @@ __device__ inline int part_size(long long length, int part, int parts, int k)
     return k < parts - 1 ? part : (int)(length - (long long)(parts - 1) * part);
 }
 
-// The part of this block. Its threads take packs of values in turns. Values of a pack are neighbours
-// where a plane is made of whole packs; elsewhere a pack is made of values that are a block apart,
-// so that those of neighbouring threads are neighbours.
+// The part of this block. Its threads take packs of values in turns. Values of a pack are
+// neighbours where a plane is made of whole packs; elsewhere a pack is made of values that are a
+// block apart, so that those of neighbouring threads are neighbours.
 struct ChannelStretch {
     int channel, count, positions, position;  // position: in its plane, of the first value
     unsigned reciprocal;                      // 2^31 / positions, rounded up; 0 for large planes

@@ -2,8 +2,8 @@
 //
 // conv2d, conv2d_input_grad and conv2d_weight_grad multiply matrices that are never in memory: each
 // block reads the tiles it needs out of the images (conv.cuh), and multiplies them (product.cuh).
-// The others serve the way over a matrix of columns, whose products cuBLAS makes: im2col and col2im,
-// and the turning of (N, O, P) to (O, N P) and back, for a stretch of positions at a time.
+// The others serve the way over a matrix of columns, whose products cuBLAS makes: im2col and
+// col2im, and the turning of (N, O, P) to (O, N P) and back, for a stretch of positions at a time.
 
 #include "conv.cuh"
 

@@ -78,7 +78,8 @@ struct TurnedFilters {
         for (int r = 0; r < READS; ++r) {
             int c = first + lane.other + r * lane.other_step;
             bool inside = left > 0 && c < channels;
-            values[r] = inside ? base[((long long)tap.high * channels + c) * area + place] : (real)0;
+            long long plane = (long long)tap.high * channels + c;
+            values[r] = inside ? base[plane * area + place] : (real)0;
         }
         tap.add(step, down.taps, across.taps);
         left -= DEPTH;

@@ -1,7 +1,7 @@
-// Convolutions on tensor cores, for float32 in TF32's precision (sm_80 on); the definitions stand in
-// kernels/reference/conv.py. Like those of conv.cu these kernels multiply matrices that are never in
-// memory, and by the same algebra, but they read images with the channels last, and filters with them
-// last, too: others lay them out so, and round them on the way.
+// Convolutions on tensor cores, for float32 in TF32's precision (sm_80 on); the definitions stand
+// in kernels/reference/conv.py. Like those of conv.cu these kernels multiply matrices that are
+// never in memory, and by the same algebra, but they read images with the channels last, and
+// filters with them last, too: others lay them out so, and round them on the way.
 //
 // conv2d_tf32_* also makes the gradient by the input: every class of pixels (Residue) is a
 // convolution of dy with filters turned for it.
@@ -10,10 +10,10 @@
 
 extern __shared__ float memory[];
 
-// A block makes some outputs of a group at WIDTH positions of a class, or a split of their sums; grid
-// (tiles of positions x groups x classes, tiles of outputs, splits). y (N, O, H, W): of every split
-// its own. scale to rectified: see Finish. turned: 0, or the length of a row of turned filters; then
-// the source is dy and the target dx.
+// A block makes some outputs of a group at WIDTH positions of a class, or a split of their sums;
+// grid (tiles of positions x groups x classes, tiles of outputs, splits). y (N, O, H, W): of every
+// split its own. scale to rectified: see Finish. turned: 0, or the length of a row of turned
+// filters; then the source is dy and the target dx.
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 2) conv2d_tf32_high(
     const float *source, const float *filters, const float *scale, const float *shift,
     const float *others, float *y, int rectified, int turned, int images, int channels, int height,
@@ -40,8 +40,8 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, 4) conv2d_tf32_low(
 
 // A block sums some outputs x WIDTH taps of a group over the positions of one split, `length` of
 // them; grid (tiles of taps x groups, tiles of outputs, splits). x: channels last, C' of them; dy:
-// the same, O' of them, or where `planes` (N, O, H, W), and O' is O. parts: (splits, O', kh kw C'/G),
-// taps in the order of a filter's (lay_filters).
+// the same, O' of them, or where `planes` (N, O, H, W), and O' is O. parts:
+// (splits, O', kh kw C'/G), taps in the order of a filter's (lay_filters).
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 2) conv2d_weight_grad_tf32_high(
     const float *dy, const float *x, float *parts, int planes, long long length, int images,
     int channels, int height, int width, int outputs, int rows, int columns, int kernel_h,
@@ -117,8 +117,8 @@ extern "C" __global__ void put_channels_last(
     }
 }
 
-// The same where pixels are a multiple of 4, by copies of 16 bytes: a block of 256 threads turns 128
-// pixels of 32 channels; grid (tiles of pixels, of C', images).
+// The same where pixels are a multiple of 4, by copies of 16 bytes: a block of 256 threads turns
+// 128 pixels of 32 channels; grid (tiles of pixels, of C', images).
 extern "C" __global__ void put_channels_last_by_four(
     const float *x, float *turned, int group_channels, int filled, int groups, int pixels)
 {
@@ -153,7 +153,8 @@ extern "C" __global__ void put_channels_last_by_four(
     }
 }
 
-// The same for few channels: a thread writes four of one pixel; grid (tiles of pixels, C' / 4, images).
+// The same for few channels: a thread writes four of one pixel; grid
+// (tiles of pixels, C' / 4, images).
 extern "C" __global__ void put_few_channels_last(
     const float *x, float *turned, int group_channels, int filled, int groups, int pixels)
 {
@@ -169,8 +170,8 @@ extern "C" __global__ void put_few_channels_last(
     store_four(turned, values);
 }
 
-// Filters (O, C/G, area) as (O, chunk, area, channel): the channels filled up with zeros to `filled`,
-// in chunks of so many. A thread writes one of `size`.
+// Filters (O, C/G, area) as (O, chunk, area, channel): the channels filled up with zeros to
+// `filled`, in chunks of so many. A thread writes one of `size`.
 extern "C" __global__ void lay_filters(
     const float *weight, float *laid, int group_channels, int area, int filled, int chunk,
     long long size)
@@ -192,10 +193,11 @@ struct Turned {
     int step;
 };
 
-// Filters as the classes of pixels of dx need them: (class, C, chunk, t, u, output), the outputs of a
-// channel's group filled up with zeros to `filled`, in chunks of so many. Rows are `length` long, for
-// the class with the most taps; what is behind the taps of others is not written. A block of 32 x 8
-// threads turns 32 outputs of 32 (channel, tap); grid (tiles of these, of the outputs, groups).
+// Filters as the classes of pixels of dx need them: (class, C, chunk, t, u, output), the outputs of
+// a channel's group filled up with zeros to `filled`, in chunks of so many. Rows are `length` long,
+// for the class with the most taps; what is behind the taps of others is not written. A block of
+// 32 x 8 threads turns 32 outputs of 32 (channel, tap); grid (tiles of these, of the outputs,
+// groups).
 extern "C" __global__ void turn_filters(
     const float *weight, float *turned, int channels, int outputs, int kernel_h, int kernel_w,
     int stride_h, int stride_w, int dilation_h, int dilation_w, int groups, int filled, int chunk,
@@ -211,7 +213,8 @@ extern "C" __global__ void turn_filters(
         int across_class = tap.low * dilation_w % stride_w;
         Residue down(down_class, 1, 0, stride_h, kernel_h, dilation_h);
         Residue across(across_class, 1, 0, stride_w, kernel_w, dilation_w);
-        int t = (tap.middle - down.tap) / down.tap_step, u = (tap.low - across.tap) / across.tap_step;
+        int t = (tap.middle - down.tap) / down.tap_step;
+        int u = (tap.low - across.tap) / across.tap_step;
         long long row = (long long)(down_class * stride_w + across_class) * channels
             + blockIdx.z * group_channels + tap.high;
         rows[threadIdx.x].first = row * length + (t * across.taps + u) * chunk;
@@ -231,8 +234,9 @@ extern "C" __global__ void turn_filters(
         turned[rows[r].first + o / chunk * rows[r].step + o % chunk] = tile[threadIdx.x][r];
 }
 
-// The sum of all parts (splits, O', chunk, area, channel), in order and in float64, as (O, C/G, area).
-// O' and the channels are filled up, each group's to so many. A thread sums one, of `size`.
+// The sum of all parts (splits, O', chunk, area, channel), in order and in float64, as
+// (O, C/G, area). O' and the channels are filled up, each group's to so many. A thread sums one, of
+// `size`.
 extern "C" __global__ void sum_weight_parts(
     const float *parts, float *dw, int splits, int group_channels, int filled_channels, int chunk,
     int group_outputs, int filled_outputs, int area, long long size)

@@ -1,10 +1,12 @@
 // Convolutions as products on tensor cores: how the kernels of conv_tf32.cu read images.
 //
-// Images lie there with the channels last (N, H, W, C), each group's channels filled up with zeros to
-// a multiple of 4: four channels of a pixel are a copy of 16 bytes. All numbers are rounded to TF32.
+// Images lie there with the channels last (N, H, W, C), each group's channels filled up with zeros
+// to a multiple of 4: four channels of a pixel are a copy of 16 bytes. All numbers are rounded to
+// TF32.
 //
-// Products sum over taps of the kernel and channels. A few channels at a time, a chunk of 4, 8 or 16,
-// pass all taps: neighbouring taps read the same pixels, which the first level of cache keeps so long.
+// Products sum over taps of the kernel and channels. A few channels at a time, a chunk of 4, 8 or
+// 16, pass all taps: neighbouring taps read the same pixels, which the first level of cache keeps
+// so long.
 
 #pragma once
 
@@ -26,8 +28,9 @@ struct Maps {
     }
 };
 
-// Along one axis, what a product's positions read and where they lie: position p, of `positions`, is
-// pixel first + p step of the target, and its tap t pixel start + p stride + t tap_step of the source.
+// Along one axis, what a product's positions read and where they lie: position p, of `positions`,
+// is pixel first + p step of the target, and its tap t pixel start + p stride + t tap_step of the
+// source.
 struct Axis {
     int positions, first, step, start, stride, tap_step, taps;
 
@@ -42,11 +45,11 @@ struct Axis {
     }
 };
 
-
 static const int FAR = 1 << 29;  // a row that no image has
 
 // Which channels of a pixel a thread copies, and which taps: quads of channels are numbered by
-// (chunk, tap, quad of the chunk), and from one of a thread's to its next it is a multiple of a chunk.
+// (chunk, tap, quad of the chunk), and from one of a thread's to its next it is a multiple of a
+// chunk.
 struct Channels {
     int quads;  // of a chunk
 
@@ -65,8 +68,8 @@ struct Channels {
     }
 };
 
-// The columns of im2col: a column is a position, and k counts (chunk, tap, channel). A thread copies
-// four channels at a time, of the same taps for all its positions.
+// The columns of im2col: a column is a position, and k counts (chunk, tap, channel). A thread
+// copies four channels at a time, of the same taps for all its positions.
 struct WindowTile {
     static const bool DEEP = true, ROUNDED = true;
     static const int QUADS = DEPTH / 4, PASS = TILE_THREADS / QUADS, READS = WIDTH / PASS;
@@ -127,8 +130,8 @@ struct WindowTile {
     }
 };
 
-// The columns of im2col turned: a column is a (chunk, tap, channel), and k counts positions. A thread
-// copies the same four channels of the same tap for all its positions.
+// The columns of im2col turned: a column is a (chunk, tap, channel), and k counts positions. A
+// thread copies the same four channels of the same tap for all its positions.
 struct CorrelationTile {
     static const bool DEEP = false, ROUNDED = true;
     static const int QUADS = WIDTH / 4, PASS = TILE_THREADS / QUADS;
@@ -191,7 +194,8 @@ __device__ inline void convolve(
         down = Axis::backward(to_down, kernel.stride_h);
         across = Axis::backward(to_across, kernel.stride_w);
     } else {
-        down = Axis::forward(to.rows, kernel.top, kernel.stride_h, kernel.height, kernel.dilation_h);
+        down = Axis::forward(
+            to.rows, kernel.top, kernel.stride_h, kernel.height, kernel.dilation_h);
         across = Axis::forward(
             to.columns, kernel.left, kernel.stride_w, kernel.width, kernel.dilation_w);
     }

@@ -27,8 +27,8 @@ __device__ inline Words philox(
     return {{x0, x1, x2, x3}};
 }
 
-// Where there is a `start`, it holds the seed, and what is to be added to the step: a graph that was
-// recorded once draws other masks each time.
+// Where there is a `start`, it holds the seed, and what is to be added to the step: a graph that
+// was recorded once draws other masks each time.
 __device__ inline Words draw(
     unsigned long long block, const unsigned long long *start, unsigned long long seed,
     unsigned long long step)

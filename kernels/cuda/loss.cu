@@ -46,8 +46,9 @@ __device__ inline real largest_and_total(const real *logits, const Sample &sampl
     return largest;
 }
 
-// What the classes of a sample weigh: weights (N, C, P), or, where those are null, labels (N, P), of
-// which the ignored ones, and any that is no class, weigh nothing. Smoothing included.
+// What the classes of a sample weigh: weights (N, C, P), or, where those are null, labels (N, P),
+// of which the ignored ones weigh nothing, and any that is no class NaN: it must not go unnoticed.
+// Smoothing included.
 struct Weights {
     const real *weights;
     const Sample &sample;
@@ -67,9 +68,11 @@ struct Weights {
             mass = warp_sum(mass);
         } else {
             label = labels[sample.number];
-            if (label == ignored || label >= sample.classes)
+            mass = 0 <= label && label < sample.classes ? 1 : nan("");
+            if (label == ignored) {
                 label = -1;
-            mass = label >= 0;
+                mass = 0;
+            }
         }
         rest = 1 - smoothing;
         even = (real)(smoothing * mass / sample.classes);

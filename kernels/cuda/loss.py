@@ -1,7 +1,7 @@
 """Softmax and cross-entropy on the GPU; the definitions stand in kernels.reference.loss.
 
-Labels are not checked, since that would mean waiting for the GPU: one that is no class is ignored
-like those that are meant to be, but counts in the mean.
+Labels are not checked, since that would mean waiting for the GPU: one that is no class makes the
+loss and the gradients of its sample NaN.
 """
 
 import math

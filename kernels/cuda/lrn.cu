@@ -39,7 +39,10 @@ struct Tile {
 
     __device__ bool inside(int c) const { return position < positions && c < channels; }
 
-    __device__ long long offset(int c) const { return (image * channels + c) * positions + position; }
+    __device__ long long offset(int c) const
+    {
+        return (image * channels + c) * positions + position;
+    }
 };
 
 // totals: the sums of term(offset) over the windows c - before ... c + after of the thread's

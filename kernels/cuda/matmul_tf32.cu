@@ -1,5 +1,5 @@
-// Products of matrices on tensor cores, for float32 in TF32's precision (sm_80 on). 1x1 convolutions
-// and their gradients are such products, whose matrices lie in the images as they are
+// Products of matrices on tensor cores, for float32 in TF32's precision (sm_80 on). 1x1
+// convolutions and their gradients are such products, whose matrices lie in the images as they are
 // (kernels/cuda/conv_tf32.py).
 
 #include "matrix_tf32.cuh"
@@ -62,9 +62,9 @@ __device__ inline void multiply_matrices(
         multiply_tile<HEIGHT, WideRows, WideColumns>(a, b, finish, y, m, n, k, groups);
 }
 
-// A block makes a tile of y = A B of a group, or a split of its sums; grid (tiles of columns x groups,
-// tiles of rows, splits). A (m, k), B (k, n): `deep` where neighbours are along k; see Matrix and
-// Stack. scale to rectified: see Finish, whose rows are those of all groups.
+// A block makes a tile of y = A B of a group, or a split of its sums; grid (tiles of columns x
+// groups, tiles of rows, splits). A (m, k), B (k, n): `deep` where neighbours are along k; see
+// Matrix and Stack. scale to rectified: see Finish, whose rows are those of all groups.
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 2) multiply_tf32_high(
     const float *a, const float *b, const float *scale, const float *shift, const float *others,
     float *y, int rectified, int m, long long n, long long k, int groups, int a_deep,

@@ -5,9 +5,9 @@
 #include "tiles_tf32.cuh"
 #include "windows.cuh"
 
-// How one axis of a matrix lies in memory: neighbours along it, `inner` of them; the next `inner` lie
-// `outer` further. A matrix in one piece has `inner` of its size; the positions of all images at
-// once are an axis with `inner` pixels and images `outer` apart.
+// How one axis of a matrix lies in memory: neighbours along it, `inner` of them; the next `inner`
+// lie `outer` further. A matrix in one piece has `inner` of its size; the positions of all images
+// at once are an axis with `inner` pixels and images `outer` apart.
 struct Neighbours {
     int inner;
     long long outer;

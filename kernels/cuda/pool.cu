@@ -1,8 +1,9 @@
 // Pooling; the definitions stand in kernels/reference/pool.py.
 //
 // A thread is one element of the result, or a pack of them. Gradients are gathered too, by every
-// pixel from the windows it lies in, so that no two threads add to one number. Only unpooling has to
-// scatter: without windows, a pixel cannot tell who chose it. There a warp has a plane for itself.
+// pixel from the windows it lies in, so that no two threads add to one number. Only unpooling has
+// to scatter: without windows, a pixel cannot tell who chose it. There a warp has a plane for
+// itself.
 
 #include "packs.cuh"
 

@@ -1,5 +1,6 @@
-// Instructions that C++ has no names for, of GPUs from sm_80 on: products on tensor cores, and copies
-// to shared memory that run beside everything else. The tests' emulator gives the same names meaning.
+// Instructions that C++ has no names for, of GPUs from sm_80 on: products on tensor cores, and
+// copies to shared memory that run beside everything else. The tests' emulator gives the same names
+// meaning.
 
 #pragma once
 
@@ -23,9 +24,10 @@ __device__ inline unsigned to_tf32(float x)
 }
 
 // sums += a b, by a full warp. Of a (16 x 8), b (8 x 8) and sums (16 x 8) a thread has, with row
-// r = lane / 4 and column c = lane % 4: a[r, c], a[r + 8, c], a[r, c + 4], a[r + 8, c + 4]; b[c, r],
-// b[c + 4, r]; sums[r, 2 c], sums[r, 2 c + 1], sums[r + 8, 2 c], sums[r + 8, 2 c + 1].
-__device__ inline void multiply_tf32(float (&sums)[4], const unsigned (&a)[4], const unsigned (&b)[2])
+// r = lane / 4 and column c = lane % 4: a[r, c], a[r + 8, c], a[r, c + 4], a[r + 8, c + 4];
+// b[c, r], b[c + 4, r]; sums[r, 2 c], sums[r, 2 c + 1], sums[r + 8, 2 c], sums[r + 8, 2 c + 1].
+__device__ inline void multiply_tf32(
+    float (&sums)[4], const unsigned (&a)[4], const unsigned (&b)[2])
 {
     PTX("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
         "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"

@@ -1,13 +1,13 @@
 // The product of two matrices on tensor cores, for kernels that differ in what the matrices are.
 //
 // A block makes HEIGHT x WIDTH results C[m, n], the sums over k of A[m, k] B[k, n], and each of its
-// warps, which lie in WARP_ROWS x WARP_COLUMNS, its part of them in registers. DEPTH values of k at a
-// time, tiles of A and of B are copied to shared memory, 16 bytes at a time, while the tiles before
-// them are multiplied: STAGES of them are there or under way. Operands are rounded to TF32 on their way to the tensor cores, unless
-// they are ROUNDED already.
+// warps, which lie in WARP_ROWS x WARP_COLUMNS, its part of them in registers. DEPTH values of k at
+// a time, tiles of A and of B are copied to shared memory, 16 bytes at a time, while the tiles
+// before them are multiplied: STAGES of them are there or under way. Operands are rounded to TF32
+// on their way to the tensor cores, unless they are ROUNDED already.
 //
-// A tile lies in shared memory as its matrix does in global memory: `deep`, with neighbours along k,
-// or not, with neighbours along m or n. What copies it is a Left or a Right:
+// A tile lies in shared memory as its matrix does in global memory: `deep`, with neighbours along
+// k, or not, with neighbours along m or n. What copies it is a Left or a Right:
 //
 //     static const bool DEEP, ROUNDED;
 //     void fetch(float *tile);    // start copying the next tile along k; zeros outside the matrix
@@ -19,10 +19,10 @@
 static const int WIDTH = 128, DEPTH = 16, STAGES = 3;
 static const int WARP_ROWS = 2, WARP_COLUMNS = 2, TILE_THREADS = WARP_ROWS * WARP_COLUMNS * WARP;
 
-// How the tile of a matrix that has LENGTH rows of A or columns of B lies in shared memory, such that
-// the rows which a warp copies or reads at once are in different banks, of which there are 32. A wide
-// row is a little longer for that. A deep one holds its four values at a time in an order of its own:
-// quad q of row r lies in place of quad q ^ (r / 2 % 4).
+// How the tile of a matrix that has LENGTH rows of A or columns of B lies in shared memory, such
+// that the rows which a warp copies or reads at once are in different banks, of which there are 32.
+// A wide row is a little longer for that. A deep one holds its four values at a time in an order of
+// its own: quad q of row r lies in place of quad q ^ (r / 2 % 4).
 template <int LENGTH, bool DEEP>
 struct Layout {
     static const int ROW = DEEP ? DEPTH : LENGTH + 8;
@@ -163,8 +163,8 @@ struct Share {
     }
 };
 
-// What is done to a sum before it is stored: times the row's scale, plus its shift, plus the value of
-// `others` there, and rectified. Each may be missing.
+// What is done to a sum before it is stored: times the row's scale, plus its shift, plus the value
+// of `others` there, and rectified. Each may be missing.
 struct Finish {
     const float *scale, *shift, *others;
     bool rectified;

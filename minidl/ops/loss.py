@@ -128,7 +128,7 @@ def cross_entropy(
 
     Raises ValueError for a label outside [0, C), shapes that do not fit, a bad option, or a target
     that requires grad: it receives none. Replays of a recording (`minidl.capture`) check no labels:
-    one outside adds nothing there, but counts in the mean.
+    one outside makes the loss NaN there.
     """
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}")

@@ -211,6 +211,22 @@ def test_a_parameter_that_is_replaced(gpu):
     np.testing.assert_array_equal(weight.grad.numpy(), [2, 2])
 
 
+def test_a_parameter_that_is_frozen_and_thawed(gpu):
+    """As the layers before a new last one are in transfer learning."""
+    frozen, weight = (Tensor(np.ones(2)).to("cuda").requires_grad_(flag) for flag in (False, True))
+
+    def step(x):
+        (frozen * weight * x).sum().backward()
+        return x
+
+    captured = Captured(step, [frozen, weight])
+    for needed in (False, False, False, True, False):
+        frozen.requires_grad_(needed)
+        captured(Tensor(np.full(2, 3.0)))
+        np.testing.assert_array_equal(weight.grad.numpy(), [3, 3])
+        assert (frozen.grad is not None) is needed
+
+
 def test_gradients_are_replaced(gpu):
     weight, unused = (Tensor(np.ones(2)).to("cuda").requires_grad_() for _ in range(2))
 
@@ -240,6 +256,14 @@ def test_what_is_done_to_results_and_gradients_does_not_last(gpu):
         result.requires_grad_().sum().backward()
         np.testing.assert_array_equal(weight.grad.numpy(), [factor, factor])
         weight.grad.data = Tensor(np.zeros(2)).to("cuda")
+
+
+def test_a_label_that_is_no_class_is_seen_in_replays(gpu):
+    """Which do not look at the labels: the loss becomes NaN, which ends a training."""
+    captured = Captured(lambda logits, labels: ops.cross_entropy(logits, labels))
+    logits = np.ones((2, 3), np.float32)
+    losses = [captured(logits, np.array([0, label])).item() for label in (2, 1, 3, -1, -100, 0)]
+    np.testing.assert_allclose(losses, np.log(3) * np.array([1, 1, np.nan, np.nan, 1, 1]), 1e-6)
 
 
 @pytest.mark.parametrize("several", [False, True])

@@ -426,6 +426,21 @@ def test_losses_of_many_samples(device, reduction):
     device.agree("softmax_cross_entropy_backward", grad, logits, logits**2, reduction)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_labels_that_are_no_class(device, smoothing):
+    """Their samples' losses and gradients are NaN, and no others."""
+    logits = np.random.default_rng(0).standard_normal((6, 3)).astype(np.float32)
+    labels, settings_ = np.array([0, 3, -1, -100, 2, 2**40]), ("none", smoothing)
+    right = labels.copy()
+    right[wrong := [1, 2, 5]] = 0
+    grad = np.ones(6, np.float32)
+    for name, first in (("softmax_cross_entropy", ()), ("softmax_cross_entropy_backward", (grad,))):
+        expected = getattr(reference, name)(*first, logits, right, *settings_)
+        expected[wrong] = np.nan
+        actual = device.run(name, *first, logits, labels, *settings_)
+        np.testing.assert_allclose(actual, expected, 1e-5, 1e-6)
+
+
 def test_softmax_cross_entropy_of_extremes(device):
     names = "softmax_cross_entropy", "softmax_cross_entropy_backward"
     check_cross_entropy_of_extremes(
