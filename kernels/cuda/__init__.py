@@ -7,7 +7,6 @@ first launch does.
 from kernels.cuda.activation import bias_relu, bias_relu_backward, relu, relu_backward
 from kernels.cuda.add import add
 from kernels.cuda.batchnorm import batchnorm_eval, batchnorm_statistics, batchnorm_train
-from kernels.cuda.batchnorm_backward import batchnorm_backward, batchnorm_eval_backward
 from kernels.cuda.conv import (
     col2im,
     conv2d,
@@ -21,6 +20,7 @@ from kernels.cuda.dropout import dropout, dropout_mask
 from kernels.cuda.loss import softmax_cross_entropy, softmax_cross_entropy_backward
 from kernels.cuda.lrn import lrn, lrn_backward
 from kernels.cuda.matmul import matmul
+from kernels.cuda.norm_grad import batchnorm_backward, batchnorm_eval_backward
 from kernels.cuda.optim import adam_step, sgd_step
 from kernels.cuda.pool import (
     avg_pool2d,

@@ -16,16 +16,16 @@ def _backward(dy, x, y, gamma, mean, inv_std, training):
     dgamma, dbeta = per_channel(x, 2)
     if cut.parts == 1:
         args = (dy, x, y, gamma, mean, inv_std, training, dx, dgamma, dbeta)
-        cut.launch("batchnorm_backward", "channel_gradients", x.dtype, args)
+        cut.launch("norm_grad", "channel_gradients", x.dtype, args)
         return dx, dgamma, dbeta
     sums = runtime.empty((3, cut.channels, cut.parts), np.float64)
-    cut.launch("batchnorm_backward", "part_gradients", x.dtype, (dy, x, y, mean, sums))
+    cut.launch("norm_grad", "part_gradients", x.dtype, (dy, x, y, mean, sums))
     mean_plain, mean_weighted, rest = means = per_channel(x, 3)
     channels, parts = runtime.ints(cut.channels, cut.parts)
     args = (sums, inv_std, training, dgamma, dbeta, *means, channels, cut.length, parts)
-    runtime.launch_warps("batchnorm_backward", "gradients", x.dtype, cut.channels, args)
+    runtime.launch_warps("norm_grad", "gradients", x.dtype, cut.channels, args)
     args = (dy, x, y, mean, rest, inv_std, gamma, mean_plain, mean_weighted, dx)
-    launch_channel_packs("batchnorm_backward", "input_gradient", x, args)
+    launch_channel_packs("norm_grad", "input_gradient", x, args)
     return dx, dgamma, dbeta
 
 
