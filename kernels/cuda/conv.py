@@ -78,6 +78,12 @@ class _Sizes:
         return self.images * self.rows * self.columns
 
     @property
+    def class_pixels(self) -> int:
+        """Of x's, in all images, those of the largest of the classes that the stride makes."""
+        largest = [-(-n // step) for n, step in zip(self.plane, self.stride, strict=True)]
+        return self.images * math.prod(largest)
+
+    @property
     def area(self) -> int:
         return math.prod(self.kernel_size)
 
@@ -225,8 +231,7 @@ def _input_grad(dy, weight, bias, x_shape, sizes):
         conv_tf32.input_grad(dy, weight, dx, sizes, bias)
     elif not _by_cublas(sizes):
         classes = math.prod(sizes.stride)
-        largest = [-(-n // step) for n, step in zip(sizes.plane, sizes.stride, strict=True)]
-        tiles = runtime.blocks(sizes.images * math.prod(largest), TILE)
+        tiles = runtime.blocks(sizes.class_pixels, TILE)
         grid = tiles * sizes.groups * classes, runtime.blocks(sizes.group_channels, TILE)
         _launch("conv2d_input_grad", grid, (dy, weight, bias, dx, *sizes.arguments))
     elif sizes.is_pointwise:

@@ -11,15 +11,14 @@ at a time are channels of one pixel; filters likewise.
 import math
 
 from kernels.cuda import runtime
-from kernels.cuda.matmul_tf32 import NO_FINISH, Stack, multiply
+from kernels.cuda.matmul_tf32 import Stack, multiply
 from kernels.cuda.tiles_tf32 import (
     DEPTH,
     HEIGHTS,
     WIDTH,
-    choose_height,
     choose_splits,
-    finish_splits,
     launch,
+    launch_products,
 )
 
 # Positions that a split of a weight gradient sums in float32, at most.
@@ -85,8 +84,7 @@ def input_grad(dy, weight, dx, sizes, shift=None) -> None:
     grid = runtime.blocks(sizes.taps, 32), runtime.blocks(filled, 32), sizes.groups
     runtime.launch("conv_tf32", "turn_filters", dy.dtype, grid, (32, 8), args)
     shapes = sizes.images, sizes.groups * filled, sizes.rows, sizes.columns, *dx.shape[1:]
-    largest = [-(-n // step) for n, step in zip(sizes.plane, sizes.stride, strict=True)]
-    positions = sizes.images * math.prod(largest)
+    positions = sizes.class_pixels
     _convolve(source, turned, dx, finish, capacity * filled, shapes, sizes, positions, classes)
 
 
@@ -169,21 +167,13 @@ def _most_taps(kernel, stride, dilation):
 
 def _convolve(source, filters, y, finish, turned, shapes, sizes, positions, classes):
     """`positions`: of a class, at most; `turned`: the length of a turned filter, 0 for others."""
-    outputs = y.shape[1] // sizes.groups
-    slices = sizes.groups * classes
-    height = choose_height(outputs, positions, slices)
-    grid = runtime.blocks(positions, WIDTH) * slices, runtime.blocks(outputs, HEIGHTS[height])
-    depth = filters.size // (classes * y.shape[1])
-    splits = choose_splits(math.prod(grid), depth, y.size)
     settings = runtime.ints(turned, *shapes, *sizes.settings, sizes.groups)
-    if splits == 1:
-        args = source, filters, *finish[:3], y, finish[3], *settings
-        launch("conv_tf32", "conv2d_tf32", height, grid, args)
-        return
-    parts = runtime.empty((splits, y.size), y.dtype)
-    args = source, filters, *NO_FINISH[:3], parts, False, *settings
-    launch("conv_tf32", "conv2d_tf32", height, (*grid, splits), args)
-    finish_splits(parts, finish, y, y.shape[1], math.prod(y.shape[2:]))
+    depth = filters.size // (classes * y.shape[1])
+    sides = y.shape[1] // sizes.groups, positions, depth
+    launch_products(
+        "conv_tf32", "conv2d_tf32", (source, filters), y, finish, settings, sides,
+        sizes.groups * classes,
+    )  # fmt: skip
 
 
 def _multiply_images(weight, source, target, sizes, finish, turned):
@@ -195,10 +185,7 @@ def _multiply_images(weight, source, target, sizes, finish, turned):
     filters = Stack(weight, not turned, step, step, 0, math.prod(sides))
     images = Stack(source, False, pixels, pixels, groups * inner * pixels, inner * pixels)
     results = Stack(target, False, pixels, pixels, groups * outer * pixels, outer * pixels)
-    multiply(
-        filters, images, results, (outer, sizes.positions, inner), groups, finish, groups * outer,
-        pixels,
-    )  # fmt: skip
+    multiply(filters, images, results, (outer, sizes.positions, inner), groups, finish)
 
 
 def _correlate_images(dy, x, dw, sizes):

@@ -1,5 +1,7 @@
 """How products on tensor cores are cut into blocks (tiles_tf32.cuh), and launched."""
 
+import math
+
 import numpy as np
 
 from kernels.cuda import runtime
@@ -14,6 +16,8 @@ FEWEST_TILES = 8
 PARTS_BYTES = 64 << 20
 # Of a grid, along z.
 MOST_SPLITS = 65535
+# What is done to results before they are stored: (scale, shift, others, rectify).
+NO_FINISH = None, None, None, False
 
 
 def choose_height(rows: int, columns: int, slices: int) -> str:
@@ -41,8 +45,33 @@ def launch(source: str, kernel: str, height: str, grid, args) -> None:
     runtime.launch(source, f"{kernel}_{height}", np.float32, grid, THREADS, args, shared)
 
 
-def finish_splits(parts, finish, y, rows: int, length: int) -> None:
-    """y = the sums of the parts (splits, size), finished, in rows of `length`."""
+def launch_products(
+    source, kernel, operands, y, finish, settings, sides, slices, longest=None
+) -> None:  # fmt: skip
+    """y (N, C, H, W) = the products of two operands, finished, by <kernel>_<height>.
+
+    sides: (rows, columns, depth) of each of `slices` products. settings: what the kernel takes
+    after the operands, the finish and y, which for several splits is an array of parts. `longest`:
+    see `choose_splits`.
+    """
+    rows, columns, depth = sides
+    height = choose_height(rows, columns, slices)
+    grid = runtime.blocks(columns, WIDTH) * slices, runtime.blocks(rows, HEIGHTS[height])
+    splits = choose_splits(math.prod(grid), depth, y.size, longest)
+    if splits == 1:
+        *arrays, rectify = finish
+        launch(source, kernel, height, grid, (*operands, *arrays, y, rectify, *settings))
+        return
+    parts = runtime.empty((splits, y.size), y.dtype)
+    *arrays, rectify = NO_FINISH
+    args = *operands, *arrays, parts, rectify, *settings
+    launch(source, kernel, height, (*grid, splits), args)
+    _finish_splits(parts, finish, y)
+
+
+def _finish_splits(parts, finish, y):
+    """y (N, C, H, W) = the sums of the parts (splits, size), finished."""
     *arrays, rectify = finish
-    args = parts, *arrays, y, rectify, *runtime.ints(len(parts), rows, length), y.size
+    numbers = runtime.ints(len(parts), y.shape[1], math.prod(y.shape[2:]))
+    args = parts, *arrays, y, rectify, *numbers, y.size
     runtime.launch_elements("matmul_tf32", "finish_splits", y.dtype, y.size, args)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels import dispatch, reference
-from kernels.cuda import conv, conv_tf32, matmul_tf32, runtime, tiles_tf32
+from kernels.cuda import conv, conv_tf32, runtime, tiles_tf32
 from kernels.geometry import conv_output_size
 from minidl.testing import conv2d_parameters
 from tests.emulator import run
@@ -90,7 +90,7 @@ def draw_larger(case):
 def forced(**settings):
     """Other settings of the launchers, and one order of threads for the emulator."""
     with ExitStack() as stack:
-        for module in (conv_tf32, matmul_tf32):
+        for module in (conv_tf32, tiles_tf32):
             for name, value in settings.items():
                 if hasattr(module, name):
                     stack.enter_context(mock.patch.object(module, name, value))
