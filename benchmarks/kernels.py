@@ -157,15 +157,22 @@ def _pooling():
         windows = kernel_size, stride, padding
         torch_windows = kernel_size, stride, padding[::2]
 
-        def unpool(windows=windows):
-            switches = cpu.max_pool2d(*_draw(SHAPE), *windows)[1]
-            (dy,) = _draw(pooled)
-            return lambda: cpu.max_unpool2d(dy, switches, SHAPE[2:])
+        def switched(windows=windows):
+            return *_draw(pooled), cpu.max_pool2d(*_draw(SHAPE), *windows)[1]
+
+        def backward(windows=windows, switched=switched):
+            dy, switches = switched()
+            return lambda: cpu.max_pool2d_backward(dy, switches, SHAPE, *windows)
+
+        def unpool(switched=switched):
+            y, switches = switched()
+            return lambda: cpu.max_unpool2d(y, switches, SHAPE[2:])
 
         yield Streaming(
             f"max_pool2d {name}", size + 2 * (size // 4), _call(cpu.max_pool2d, one, *windows),
             _torch_call(lambda t: t.nn.functional.max_pool2d_with_indices, one, *torch_windows),
         )  # fmt: skip
+        yield Streaming(f"max_pool2d_backward {name}", size + 2 * (size // 4), backward)
         yield Streaming(f"max_unpool2d {name}", size + 2 * (size // 4), unpool)
         yield Streaming(
             f"avg_pool2d {name}", size + size // 4, _call(cpu.avg_pool2d, one, *windows),

@@ -12,7 +12,7 @@ import numpy as np
 from numba import njit, prange
 
 from kernels.cpu.emitter import VECTOR_BYTES
-from kernels.cpu.lines import is_tall
+from kernels.cpu.lines import is_tall, row_windows
 from kernels.cpu.mean_windows import window_means, window_shares
 from kernels.cpu.reduce import total_of
 from kernels.cpu.streams import fetch_ahead
@@ -80,14 +80,6 @@ def _spread(values, x):
             x[plane, p] = values[plane]
 
 
-@lru_cache
-def _row_windows(height, windows, size, stride, before):
-    """For each row of an image: the first window that has it, and how many have it."""
-    row = np.arange(height) + before
-    first = np.maximum(0, (row - size) // stride + 1)
-    return first, np.maximum(0, np.minimum(windows, row // stride + 1) - first)
-
-
 def _flat(array):
     return np.ascontiguousarray(array).reshape(-1)
 
@@ -131,7 +123,7 @@ def avg_pool2d_backward(
         tuple(x_shape), dy.shape, kernel_size, stride, padding, count_include_pad, dy.dtype
     )
     sizes = h, w, oh, ow, kernel_size[1], stride[1], padding[2]
-    windows = _row_windows(h, oh, kernel_size[0], stride[0], padding[0])
+    windows = row_windows(h, oh, kernel_size[0], stride[0], padding[0])
     factors, group = (1 / rows, 1 / columns), group_size(n * c, h * w)
     _avg_pool_backward(_flat(dy), _flat(dx), *factors, *windows, sizes, n * c, group)
     return dx

@@ -51,9 +51,9 @@ class Emitter:
         """One element."""
         return self.builder.load(self.builder.gep(pointer, [index]))
 
-    def load_vector(self, pointer, index, element=None):
+    def load_vector(self, pointer, index):
         """A vector of elements from number `index` on, which need not be aligned."""
-        vector = self.vector if element is None else ir.VectorType(element, self.lanes)
+        vector = ir.VectorType(pointer.type.pointee, self.lanes)
         address = self.builder.bitcast(self.builder.gep(pointer, [index]), vector.as_pointer())
         return self.builder.load(address, align=self.size(vector.element))
 
@@ -82,8 +82,8 @@ class Emitter:
         """Fetch the lines of so many elements into the first or the second cache."""
         function = cgutils.get_or_insert_function(
             self.builder.module,
-            ir.FunctionType(ir.VoidType(), [self.real.as_pointer(), *[ir.IntType(32)] * 3]),
-            f"llvm.prefetch.p0f{8 * self.size(self.real)}",
+            ir.FunctionType(ir.VoidType(), [pointer.type, *[ir.IntType(32)] * 3]),
+            f"llvm.prefetch.p0{self._name(pointer.type.pointee)}",
         )
         read, level, data = (ir.IntType(32)(value) for value in (0, 4 - cache, 1))
 
@@ -91,7 +91,7 @@ class Emitter:
             self.builder.call(function, [self.builder.gep(pointer, [place]), read, level, data])
             return []
 
-        self.loop(count, INT(CACHE_LINE // self.size(self.real)), [], line)
+        self.loop(count, INT(CACHE_LINE // self.size(pointer.type.pointee)), [], line)
 
     def smaller(self, a, b):
         """min(a, b) of two integers."""
@@ -163,9 +163,7 @@ class Emitter:
     def store_some(self, value, pointer, index, inside):
         """Store the elements of a vector whose flags (a vector of bits) are set."""
         flags = ir.VectorType(ir.IntType(1), self.lanes)
-        element, size = value.type.element, self.size(value.type.element)
-        kind = "i" if isinstance(element, ir.IntType) else "f"
-        name = f"v{self.lanes}{kind}{8 * size}"
+        size, name = self.size(value.type.element), self._name(value.type)
         store = cgutils.get_or_insert_function(
             self.builder.module,
             ir.FunctionType(
@@ -175,6 +173,12 @@ class Emitter:
         )
         address = self.builder.bitcast(self.builder.gep(pointer, [index]), value.type.as_pointer())
         self.builder.call(store, [value, address, ir.IntType(32)(size), inside])
+
+    def _name(self, kind):
+        """Of a number or a vector, as intrinsics are named."""
+        if isinstance(kind, ir.VectorType):
+            return f"v{kind.count}{self._name(kind.element)}"
+        return f"{'i' if isinstance(kind, ir.IntType) else 'f'}{8 * self.size(kind)}"
 
     def below(self, count, start=0):
         """Flags of the lanes whose number, counted from `start`, is below `count` (64 bits)."""
@@ -191,22 +195,20 @@ class Emitter:
         stop = self.splat(self.builder.trunc(stop, integer))
         return self.builder.icmp_unsigned("<", number, stop)
 
-    def load_some(self, pointer, index, inside, others=0.0):
+    def load_some(self, pointer, index, inside, others=0):
         """The elements of a vector whose flags are set, and `others`; nothing else is read."""
-        bits = 8 * self.size(self.real)
+        vector = ir.VectorType(pointer.type.pointee, self.lanes)
+        name = self._name(vector)
         flags = ir.VectorType(ir.IntType(1), self.lanes)
         load = cgutils.get_or_insert_function(
             self.builder.module,
-            ir.FunctionType(
-                self.vector, [self.vector.as_pointer(), ir.IntType(32), flags, self.vector]
-            ),
-            f"llvm.masked.load.v{self.lanes}f{bits}.p0v{self.lanes}f{bits}",
+            ir.FunctionType(vector, [vector.as_pointer(), ir.IntType(32), flags, vector]),
+            f"llvm.masked.load.{name}.p0{name}",
         )
-        address = self.builder.bitcast(
-            self.builder.gep(pointer, [index]), self.vector.as_pointer()
-        )
-        size = ir.IntType(32)(bits // 8)
-        return self.builder.call(load, [address, size, inside, self.constant(others)])
+        address = self.builder.bitcast(self.builder.gep(pointer, [index]), vector.as_pointer())
+        size = ir.IntType(32)(self.size(vector.element))
+        others = ir.Constant(vector, [others] * self.lanes)
+        return self.builder.call(load, [address, size, inside, others])
 
     def shuffled(self, a, b, order):
         """The elements of a and b, one after the other, in another order: as many as that lists."""

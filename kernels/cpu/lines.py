@@ -5,8 +5,9 @@ vectors as the stride has pixels, of which shuffles make one. For that the strid
 the code; beyond STRIDES, pixels are taken one by one.
 """
 
-from functools import reduce
+from functools import lru_cache, reduce
 
+import numpy as np
 from llvmlite import ir
 
 from kernels.cpu.emitter import INT, Emitter
@@ -22,6 +23,14 @@ PART = 16
 def is_tall(kernel_size, stride) -> bool:
     """Whether windows overlap so much that pooling along rows, then along columns, is less."""
     return kernel_size[0] >= 4 * stride[0] and kernel_size[1] > 1
+
+
+@lru_cache
+def row_windows(height, windows, size, stride, before):
+    """For each row of an image: the first window that has it, and how many have it."""
+    row = np.arange(height) + before
+    first = np.maximum(0, (row - size) // stride + 1)
+    return first, np.maximum(0, np.minimum(windows, row // stride + 1) - first)
 
 
 class LineEmitter(Emitter):
@@ -75,6 +84,42 @@ class LineEmitter(Emitter):
             return []
 
         self.loop(windows, INT(self.lanes), [], vector)
+
+    def along_groups(self, width, stride, left, windows, last, body):
+        """body(q, whole) for group after group of pixels, a vector of each of `stride` phases.
+
+        Lane p of phase b is the pixel c = (q + p) stride - left + b of a line of `width`, which
+        begins `left` pixels after the first of `windows` windows. `whole`: all lie in the line,
+        and windows q + p - m are there for all m <= last.
+        """
+        builder = self.builder
+
+        def group(q, _):
+            first = builder.sub(builder.mul(q, INT(stride)), left)
+            after = builder.add(first, INT(self.lanes * stride))
+            flags = [
+                builder.icmp_signed(">=", q, last),
+                builder.icmp_signed("<=", builder.add(q, INT(self.lanes)), windows),
+                builder.icmp_signed(">=", first, INT(0)),
+                builder.icmp_signed("<=", after, width),
+            ]
+            with builder.if_else(reduce(builder.and_, flags)) as (whole, partial):
+                with whole:
+                    body(q, True)
+                with partial:
+                    body(q, False)
+            return []
+
+        groups = self.quotient(builder.add(width, left), stride, stride - 1)
+        self.loop(groups, INT(self.lanes), [], group)
+
+    def put_group(self, phases, pointer, c, width):
+        """Store a group of pixels from c on, or those that lie in a line of this `width`."""
+        wide = self.interleaved(phases)
+        for j in range(len(phases)):
+            part = self.shuffled(wide, wide, [*range(j * self.lanes, (j + 1) * self.lanes)])
+            at = self.builder.add(c, INT(j * self.lanes))
+            self.put(part, pointer, at, None if width is None else self.within(at, width))
 
     @staticmethod
     def int(number):

@@ -1,4 +1,7 @@
-"""The piece of max-pooling in vector registers: the windows along a line.
+"""The pieces of max-pooling in vector registers, along a line.
+
+    window_max     the largest of each window, and which pixel it is
+    switched_sums  what the pixels of a line get from the windows that they are the largest of
 
 Written as the tiles of kernels.cpu.simd are, and like them without a check of bounds.
 """
@@ -40,7 +43,7 @@ def _window_max(stride):
                     return t if known else builder.mul(t, args[8])
 
                 def vector(u, pixels, inside):
-                    corner = e.load_vector(corners, u, _INT32)
+                    corner = e.load_vector(corners, u)
 
                     def row(i, held):
                         place = builder.mul(e.int(i), args[4])
@@ -61,7 +64,7 @@ def _window_max(stride):
                         return e.better(best, held)
 
                     none = e.constant(-math.inf), builder.add(
-                        e.load_vector(firsts, u, _INT32), number(args[11])
+                        e.load_vector(firsts, u), number(args[11])
                     )
                     if known:
                         best, winner = reduce(lambda held, i: row(i, held), range(rows), none)
@@ -113,3 +116,94 @@ def window_max(
         _max_4(x, x0, width, rows, pitch, left, stride, taps, dilation, *windows)
     else:
         _max(x, x0, width, rows, pitch, left, stride, taps, dilation, *windows)
+
+
+# By the stride: rows of windows that a line lies in, and their taps, with code of their own.
+_SHARED = {1: ((2, 3), (3, 3)), 2: ((1, 2), (1, 3), (2, 3))}
+
+
+def _switched_sums(stride):
+    """For a stride that is a constant of the code."""
+
+    @intrinsic
+    def piece(_, dy, switches, y0, windows, rows, left, taps, number, dx, x0, width):
+        """See `switched_sums`."""
+
+        def emit(context, builder, signature, args):
+            e = LineEmitter(context, builder, signature, args)
+            grads, winners = e.pointer(0, args[2]), e.pointer(1, args[2])
+            target = e.pointer(8, args[9])
+
+            def sums(rows, taps):
+                known = isinstance(taps, int)
+                # How many windows of a row have the first pixel of a group.
+                count = -(-taps // stride) if known else e.quotient(taps, stride, stride - 1)
+
+                def vector(q, whole):
+                    c = builder.sub(builder.mul(q, INT(stride)), args[5])
+                    first = e.splat(builder.trunc(builder.add(args[7], c), _INT32))
+                    pixels = [
+                        builder.add(first, ir.Constant(first.type, [*lanes]))
+                        for lanes in (range(b, stride * e.lanes, stride) for b in range(stride))
+                    ]
+
+                    def share(i, m, totals):
+                        """With what the pixels get from window q - m of row i."""
+                        u = builder.sub(q, e.int(m))
+                        inside = None if whole else e.within(u, args[3])
+                        at = builder.add(builder.mul(e.int(i), args[3]), u)
+                        grad = e.get(grads, at, inside)
+                        winner = e.get(winners, at, inside)
+                        results = []
+                        for b, total in enumerate(totals):
+                            if not known or m * stride + b < taps:
+                                wins = builder.icmp_signed("==", winner, pixels[b])
+                                total = builder.select(wins, builder.fadd(total, grad), total)
+                            results.append(total)
+                        return results
+
+                    # Window after window, as the definition adds.
+                    totals = [e.constant(0.0)] * stride
+                    if known:
+                        for i in range(rows):
+                            for m in reversed(range(count)):
+                                totals = share(i, m, totals)
+                    else:
+                        totals = e.loop(
+                            rows, INT(1), totals,
+                            lambda i, totals: e.loop(
+                                count, INT(1), totals,
+                                lambda u, totals: share(i, builder.sub(last, u), totals),
+                            ),
+                        )  # fmt: skip
+                    e.put_group(totals, target, c, None if whole else args[10])
+
+                last = builder.sub(e.int(count), INT(1))
+                e.along_groups(args[10], stride, args[5], args[3], last, vector)
+
+            e.cases((args[4], args[6]), _SHARED[stride], sums)
+            return context.get_dummy_value()
+
+        integer = types.int64
+        return types.void(dy, switches, *[integer] * 6, dx, integer, integer), emit
+
+    return piece
+
+
+_sums_1, _sums_2 = (_switched_sums(stride) for stride in _SHARED)
+
+
+@njit(inline="always")
+def switched_sums(
+    dy, switches, y0, windows, rows, left, stride, taps, number, dx, x0, width
+):  # fmt: skip
+    """dx[x0 + c] = sum of dy[y0 + i windows + u] whose switch is number + c, for c < width.
+
+    Over i < rows and the windows u that have pixel c: c = u stride - left + t for a t < taps. The
+    stride is 1 or 2.
+    """
+    windows = y0, windows, rows, left, taps, number, dx, x0, width
+    if stride == 1:
+        _sums_1(dy, switches, *windows)
+    else:
+        _sums_2(dy, switches, *windows)

@@ -6,8 +6,6 @@ Written as the tiles of kernels.cpu.simd are, and like them without a check of b
     window_shares what the pixels of a line get from the windows that they lie in
 """
 
-from functools import reduce
-
 from numba import njit, types
 from numba.extending import intrinsic
 
@@ -123,34 +121,12 @@ def _window_shares(stride):
                             builder.select(builder.icmp_signed("<", INT(b), rest), more, common)
                             for b in range(stride)
                         ]
-                    pixels = e.interleaved(phases)
                     c = builder.sub(builder.mul(q, INT(stride)), args[4])
-                    for j in range(stride):
-                        part = e.shuffled(pixels, pixels, [*range(j * e.lanes, (j + 1) * e.lanes)])
-                        at = builder.add(c, INT(j * e.lanes))
-                        e.put(part, target, at, None if whole else e.within(at, args[11]))
+                    e.put_group(phases, target, c, None if whole else args[11])
 
                 # The first of the windows that a group lies in, counted back.
                 last = INT(full if rest else full - 1) if known else full
-
-                def group(q, _):
-                    first = builder.sub(builder.mul(q, INT(stride)), args[4])
-                    after = builder.add(first, INT(e.lanes * stride))
-                    flags = [
-                        builder.icmp_signed(">=", q, last),
-                        builder.icmp_signed("<=", builder.add(q, INT(e.lanes)), args[2]),
-                        builder.icmp_signed(">=", first, INT(0)),
-                        builder.icmp_signed("<=", after, args[11]),
-                    ]
-                    with builder.if_else(reduce(builder.and_, flags)) as (whole, partial):
-                        with whole:
-                            vector(q, True)
-                        with partial:
-                            vector(q, False)
-                    return []
-
-                groups = e.quotient(builder.add(args[11], args[4]), stride, stride - 1)
-                e.loop(groups, INT(e.lanes), [], group)
+                e.along_groups(args[11], stride, args[4], args[2], last, vector)
 
             e.cases((args[3], args[5]), _SHARED, shares)
             return context.get_dummy_value()

@@ -4,19 +4,24 @@ A task is whole planes (image, channel), so that the scatters of backward never 
 taken vector by vector, straight from the image, in the order of the definition, so that the first
 of equals wins. Tall windows that overlap much are pooled along rows first, then along columns,
 which goes in that order, too.
+
+A gradient that no cache holds is gathered instead, line by line of pixels, and written past the
+caches: more arithmetic than the scatter, which has fewer windows than pixels, but each pixel moves
+once, where it would have to be fetched and written back. Windows far apart are always scattered.
 """
 
 from functools import lru_cache
 
 import numpy as np
-from numba import njit, prange
+from numba import get_thread_id, njit, prange
 
 from kernels.cpu.emitter import VECTOR_BYTES
-from kernels.cpu.lines import is_tall
-from kernels.cpu.max_windows import window_max
-from kernels.cpu.streams import fetch_ahead
+from kernels.cpu.lines import is_tall, row_windows
+from kernels.cpu.max_windows import switched_sums, window_max
+from kernels.cpu.streams import PIECE, fetch_ahead, past_caches, stream
 from kernels.cpu.tasks import chunk_bounds, group_size
-from kernels.cpu.workspace import empty
+from kernels.cpu.threads import num_threads
+from kernels.cpu.workspace import empty, workspace
 from kernels.reference.pool import (
     check_images,
     check_max_pool2d,
@@ -88,6 +93,27 @@ def _max_pool_2x2(x, y, switches):
 
 
 @njit(parallel=True, cache=True)
+def _max_pool_backward(
+    dy, switches, dx, first_windows, window_counts, sizes, planes, group, scratch
+):  # fmt: skip
+    h, w, oh, ow, kw, sw, left = sizes
+    lines = scratch.shape[1] // w
+    for task in prange((planes + group - 1) // group):
+        first, stop = chunk_bounds(task, group, planes)
+        piece = scratch[get_thread_id()]
+        for plane in range(first, stop):
+            x0, y0 = plane * h * w, plane * oh * ow
+            for top in range(0, h, lines):
+                bottom = min(h, top + lines)
+                for r in range(top, bottom):
+                    switched_sums(
+                        dy, switches, y0 + first_windows[r] * ow, ow, window_counts[r], left, sw,
+                        kw, r * w, piece, (r - top) * w, w,
+                    )  # fmt: skip
+                stream(dx, x0 + top * w, piece, 0, (bottom - top) * w)
+
+
+@njit(parallel=True, cache=True)
 def _scatter(y, switches, x):
     """The number of switches outside of the plane, which are skipped."""
     planes, size = y.shape
@@ -119,6 +145,10 @@ def _gather(x, switches, y):
             else:
                 outside += 1
     return outside
+
+
+def _flat(array):
+    return np.ascontiguousarray(array).reshape(-1)
 
 
 def _flat_planes(array):
@@ -160,7 +190,18 @@ def max_pool2d_backward(
 ):
     """See kernels.reference.max_pool2d_backward."""
     check_max_pool2d_backward(dy, switches, x_shape)
-    return max_unpool2d(dy, switches, x_shape[2:])
+    dx = empty(x_shape, dy.dtype)
+    if stride[1] > 2 or dilation != (1, 1) or not past_caches(dx, dy, switches):
+        _unpool(dy, switches, dx)
+        return dx
+    (n, c, h, w), (oh, ow) = x_shape, dy.shape[2:]
+    sizes = h, w, oh, ow, kernel_size[1], stride[1], padding[2]
+    windows = row_windows(h, oh, kernel_size[0], stride[0], padding[0])
+    _max_pool_backward(
+        _flat(dy), _flat(switches), _flat(dx), *windows, sizes, n * c, group_size(n * c, h * w),
+        workspace("lines", (num_threads(), max(PIECE, w)), dy.dtype),
+    )  # fmt: skip
+    return dx
 
 
 def max_unpool2d(y, switches, plane_shape):
@@ -169,9 +210,13 @@ def max_unpool2d(y, switches, plane_shape):
     check_switches(switches, y.shape)
     n, c = y.shape[:2]
     x = empty((n, c, *plane_shape), y.dtype)
-    if _scatter(_flat_planes(y), _flat_planes(switches), _flat_planes(x)):
-        check_switch_range(switches, plane_shape)  # which raises
+    _unpool(y, switches, x)
     return x
+
+
+def _unpool(y, switches, x):
+    if _scatter(_flat_planes(y), _flat_planes(switches), _flat_planes(x)):
+        check_switch_range(switches, x.shape[2:])  # which raises
 
 
 def max_pool2d_gather(x, switches):

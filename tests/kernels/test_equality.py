@@ -302,6 +302,8 @@ def test_max_pool2d(data, p, dtype):
     y, switches = agree("max_pool2d", *arguments, exact=True)
     agree("max_unpool2d", y, switches, p.x_shape[2:])
     agree("max_pool2d_backward", y, switches, p.x_shape, *arguments[1:-1])
+    with mock.patch.object(streams, "_CACHED", -1):  # gathered
+        agree("max_pool2d_backward", y, switches, p.x_shape, *arguments[1:-1])
     agree("max_pool2d_gather", x, switches, exact=True)
 
 
