@@ -3,6 +3,7 @@
 
     mpiexec -n 2 python -m architectures.alexnet_two_gpus --epochs 3
 
+With ``--backend cuda`` the towers do lie on two GPUs, otherwise they share the machine's cores.
 Each rank holds half of the maps and hidden units of every layer. They exchange activations where
 the figure's arrows cross: before conv3, before each fully connected layer, and before the softmax
 over all classes. All else, response normalisation included, stays within a tower.
@@ -18,6 +19,7 @@ import numpy as np
 
 from architectures import alexnet
 from architectures.common import response_norm, scaled
+from kernels import dispatch
 from minidl import checkpoint, distributed, nn
 from minidl.cli import common, run_group
 from minidl.cli import distributed as ranks
@@ -140,7 +142,7 @@ def load_halves(trainer, state, rank: int) -> None:
     )
 
 
-def make_trainer(world, train_set, test_set, out, full, settings, seed) -> Trainer:
+def make_trainer(world, train_set, test_set, out, full, settings, seed, device="cpu") -> Trainer:
     """A tower's Trainer; `settings`: what shall be other than the recipe's epochs, batch_size, lr.
     """
     recipe = alexnet.recipe(2, full)
@@ -151,6 +153,7 @@ def make_trainer(world, train_set, test_set, out, full, settings, seed) -> Train
     start = alexnet.build(classes, 2, full).state_dict()
     tower = Tower(world, classes) if full else Tower(world, classes, width=0.25, grid=1)
     tower.load_state_dict(half(start, world.rank))
+    tower.to(device)
     train_loader = DataLoader(
         train_set, settings["batch_size"], shuffle=True, seed=seed, transform=recipe.train_transform
     )
@@ -175,15 +178,19 @@ def make_trainer(world, train_set, test_set, out, full, settings, seed) -> Train
 @click.option("--lr", type=click.FloatRange(min=0, min_open=True))
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), help="Cores a rank.  [default: half]")
+@click.option(
+    "--backend", type=click.Choice(dispatch.BACKENDS), default="auto", show_default=True,
+    help="Kernels to run on; cuda: a GPU a rank.",
+)  # fmt: skip
 @click.option("--resume", is_flag=True, help="Go on with the run in --out, by its own options.")
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("runs/alexnet_two_gpus"),
     show_default=True, help="Directory for checkpoints, log and curves.",
 )  # fmt: skip
-def main(full, data, epochs, batch_size, lr, seed, threads, resume, out):
+def main(full, data, epochs, batch_size, lr, seed, threads, backend, resume, out):
     world = ranks.join(distributed.DEFAULT_TIMEOUT)
     with ranks.ended_together(world):
-        common.setup("auto", seed, ranks.placed(world, "auto", threads))
+        device = common.setup(backend, seed, ranks.placed(world, backend, threads))
         settings = {"epochs": epochs, "batch_size": batch_size, "lr": lr}
         settings = {name: value for name, value in settings.items() if value is not None}
         state = None
@@ -197,7 +204,7 @@ def main(full, data, epochs, batch_size, lr, seed, threads, resume, out):
             alexnet.ARCHITECTURE, test_set, alexnet.recipe(2, full), {"towers": 2, "full": full}
         )
         with common.user_errors(ValueError):
-            trainer = make_trainer(world, train_set, test_set, out, full, settings, seed)
+            trainer = make_trainer(world, train_set, test_set, out, full, settings, seed, device)
         if state is not None:
             with common.user_errors(ValueError, KeyError, TypeError):
                 load_halves(trainer, state, world.rank)

@@ -3,8 +3,11 @@
 import numpy as np
 import pytest
 
-from minidl import Tensor, nn, no_grad, ops
+from architectures.alexnet_two_gpus import make_trainer
+from minidl import Tensor, checkpoint, data, manual_seed, nn, no_grad, ops
+from minidl.array_module import get_array_module
 from minidl.distributed import DataParallel, all_gather, synchronize_batch_norm
+from minidl.train import LAST
 
 
 class Done:
@@ -83,3 +86,42 @@ def test_gathered_maps(gpu):
     assert y.device == "cuda"
     (y * y).sum().backward()
     np.testing.assert_array_equal(x.grad.numpy(), 2 * x.detach().numpy())
+
+
+class Mirrored(OneRank):
+    """A World of this rank and of another that does all the same."""
+
+    size = 2
+    is_chief = True
+
+    def all_gather(self, array, what):
+        return get_array_module(array).stack([array, array])
+
+    def reduce_scatter(self, array, what):
+        return 2 * array[0]
+
+    def all_agree(self, wish, what):
+        return wish
+
+
+def test_a_tower(gpu, tmp_path):
+    """An epoch moves the weights of the whole network as on the CPU."""
+    train_set, test_set = (
+        data.ArrayDataset(d.images[:8], d.labels[:8], 10) for d in data.bundled_digits()
+    )
+    moves = []
+    for device in ("cpu", "cuda"):
+        manual_seed(0)
+        out = tmp_path / device
+        out.mkdir()
+        settings = {"epochs": 1, "batch_size": 4}
+        trainer = make_trainer(Mirrored(), train_set, test_set, out, False, settings, 0, device)
+        assert trainer.model.device == device
+        start = {name: np.array(array) for name, array in trainer.model.state_dict().items()}
+        trainer.run()
+        end = checkpoint.load(out / LAST).model
+        moves.append({name: end[name] - np.concatenate([a, a]) for name, a in start.items()})
+    for name, expected in moves[0].items():
+        # As a whole: in float32 a maximum or a rectifier may tip over.
+        distance = np.linalg.norm(moves[1][name] - expected)
+        assert 0 < np.linalg.norm(expected) and distance < 1e-3 * np.linalg.norm(expected), name
