@@ -32,7 +32,7 @@ def takes(sizes) -> bool:
 
     Groups of very few channels waste the tiles.
     """
-    if not sizes.positions * sizes.outputs * sizes.taps:
+    if not sizes.positions * sizes.outputs * sizes.taps * math.prod(sizes.plane):
         return False
     thick = max(sizes.group_outputs, sizes.group_channels) >= 4 or sizes.groups == 1
     weights = 4 * sizes.outputs * (sizes.taps + 3 * sizes.area)

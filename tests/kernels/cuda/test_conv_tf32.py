@@ -197,3 +197,9 @@ def test_what_is_left_to_other_kernels(device):
         assert any("tf32" in name for name in names) is expected
     with dispatch.precision("float32"):
         assert not any("tf32" in name for name in launched(device, "conv2d", x, weight))
+
+
+def test_images_without_pixels(device):
+    """Padding alone makes room for a window."""
+    x, weight, bias, dy = integers(0, (1, 8, 0, 5), (8, 8, 3, 3), (8,), (1, 8, 2, 5))
+    agree_on_all(device, x, weight, bias, dy, ((1, 1), (2, 2, 1, 1), (1, 1), 1))
