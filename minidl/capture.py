@@ -34,7 +34,7 @@ class Captured:
 
     `parameters` are the leaves whose gradients it computes: a call replaces them, and the next one
     overwrites those. Where one of them has another array than before, or another `requires_grad`,
-    the function is recorded anew. Whatever else it reads or writes (running statistics, parameters
+    the call is a first one again. Whatever else it reads or writes (running statistics, parameters
     in inference) has to stay where it is: what `Module.to` or `data` replace is not looked for.
 
     What only Python does happens once, when it is recorded: choices (training or evaluation,
@@ -74,7 +74,10 @@ class Captured:
             return results
         for mine, value in zip(self._inputs, inputs, strict=True):
             mine.copy_(value)
-        if self._recording is None or self._changed():
+        if self._recording is not None and self._changed():
+            self._forget()
+            return _detached(self._function(*self._inputs))
+        if self._recording is None:
             self._record()
         self._recording.launch(*random.next_dropout_step(self._masks))
         for p, gradient in zip(self._parameters, self._gradients, strict=True):
@@ -94,9 +97,11 @@ class Captured:
             ]
         )
 
-    def _record(self):
+    def _forget(self):
         self._recording = self._results = None
         self._gradients = ()
+
+    def _record(self):
         recording, state = Recording(), random.get_state()
         seed, first = random.next_dropout_step(0)
         try:

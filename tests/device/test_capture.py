@@ -215,14 +215,19 @@ def test_a_parameter_that_is_frozen_and_thawed(gpu):
     """As the layers before a new last one are in transfer learning."""
     frozen, weight = (Tensor(np.ones(2)).to("cuda").requires_grad_(flag) for flag in (False, True))
 
+    runs = []
+
     def step(x):
+        runs.append(x)
         (frozen * weight * x).sum().backward()
         return x
 
     captured = Captured(step, [frozen, weight])
-    for needed in (False, False, False, True, False):
+    # As it is, recorded, replayed: a kernel that is needed for the first time is not recorded.
+    for needed, count in ((False, 1), (False, 2), (False, 2), (True, 3), (True, 4), (False, 5)):
         frozen.requires_grad_(needed)
         captured(Tensor(np.full(2, 3.0)))
+        assert len(runs) == count
         np.testing.assert_array_equal(weight.grad.numpy(), [3, 3])
         assert (frozen.grad is not None) is needed
 
