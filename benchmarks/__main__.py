@@ -119,15 +119,18 @@ def _measure(
         out.mkdir(parents=True, exist_ok=True)
     plan = Plan(QUICK_ROUNDS if quick else ROUNDS, peer, machine)
     with common.user_errors(RuntimeError):
-        figures = run(todo, plan, lambda task: click.echo(f"{task} ...", err=True))
+        figures, error = run(todo, plan, lambda task: click.echo(f"{task} ...", err=True))
     about = report.taken_on(machine)
     click.echo(report.table(figures, about, notes))
     with common.user_errors(OSError):
         paths = report.save(out, name, figures, about, notes)
     click.echo("\n" + "\n".join(map(str, paths)))
-    if len(figures) < len(todo):
+    if error is not None:
         click.echo(f"{len(figures)} of {len(todo)} measured.", err=True)
-        raise click.Abort
+        if isinstance(error, KeyboardInterrupt):
+            raise click.Abort
+        with common.user_errors(RuntimeError):
+            raise error
 
 
 def _torch_is_there() -> bool:

@@ -97,11 +97,14 @@ class Plan:
     machine: Machine
 
 
-def run(tasks: Iterable[Task], plan: Plan, progress: Callable[[str], None]) -> list[Figure]:
-    """A Figure a task. The ceilings are measured before and after, and the higher ones count but
-    for tasks that measured their own.
+def run(
+    tasks: Iterable[Task], plan: Plan, progress: Callable[[str], None]
+) -> tuple[list[Figure], BaseException | None]:
+    """A Figure a task, and None. The ceilings are measured before and after, and the higher ones
+    count but for tasks that measured their own.
 
-    `progress(name)` is called before each task. Ctrl-C ends the run: what is measured is returned.
+    `progress(name)` is called before each task. Ctrl-C or an error ends the run: it is returned
+    with what is measured, by the ceilings before it, and raised if that is nothing.
     """
     before = plan.machine.ceilings(plan.rounds)
     figures = []
@@ -109,14 +112,15 @@ def run(tasks: Iterable[Task], plan: Plan, progress: Callable[[str], None]) -> l
         for task in tasks:
             progress(task.name)
             figures.append(_figure(task, plan, before))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, RuntimeError, MemoryError) as error:
         if not figures:
             raise
+        return figures, error
     ceilings = before.highest(plan.machine.ceilings(plan.rounds))
     return [
         figure if figure.ceilings is not before else replace(figure, ceilings=ceilings)
         for figure in figures
-    ]
+    ], None
 
 
 def _figure(task, plan, ceilings):

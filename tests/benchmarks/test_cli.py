@@ -68,18 +68,27 @@ def test_beside_torch(run, tmp_path):
     assert status == 0 and "ratio" in stdout
 
 
-def test_interrupted_command_writes_what_is_measured(run, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "error, expected, line",
+    [
+        (KeyboardInterrupt(), 130, "Interrupted."),
+        (RuntimeError("illegal address"), 2, "Error: illegal address"),
+    ],
+)
+def test_a_command_that_ends_early_writes_what_is_measured(
+    run, tmp_path, monkeypatch, error, expected, line
+):
     step = tasks._figure
 
     def first_only(task, plan, ceilings):
         if task.name != "relu_backward":
-            raise KeyboardInterrupt
+            raise error
         return step(task, plan, ceilings)
 
     monkeypatch.setattr(tasks, "_figure", first_only)
     status, _, stderr = run("kernels", "--only", "relu_b*", "--quick", "--out", tmp_path)
-    assert status == 130
-    assert stderr.splitlines()[-2:] == ["1 of 2 measured.", "Interrupted."]
+    assert status == expected
+    assert stderr.splitlines()[-2:] == ["1 of 2 measured.", line]
     assert len(json.loads((tmp_path / "kernels.json").read_text())["figures"]) == 1
 
 

@@ -95,7 +95,7 @@ def fixed_ceilings(monkeypatch):
 
 def test_run_takes_the_higher_ceilings(fixed_ceilings):
     named = []
-    figures = tasks.run([task("one"), task("two")], Plan(2, True, Machine(1)), named.append)
+    figures, _ = tasks.run([task("one"), task("two")], Plan(2, True, Machine(1)), named.append)
     assert named == [f.name for f in figures] == ["one", "two"]
     assert {f.ceilings for f in figures} == {Ceilings(2e9, 3e9)}
     assert list(figures[0].times) == ["minidl", "PyTorch"]
@@ -109,7 +109,7 @@ def test_a_task_under_ceilings_counts_against_its_own(fixed_ceilings, monkeypatc
         lambda runs, rounds: ({name: [1.0] * rounds for name in runs}, own),
     )  # fmt: skip
     todo = [task("one"), replace(task("two"), under_ceilings=True)]
-    figures = tasks.run(todo, Plan(2, False, Machine(1)), lambda name: None)
+    figures, _ = tasks.run(todo, Plan(2, False, Machine(1)), lambda name: None)
     assert [f.ceilings for f in figures] == [Ceilings(2e9, 3e9), own]
     assert own.sentence() in report.table(figures, report.taken_on(Machine(1)), [])
 
@@ -120,8 +120,8 @@ def interrupt():
 
 def test_interrupted_run_keeps_what_is_measured(fixed_ceilings):
     plan = Plan(2, False, Machine(1))
-    figures = tasks.run([task("one"), task("two", interrupt)], plan, lambda name: None)
-    assert [f.name for f in figures] == ["one"]
+    figures, error = tasks.run([task("one"), task("two", interrupt)], plan, lambda name: None)
+    assert [f.name for f in figures] == ["one"] and isinstance(error, KeyboardInterrupt)
 
 
 def test_table():
