@@ -11,7 +11,8 @@ leaves pixels out; then vectors run along the outputs,
 whatever pixels of whatever images make the rows of a tile. The filters of a **strip** of outputs,
 as wide as a tile, are turned over, by whom alone needs them or for all beforehand; those of some
 channels stay in a first cache while the pixels pass by. The sums are turned back when they are
-stored.
+stored. Pixels a stride apart, which many strips read again, are packed first: row by row of a tile,
+all its channels, which otherwise lie in a cache line and mostly a page each.
 
 The gradient by the input is the same with the filters turned over. How the work is cut depends on
 the shapes alone, never on the number of threads, and so do the results, to the last bit.
@@ -55,6 +56,8 @@ _FILLED = 0.95
 _SHARED = 2.5
 # Channels whose filters are turned over by one task, a multiple of a vector.
 _TURNED = 64
+# Outputs for which it pays to pack pixels; channels and blocks of pixels packed by one task.
+_PACKED, _PACK_CHANNELS, _PACK_BLOCKS = 512, 16, 16
 
 
 def is_pointwise(weight_shape, padding) -> bool:
@@ -126,7 +129,8 @@ class _Plan(NamedTuple):
     slices: int  # of the strips
     strips: int  # of the outputs
     tile: int  # outputs of the widest strip
-    rows: np.ndarray  # where each pixel lies, and its sums in a tile: whole tiles of them
+    pixels: np.ndarray  # where each pixel lies in x, if they are packed: whole tiles of them
+    rows: np.ndarray  # where each pixel is read, and its sums in a tile
     places: np.ndarray  # of each channel: how much farther, and in the turned filters
 
 
@@ -136,9 +140,9 @@ def _plan(x_shape, outputs, size, stride, dtype):
     width = lanes(dtype)
     vectors = -(-outputs // width)
     image, v, u = np.indices((n, *size)).reshape(3, -1)
-    rows = image * (groups * channels * h * w) + v * stride[0] * w + u * stride[1]
-    rows = np.pad(rows, (0, -len(rows) % ROWS), "edge")
-    blocks = len(rows) // ROWS
+    pixels = image * (groups * channels * h * w) + v * stride[0] * w + u * stride[1]
+    pixels = np.pad(pixels, (0, -len(pixels) % ROWS), "edge")
+    blocks = len(pixels) // ROWS
 
     def cost(cut):
         """Blocks times vectors of the busiest of 2, 4 and 8 threads, which share out the tasks."""
@@ -157,9 +161,15 @@ def _plan(x_shape, outputs, size, stride, dtype):
     parts, slices = min(cuts, key=lambda cut: cost(((cut[0], blocks), (cut[1], vectors))))
     strips = slices * -(-vectors // (slices * VECTORS))
     tile = widest_tile(strips, outputs, width)
-    places = np.stack([np.arange(channels) * h * w, np.arange(channels) * tile], axis=1)
-    rows = np.stack([rows, np.arange(len(rows)) % ROWS * tile], axis=1)
-    plan = _Plan(parts, slices, strips, tile, rows.reshape(-1), places.reshape(-1))
+    number, channel, step = np.arange(len(pixels)), np.arange(channels), h * w
+    rows = pixels
+    if stride != (1, 1) and outputs >= _PACKED:
+        rows, step = number // ROWS * (channels * ROWS) + number % ROWS, ROWS
+    else:
+        pixels = np.empty(0, int)
+    rows = np.stack([rows, number % ROWS * tile], axis=1).reshape(-1)
+    places = np.stack([channel * step, channel * tile], axis=1).reshape(-1)
+    plan = _Plan(parts, slices, strips, tile, pixels, rows, places)
     for array in plan[4:]:
         array.flags.writeable = False
     return plan
@@ -189,6 +199,25 @@ def _turn_filters(weight, strides, turned, outputs, channels, width):
         first = g * strides[0] + o * strides[1] + k0 * strides[2]
         own, start = min(wide * width, outputs - o), (rest * room + k0) * tile
         _turn(weight, first, strides[1:], own, k1 - k0, flat, start, tile, width)
+
+
+@njit(parallel=True, cache=True)
+def _pack_pixels(x, pixels, plane, packed):
+    """packed (G, blocks, C, ROWS) from flat x, whose planes have `plane` elements."""
+    groups, blocks, channels = packed.shape[:3]
+    bands, pieces = -(-channels // _PACK_CHANNELS), -(-blocks // _PACK_BLOCKS)
+    flat = packed.reshape(packed.size)
+    for task in prange(groups * bands * pieces):
+        rest, piece = split(task, pieces)
+        g, band = split(rest, bands)
+        c0, c1 = chunk_bounds(band, _PACK_CHANNELS, channels)
+        b0, b1 = chunk_bounds(piece, _PACK_BLOCKS, blocks)
+        for b in range(b0, b1):
+            for c in range(c0, c1):
+                target = ((g * blocks + b) * channels + c) * ROWS
+                first = (g * channels + c) * plane
+                for r in range(ROWS):
+                    flat[target + r] = x[first + pixels[b * ROWS + r]]
 
 
 @njit(cache=True)
@@ -225,7 +254,7 @@ def _store(sums, first, tile, pixels, outputs, y, planes, size, target, spare, e
 @njit(parallel=True, cache=True)
 def _multiply_gathered(x, weight, strides, filters, y, scratch, rows, places, plane, cut, depth,
                        size, target, epilogue, width):  # fmt: skip
-    """y (N, G, O, H W) from flat x, whose planes have `plane` elements, and turned filters.
+    """y (N, G, O, H W) from flat x, a group's planes of `plane` elements, and turned filters.
 
     If there is one part only, they are turned here, from flat weights. `depth`: the channels of a
     panel. Scale and shift fill vectors, group by group.
@@ -292,9 +321,14 @@ def _gathered(x, weight, strides, y, stride, size, target, epilogue):
     # With what a square of elements reaches beyond a panel, and beyond the sums.
     rows = strips // plan.slices * -(-blocks // plan.parts) * ROWS + width
     scratch = workspace("conv", (num_threads(), (depth + width + rows) * plan.tile), x.dtype)
+    source, plane = x.reshape(-1), x.shape[3] * x.shape[4]
+    if plan.pixels.size:
+        packed = workspace("pixels", (groups, blocks, channels, ROWS), x.dtype)
+        _pack_pixels(source, plan.pixels, plane, packed)
+        source, plane = packed.reshape(-1), blocks * ROWS
     _multiply_gathered(
-        x.reshape(-1), weight, strides, filters, y, scratch, plan.rows, plan.places,
-        x.shape[3] * x.shape[4], (plan.parts, plan.slices), depth, size, target,
+        source, weight, strides, filters, y, scratch, plan.rows, plan.places, plane,
+        (plan.parts, plan.slices), depth, size, target,
         in_vectors(epilogue, groups, -(-outputs // width) * width), width,
     )  # fmt: skip
 

@@ -65,6 +65,7 @@ def test_conv2d_affine(data, p, dtype, rectify):
         (1, 9, 7, 130, 70),  # 1x1 on images that are put side by side
         (1, 2, 9, 40, 600),  # and on images as they lie, whose last vector is half empty
         (1, 1, 28, 300, 24),
+        (1, 3, 15, 300, 1100),  # with a stride, pixels that are packed
         (3, 2, 12, 30, 20),
         (3, 2, 9, 6, 2),
         (3, 9, 14, 6, 48),  # outputs that fill vectors, rows that fill tiles
