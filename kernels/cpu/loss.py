@@ -1,10 +1,12 @@
 """Softmax and cross-entropy on all cores; the definitions stand in kernels.reference.loss.
 
 A task is a group of samples, which are whole: no sum is split over cores. The logits of a sample
-are copied side by side first, wherever they lie, so that they are exponentiated in vectors.
+are exponentiated in vectors; where they do not lie side by side they are first copied there.
 """
 
 import math
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from llvmlite import ir
@@ -52,43 +54,63 @@ def _exp(e, x):
 
 
 @intrinsic
-def _exponentials(_, line, length, results):
-    """(largest, total): results = exp(line - its largest), perhaps in place, and its sum.
+def _exponentials(_, values, first, length, results):
+    """(largest, total): results = exp(values[first + p] - the largest) for p < length, their sum.
 
-    Reads `line` and writes `results` up to the next whole vector, where `line` must be -inf. NaN
+    In place where `values` are the results, which are written up to the next whole vector. NaN
     reaches the total.
     """
 
     def emit(context, builder, signature, args):
         e = Emitter(context, builder, signature, args)
-        line, length, results, step = e.pointer(0), args[1], e.pointer(2), INT(e.lanes)
+        line, results, step = e.pointer(0, args[1]), e.pointer(3), INT(e.lanes)
+        whole = builder.and_(args[2], builder.neg(step))
+        inside = e.below(builder.sub(args[2], whole))
 
-        def larger(place, best):
-            values = e.load_vector(line, place)
-            return [builder.select(builder.fcmp_ordered(">", values, best[0]), values, best[0])]
+        def along(start, body):
+            """What body(place, logits, before) makes of one vector after the other."""
+            sums = e.loop(
+                whole, step, [start],
+                lambda place, sums: [body(place, e.load_vector(line, place), sums[0])],
+            )  # fmt: skip
+            return body(whole, e.load_some(line, whole, inside, -math.inf), sums[0])
 
-        (best,) = e.loop(length, step, [e.constant(float("-inf"))], larger)
-        largest = e.largest(best)
+        def larger(_, values, best):
+            return builder.select(builder.fcmp_ordered(">", values, best), values, best)
+
+        largest = e.largest(along(e.constant(-math.inf), larger))
         every = e.splat(largest)
 
-        def exponentiate(place, totals):
-            values = _exp(e, builder.fsub(e.load_vector(line, place), every))
-            e.store_vector(values, results, place)
-            return [builder.fadd(totals[0], values)]
+        def exponentiate(place, values, total):
+            powers = _exp(e, builder.fsub(values, every))
+            e.store_vector(powers, results, place)
+            return builder.fadd(total, powers)
 
-        (totals,) = e.loop(length, step, [e.constant(0.0)], exponentiate)
-        return context.make_tuple(builder, signature.return_type, (largest, e.total(totals)))
+        total = e.total(along(e.constant(0.0), exponentiate))
+        return context.make_tuple(builder, signature.return_type, (largest, total))
 
-    return types.UniTuple(line.dtype, 2)(line, types.int64, results), emit
+    integer = types.int64
+    return types.UniTuple(values.dtype, 2)(values, integer, integer, results), emit
 
 
 @njit(inline="always")
-def _exponentiate(logits, line, results):
-    """(largest, total) of one sample; in `line` its logits, in `results` their exponentials."""
-    for c in range(logits.size):
-        line[c] = logits[c]
-    line[logits.size : logits.size + _LANES] = -np.inf
-    return _exponentials(line, logits.size, results)
+def _exponentiate(logits, image, p, line, results):
+    """(largest, total) of one sample, and its exponentials; in `line` its logits, if P is not 1."""
+    positions, classes = logits.shape[1:]
+    if positions == 1:
+        return _exponentials(logits, image * classes, classes, results)
+    for c in range(classes):
+        line[c] = logits[image, p, c]
+    return _exponentials(line, 0, classes, results)
+
+
+@njit(inline="always")
+def _centred_total(logits, image, line, largest):
+    """The sum of the logits that `_exponentiate` saw, less the largest of them each."""
+    positions, classes = logits.shape[1:]
+    if positions == 1:
+        return wide_total(logits, image * classes, classes, largest)
+    return wide_total(line, 0, classes, largest)
 
 
 @njit(cache=True)
@@ -99,7 +121,7 @@ def _losses(logits, target, smoothing, ignore_index, losses, start, stop):
     line, weights = np.empty((2, classes + _LANES), logits.dtype)
     for sample in range(start, stop):
         image, p = split(sample, positions)
-        largest, total = _exponentiate(logits[image, p], line, weights)
+        largest, total = _exponentiate(logits, image, p, line, weights)
         log_total = math.log(total)
         mass = _mass(target, image, p, ignore_index, weights)
         rest, even = real(1 - smoothing), real(smoothing * mass / classes)
@@ -107,14 +129,14 @@ def _losses(logits, target, smoothing, ignore_index, losses, start, stop):
         if target.ndim == 3:
             for c in range(classes):
                 weight = rest * weights[c] + even
-                term = weight * (log_total - (line[c] - largest))
+                term = weight * (log_total - (logits[image, p, c] - largest))
                 line[c] = term if weight != 0 else real(0)
             loss = wide_total(line, 0, classes, real(0))
         elif mass:
             if rest != 0:
-                loss += rest * (log_total - (line[target[image, p]] - largest))
+                loss += rest * (log_total - (logits[image, p, target[image, p]] - largest))
             if even != 0:
-                loss += even * (classes * log_total - wide_total(line, 0, classes, largest))
+                loss += even * (classes * log_total - _centred_total(logits, image, line, largest))
         losses[image, p] = loss
 
 
@@ -128,7 +150,7 @@ def _gradients(grad, factor, logits, target, smoothing, ignore_index, dlogits, s
         image, p = split(sample, positions)
         result = dlogits[image, p]
         slope = grad[sample if grad.size > 1 else 0] * real(factor)
-        _, total = _exponentiate(logits[image, p], line, line)
+        _, total = _exponentiate(logits, image, p, line, line)
         mass = _mass(target, image, p, ignore_index, weights)
         share, rest = real(mass / total), real(1 - smoothing)
         even = real(smoothing * mass / classes)
@@ -214,10 +236,9 @@ def _cross_entropy_backward(grad, mean, logits, target, smoothing, ignore_index,
 
 def softmax_cross_entropy(logits, target, reduction="none", smoothing=0.0, ignore_index=-100):
     """See kernels.reference.softmax_cross_entropy."""
-    check_cross_entropy(logits, target, reduction)
-    rows = _samples(logits)
-    places = _places(target, rows)
-    losses = np.empty(rows.shape[:2], logits.dtype)
+    shapes = _shapes(logits.shape, logits.dtype, target.shape, target.dtype, str(reduction))
+    rows, places = _samples(logits, *shapes.logits), _samples(target, *shapes.target)
+    losses = np.empty(shapes.losses, logits.dtype)
     settings = float(smoothing), int(ignore_index)  # Numba compiles for each kind anew
     total, counted, wrong = _cross_entropy(rows, places, *settings, losses)
     if wrong >= 0:
@@ -233,30 +254,42 @@ def softmax_cross_entropy_backward(
     grad, logits, target, reduction="none", smoothing=0.0, ignore_index=-100
 ):
     """See kernels.reference.softmax_cross_entropy_backward."""
-    check_cross_entropy(logits, target, reduction, grad)
+    shapes = _shapes(
+        logits.shape, logits.dtype, target.shape, target.dtype, str(reduction), grad.shape,
+        grad.dtype,
+    )  # fmt: skip
     dlogits = empty(logits.shape, logits.dtype)
-    rows = _samples(logits)
-    places = _places(target, rows)
+    rows, places = _samples(logits, *shapes.logits), _samples(target, *shapes.target)
     wrong = _cross_entropy_backward(
         np.ascontiguousarray(grad).reshape(-1), reduction == "mean", rows, places,
-        float(smoothing), int(ignore_index), _samples(dlogits),
+        float(smoothing), int(ignore_index), _samples(dlogits, *shapes.logits),
     )  # fmt: skip
     if wrong >= 0:
         raise wrong_label(places.flat[wrong], rows.shape[2])
     return dlogits
 
 
-def _samples(array):
-    """(N, C, ...) as (N, P, C): contiguous where P is 1, which makes the code for it fast."""
-    array, shape = np.ascontiguousarray(array), array.shape
-    positions = math.prod(shape[2:])
-    if positions == 1:
-        return array.reshape(shape[0], 1, shape[1])
-    return array.reshape(*shape[:2], positions).transpose(0, 2, 1)
+class _Shapes(NamedTuple):
+    """What arrays are brought into: shapes, and whether (N, C, P) is then to be (N, P, C)."""
+
+    logits: tuple
+    target: tuple  # labels are (N, P)
+    losses: tuple  # (N, P), without more
 
 
-def _places(target, rows):
-    """Labels as (N, P), or weights as (N, P, C), for logits of that shape."""
-    if is_labels(target):
-        return np.ascontiguousarray(target).reshape(rows.shape[:2])
-    return _samples(target)
+@lru_cache(maxsize=256)
+def _shapes(logits, logits_dtype, target, target_dtype, reduction, *grad):
+    """Of arrays that are checked, by shape and dtype: a small loss takes less time than that."""
+    described = [(logits, logits_dtype), (target, target_dtype), *([grad] if grad else [])]
+    arrays = [np.broadcast_to(np.empty((), dtype), shape) for shape, dtype in described]
+    check_cross_entropy(*arrays[:2], reduction, *arrays[2:])
+    n, classes, positions = *logits[:2], math.prod(logits[2:])
+    # Contiguous where P is 1, which makes the code for it fast.
+    rows = ((n, 1, classes), False) if positions == 1 else ((n, classes, positions), True)
+    losses = n, positions
+    return _Shapes(rows, (losses, False) if is_labels(arrays[1]) else rows, losses)
+
+
+def _samples(array, shape, turned):
+    array = np.ascontiguousarray(array).reshape(shape)
+    return array.transpose(0, 2, 1) if turned else array
