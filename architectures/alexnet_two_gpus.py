@@ -19,7 +19,6 @@ import numpy as np
 
 from architectures import alexnet
 from architectures.common import response_norm, scaled
-from kernels import dispatch
 from minidl import checkpoint, distributed, nn
 from minidl.cli import common, run_group
 from minidl.cli import distributed as ranks
@@ -170,7 +169,10 @@ def make_trainer(world, train_set, test_set, out, full, settings, seed, device="
     )  # fmt: skip
 
 
-@click.command(help="Train AlexNet on two ranks, a tower each: mpiexec -n 2 python -m ...")
+@click.command(
+    help="Train AlexNet on two ranks, a tower each: mpiexec -n 2 python -m ...",
+    params=[common.BACKEND],
+)
 @click.option("--full/--small", default=False, show_default=True, help="The size of the network.")
 @click.option("--data", type=click.Path(path_type=Path), help="As of architectures.alexnet train.")
 @click.option("--epochs", type=click.IntRange(min=1))
@@ -178,10 +180,6 @@ def make_trainer(world, train_set, test_set, out, full, settings, seed, device="
 @click.option("--lr", type=click.FloatRange(min=0, min_open=True))
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), help="Cores a rank.  [default: half]")
-@click.option(
-    "--backend", type=click.Choice(dispatch.BACKENDS), default="auto", show_default=True,
-    help="Kernels to run on; cuda: a GPU a rank.",
-)  # fmt: skip
 @click.option("--resume", is_flag=True, help="Go on with the run in --out, by its own options.")
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("runs/alexnet_two_gpus"),

@@ -103,7 +103,7 @@ def scaling(threads, quick, out):
 def _measure(
     name, tasks, notes, against, threads, quick, only, out, backend="cpu", precision="float32"
 ):  # fmt: skip
-    from benchmarks import report
+    from benchmarks import cuda, report
     from benchmarks.tasks import Machine, Plan, run
 
     # PyTorch first: how long OpenMP's threads spin, which kernels.cpu sets, is minidl's own.
@@ -118,9 +118,10 @@ def _measure(
     with common.user_errors(OSError):
         out.mkdir(parents=True, exist_ok=True)
     plan = Plan(QUICK_ROUNDS if quick else ROUNDS, peer, machine)
-    with common.user_errors(RuntimeError):
+    with common.user_errors(RuntimeError, MemoryError):
+        gpu = cuda.about() if device == "cuda" else None
         figures, error = run(todo, plan, lambda task: click.echo(f"{task} ...", err=True))
-    about = report.taken_on(machine)
+    about = report.taken_on(machine, gpu)
     click.echo(report.table(figures, about, notes))
     with common.user_errors(OSError):
         paths = report.save(out, name, figures, about, notes)
@@ -129,7 +130,7 @@ def _measure(
         click.echo(f"{len(figures)} of {len(todo)} measured.", err=True)
         if isinstance(error, KeyboardInterrupt):
             raise click.Abort
-        with common.user_errors(RuntimeError):
+        with common.user_errors(RuntimeError, MemoryError):
             raise error
 
 

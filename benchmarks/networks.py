@@ -63,6 +63,7 @@ def _task(name, flops, subject, training, machine):
 
     def memory(peer):
         if not on_gpu:
+            make("minidl")()  # compiled here, a fresh process finds its kernels in Numba's cache
             names = _candidates(peer, on_gpu)
             return {who: peak_memory(who, subject.name, training, machine) for who in names}
         taken = {}

@@ -4,7 +4,6 @@ import json
 from functools import reduce
 from pathlib import Path
 
-from benchmarks import cuda
 from benchmarks.tasks import Figure, Machine
 from kernels.files import atomic_path, write_text
 from kernels.study import machine
@@ -15,13 +14,10 @@ CANDIDATES = ("minidl", "minidl captured", "PyTorch", "PyTorch captured")
 PACKAGES = ("numpy", "numba", "torch")
 
 
-def taken_on(where: Machine) -> dict:
-    """What the figures were taken on, and when."""
-    return {
-        **machine.describe(where.threads, PACKAGES),
-        "precision": where.precision,
-        **(cuda.about() if where.device == "cuda" else {}),
-    }
+def taken_on(where: Machine, gpu: dict | None = None) -> dict:
+    """What the figures were taken on, and when; `gpu`: what `cuda.about` told of it."""
+    about = {**machine.describe(where.threads, PACKAGES), "precision": where.precision}
+    return {**about, **(gpu or {})}
 
 
 # -- table -----------------------------------------------------------------------------------------

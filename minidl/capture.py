@@ -49,8 +49,9 @@ class Captured:
         self._parameters = tuple(parameters)
         self._inputs = None
         self._recording = None
-        self._recorded = self._gradients = ()
+        self._seen = None  # the parameters, when the function last ran as it is
         self._results = None
+        self._gradients = ()
         self._masks = 0  # of dropout, in one call
 
     def fits(self, *inputs) -> bool:
@@ -67,18 +68,30 @@ class Captured:
             )
         for p in self._parameters:
             p.zero_grad()
-        if self._inputs is None:
-            copies = tuple([_copy_on_gpu(value) for value in inputs])
-            results = _detached(self._function(*copies))
-            self._inputs = copies  # an error leaves the first call still to come
-            return results
-        for mine, value in zip(self._inputs, inputs, strict=True):
-            mine.copy_(value)
-        if self._recording is not None and self._changed():
-            self._forget()
-            return _detached(self._function(*self._inputs))
+        inputs = self._placed(inputs)
+        if self._seen is None or self._changed():
+            return self._run_as_it_is(inputs)
         if self._recording is None:
             self._record()
+        return self._replay()
+
+    def _placed(self, inputs):
+        """The inputs, in the memory where a recording finds them."""
+        if self._inputs is None:
+            return tuple([_copy_on_gpu(value) for value in inputs])
+        for mine, value in zip(self._inputs, inputs, strict=True):
+            mine.copy_(value)
+        return self._inputs
+
+    def _run_as_it_is(self, inputs):
+        self._seen = self._recording = self._results = None
+        self._gradients = ()
+        results = _detached(self._function(*inputs))
+        # An error leaves the first call, or this one, still to come.
+        self._inputs, self._seen = inputs, self._state_of_parameters()
+        return results
+
+    def _replay(self):
         self._recording.launch(*random.next_dropout_step(self._masks))
         for p, gradient in zip(self._parameters, self._gradients, strict=True):
             p.grad = None if gradient is None else _overwritten(gradient)
@@ -86,20 +99,20 @@ class Captured:
             return tuple([_overwritten(result) for result in self._results])
         return _overwritten(self._results)
 
+    def _state_of_parameters(self):
+        """What a recording takes for granted of them."""
+        return [(p._array, p.requires_grad) for p in self._parameters]
+
     def _changed(self):
-        """Whether a parameter lies elsewhere than where the recording reads it, or needs another
-        gradient than it makes.
+        """Whether a parameter lies elsewhere than when the function last ran as it is, or needs a
+        gradient that it did not make then: by kernels that may have to be compiled first.
         """
         return any(
             [
                 p._array is not array or p.requires_grad != needed
-                for p, (array, needed) in zip(self._parameters, self._recorded, strict=True)
+                for p, (array, needed) in zip(self._parameters, self._seen, strict=True)
             ]
         )
-
-    def _forget(self):
-        self._recording = self._results = None
-        self._gradients = ()
 
     def _record(self):
         recording, state = Recording(), random.get_state()
@@ -119,7 +132,6 @@ class Captured:
             masks = random.next_dropout_step(0)[1] - first
             random.set_state(state)
         self._masks, self._recording, self._results = masks, recording, _detached(results)
-        self._recorded = [(p._array, p.requires_grad) for p in self._parameters]
         self._gradients = [p.grad for p in self._parameters]
 
 

@@ -14,6 +14,7 @@ from numba import njit, prange
 from kernels.cpu.emitter import VECTOR_BYTES
 from kernels.cpu.lines import is_tall, row_windows
 from kernels.cpu.mean_windows import window_means, window_shares
+from kernels.cpu.planes import flat
 from kernels.cpu.reduce import total_of
 from kernels.cpu.streams import fetch_ahead
 from kernels.cpu.tasks import chunk_bounds, group_size
@@ -80,10 +81,6 @@ def _spread(values, x):
             x[plane, p] = values[plane]
 
 
-def _flat(array):
-    return np.ascontiguousarray(array).reshape(-1)
-
-
 def avg_pool2d(
     x, kernel_size, stride, padding=(0, 0, 0, 0), ceil_mode=False, count_include_pad=True
 ):
@@ -101,7 +98,7 @@ def avg_pool2d(
     settings = kernel_size, stride, padding
     counts = _counts(x.shape, y.shape, *settings, count_include_pad, x.dtype)
     sizes = h, w, *size, *kernel_size, *stride, *padding[::2]
-    _avg_pool(_flat(x), _flat(y), *counts, sizes, n * c, group_size(n * c, h * w))
+    _avg_pool(flat(x), flat(y), *counts, sizes, n * c, group_size(n * c, h * w))
     return y
 
 
@@ -125,7 +122,7 @@ def avg_pool2d_backward(
     sizes = h, w, oh, ow, kernel_size[1], stride[1], padding[2]
     windows = row_windows(h, oh, kernel_size[0], stride[0], padding[0])
     factors, group = (1 / rows, 1 / columns), group_size(n * c, h * w)
-    _avg_pool_backward(_flat(dy), _flat(dx), *factors, *windows, sizes, n * c, group)
+    _avg_pool_backward(flat(dy), flat(dx), *factors, *windows, sizes, n * c, group)
     return dx
 
 
@@ -134,7 +131,7 @@ def global_avg_pool2d(x):
     check_images("x", x)
     n, c, h, w = x.shape
     y = empty((n, c, 1, 1), x.dtype)
-    _plane_means(_flat(x), y.reshape(-1), h * w)
+    _plane_means(flat(x), y.reshape(-1), h * w)
     return y
 
 

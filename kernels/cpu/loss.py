@@ -236,7 +236,7 @@ def _cross_entropy_backward(grad, mean, logits, target, smoothing, ignore_index,
 
 def softmax_cross_entropy(logits, target, reduction="none", smoothing=0.0, ignore_index=-100):
     """See kernels.reference.softmax_cross_entropy."""
-    shapes = _shapes(logits.shape, logits.dtype, target.shape, target.dtype, str(reduction))
+    shapes = _shapes(logits.shape, logits.dtype, target.shape, target.dtype, _text(reduction))
     rows, places = _samples(logits, *shapes.logits), _samples(target, *shapes.target)
     losses = np.empty(shapes.losses, logits.dtype)
     settings = float(smoothing), int(ignore_index)  # Numba compiles for each kind anew
@@ -255,7 +255,7 @@ def softmax_cross_entropy_backward(
 ):
     """See kernels.reference.softmax_cross_entropy_backward."""
     shapes = _shapes(
-        logits.shape, logits.dtype, target.shape, target.dtype, str(reduction), grad.shape,
+        logits.shape, logits.dtype, target.shape, target.dtype, _text(reduction), grad.shape,
         grad.dtype,
     )  # fmt: skip
     dlogits = empty(logits.shape, logits.dtype)
@@ -279,7 +279,7 @@ class _Shapes(NamedTuple):
 
 @lru_cache(maxsize=256)
 def _shapes(logits, logits_dtype, target, target_dtype, reduction, *grad):
-    """Of arrays that are checked, by shape and dtype: a small loss takes less time than that."""
+    """The `_Shapes` of a loss, checked once for shapes and dtypes: a small loss takes less time."""
     described = [(logits, logits_dtype), (target, target_dtype), *([grad] if grad else [])]
     arrays = [np.broadcast_to(np.empty((), dtype), shape) for shape, dtype in described]
     check_cross_entropy(*arrays[:2], reduction, *arrays[2:])
@@ -288,6 +288,11 @@ def _shapes(logits, logits_dtype, target, target_dtype, reduction, *grad):
     rows = ((n, 1, classes), False) if positions == 1 else ((n, classes, positions), True)
     losses = n, positions
     return _Shapes(rows, (losses, False) if is_labels(arrays[1]) else rows, losses)
+
+
+def _text(reduction):
+    """Itself, or what a message calls something that is no reduction, and may have no hash."""
+    return reduction if isinstance(reduction, str) else repr(reduction)
 
 
 def _samples(array, shape, turned):

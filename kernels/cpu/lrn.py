@@ -6,12 +6,12 @@ meets it again it lies in a first cache. What backward sums is computed once and
 as many lines as the window has, where a channel takes the place of the one that leaves.
 """
 
-import numpy as np
 from llvmlite import ir
 from numba import get_thread_id, njit, prange, types
 from numba.extending import intrinsic
 
 from kernels.cpu.emitter import INT, Emitter
+from kernels.cpu.planes import flat
 from kernels.cpu.streams import before_line, past_caches, write
 from kernels.cpu.tasks import chunk_bounds, split
 from kernels.cpu.threads import num_threads
@@ -198,10 +198,6 @@ def _lrn_backward(dy, x, scale, dx, shape, window, factor, beta, scratch, past):
             )  # fmt: skip
 
 
-def _flat(x):
-    return np.ascontiguousarray(x).reshape(-1)
-
-
 def _shape(x):
     """(N, C, P)"""
     n, c, h, w = x.shape
@@ -221,7 +217,7 @@ def lrn(x, size, alpha, beta, k, size_normalized=False):
     window, number = _reach(size, x.shape[1]), x.dtype.type
     settings = number(alpha), number(beta), number(k)
     _lrn(
-        _flat(x), y.reshape(-1), scale.reshape(-1), _shape(x), window, *settings,
+        flat(x), y.reshape(-1), scale.reshape(-1), _shape(x), window, *settings,
         past_caches(x, y, scale),
     )  # fmt: skip
     return y, scale
@@ -237,7 +233,7 @@ def lrn_backward(dy, x, scale, size, alpha, beta, k, size_normalized=False):
     lines = window[0] + 1 + max(1, sum(window)) + 1
     scratch = workspace("lrn", (num_threads(), lines, _STRETCH), x.dtype)
     _lrn_backward(
-        _flat(dy), _flat(x), _flat(scale), dx.reshape(-1), _shape(x), window, *settings, scratch,
+        flat(dy), flat(x), flat(scale), dx.reshape(-1), _shape(x), window, *settings, scratch,
         past_caches(dy, x, scale, dx),
     )  # fmt: skip
     return dx

@@ -118,92 +118,72 @@ def window_max(
         _max(x, x0, width, rows, pitch, left, stride, taps, dilation, *windows)
 
 
-# By the stride: rows of windows that a line lies in, and their taps, with code of their own.
-_SHARED = {1: ((2, 3), (3, 3)), 2: ((1, 2), (1, 3), (2, 3))}
+# Pixels between neighbouring windows of `switched_sums`, and with code of their own: rows of
+# windows that a line lies in, and their taps.
+_STRIDE, _SHARED = 2, ((1, 2), (1, 3), (2, 3))
 
 
-def _switched_sums(stride):
-    """For a stride that is a constant of the code."""
-
-    @intrinsic
-    def piece(_, dy, switches, y0, windows, rows, left, taps, number, dx, x0, width):
-        """See `switched_sums`."""
-
-        def emit(context, builder, signature, args):
-            e = LineEmitter(context, builder, signature, args)
-            grads, winners = e.pointer(0, args[2]), e.pointer(1, args[2])
-            target = e.pointer(8, args[9])
-
-            def sums(rows, taps):
-                known = isinstance(taps, int)
-                # How many windows of a row have the first pixel of a group.
-                count = -(-taps // stride) if known else e.quotient(taps, stride, stride - 1)
-
-                def vector(q, whole):
-                    c = builder.sub(builder.mul(q, INT(stride)), args[5])
-                    first = e.splat(builder.trunc(builder.add(args[7], c), _INT32))
-                    pixels = [
-                        builder.add(first, ir.Constant(first.type, [*lanes]))
-                        for lanes in (range(b, stride * e.lanes, stride) for b in range(stride))
-                    ]
-
-                    def share(i, m, totals):
-                        """With what the pixels get from window q - m of row i."""
-                        u = builder.sub(q, e.int(m))
-                        inside = None if whole else e.within(u, args[3])
-                        at = builder.add(builder.mul(e.int(i), args[3]), u)
-                        grad = e.get(grads, at, inside)
-                        winner = e.get(winners, at, inside)
-                        results = []
-                        for b, total in enumerate(totals):
-                            if not known or m * stride + b < taps:
-                                wins = builder.icmp_signed("==", winner, pixels[b])
-                                total = builder.select(wins, builder.fadd(total, grad), total)
-                            results.append(total)
-                        return results
-
-                    # Window after window, as the definition adds.
-                    totals = [e.constant(0.0)] * stride
-                    if known:
-                        for i in range(rows):
-                            for m in reversed(range(count)):
-                                totals = share(i, m, totals)
-                    else:
-                        totals = e.loop(
-                            rows, INT(1), totals,
-                            lambda i, totals: e.loop(
-                                count, INT(1), totals,
-                                lambda u, totals: share(i, builder.sub(last, u), totals),
-                            ),
-                        )  # fmt: skip
-                    e.put_group(totals, target, c, None if whole else args[10])
-
-                last = builder.sub(e.int(count), INT(1))
-                e.along_groups(args[10], stride, args[5], args[3], last, vector)
-
-            e.cases((args[4], args[6]), _SHARED[stride], sums)
-            return context.get_dummy_value()
-
-        integer = types.int64
-        return types.void(dy, switches, *[integer] * 6, dx, integer, integer), emit
-
-    return piece
-
-
-_sums_1, _sums_2 = (_switched_sums(stride) for stride in _SHARED)
-
-
-@njit(inline="always")
-def switched_sums(
-    dy, switches, y0, windows, rows, left, stride, taps, number, dx, x0, width
-):  # fmt: skip
+@intrinsic
+def switched_sums(_, dy, switches, y0, windows, rows, left, taps, number, dx, x0, width):
     """dx[x0 + c] = sum of dy[y0 + i windows + u] whose switch is number + c, for c < width.
 
-    Over i < rows and the windows u that have pixel c: c = u stride - left + t for a t < taps. The
-    stride is 1 or 2.
+    Over i < rows and the windows u that have pixel c: c = 2 u - left + t for a t < taps.
     """
-    windows = y0, windows, rows, left, taps, number, dx, x0, width
-    if stride == 1:
-        _sums_1(dy, switches, *windows)
-    else:
-        _sums_2(dy, switches, *windows)
+
+    def emit(context, builder, signature, args):
+        e = LineEmitter(context, builder, signature, args)
+        grads, winners = e.pointer(0, args[2]), e.pointer(1, args[2])
+        target = e.pointer(8, args[9])
+
+        def sums(rows, taps):
+            known = isinstance(taps, int)
+            # How many windows of a row have the first pixel of a group.
+            count = -(-taps // _STRIDE) if known else e.quotient(taps, _STRIDE, _STRIDE - 1)
+
+            def vector(q, whole):
+                c = builder.sub(builder.mul(q, INT(_STRIDE)), args[5])
+                first = e.splat(builder.trunc(builder.add(args[7], c), _INT32))
+                phases = (range(b, _STRIDE * e.lanes, _STRIDE) for b in range(_STRIDE))
+                pixels = [
+                    builder.add(first, ir.Constant(first.type, [*lanes])) for lanes in phases
+                ]
+
+                def share(i, m, totals):
+                    """With what the pixels get from window q - m of row i."""
+                    u = builder.sub(q, e.int(m))
+                    inside = None if whole else e.within(u, args[3])
+                    at = builder.add(builder.mul(e.int(i), args[3]), u)
+                    grad = e.get(grads, at, inside)
+                    winner = e.get(winners, at, inside)
+                    results = []
+                    for b, total in enumerate(totals):
+                        if not known or m * _STRIDE + b < taps:
+                            wins = builder.icmp_signed("==", winner, pixels[b])
+                            total = builder.select(wins, builder.fadd(total, grad), total)
+                        results.append(total)
+                    return results
+
+                # Window after window, as the definition adds.
+                totals = [e.constant(0.0)] * _STRIDE
+                if known:
+                    for i in range(rows):
+                        for m in reversed(range(count)):
+                            totals = share(i, m, totals)
+                else:
+                    totals = e.loop(
+                        rows, INT(1), totals,
+                        lambda i, totals: e.loop(
+                            count, INT(1), totals,
+                            lambda u, totals: share(i, builder.sub(last, u), totals),
+                        ),
+                    )  # fmt: skip
+                e.put_group(totals, target, c, None if whole else args[10])
+
+            last = builder.sub(e.int(count), INT(1))
+            e.along_groups(args[10], _STRIDE, args[5], args[3], last, vector)
+
+        e.cases((args[4], args[6]), _SHARED, sums)
+        return context.get_dummy_value()
+
+    integer = types.int64
+    return types.void(dy, switches, *[integer] * 6, dx, integer, integer), emit

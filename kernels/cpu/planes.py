@@ -13,6 +13,11 @@ from numba import njit
 from kernels.cpu.moves import copy, copy_halved, copy_rows
 
 
+def flat(array):
+    """All its elements along one contiguous axis."""
+    return np.ascontiguousarray(array).reshape(-1)
+
+
 def grouped(x, groups):
     """(N, C, H, W) as a contiguous (N, G, C/G, H, W)."""
     n, c, h, w = x.shape

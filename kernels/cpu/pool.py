@@ -5,11 +5,12 @@ taken vector by vector, straight from the image, in the order of the definition,
 of equals wins. Tall windows that overlap much are pooled along rows first, then along columns,
 which goes in that order, too.
 
-A gradient that no cache holds is gathered instead, line by line of pixels, and written past the
-caches: more arithmetic than the scatter, which has fewer windows than pixels, but each pixel moves
-once, where it would have to be fetched and written back. Windows far apart are always scattered.
+The gradient of small windows two pixels apart is gathered instead where no cache holds it, line by
+line of pixels, and written past the caches: more arithmetic than the scatter, which has fewer
+windows than pixels, but each pixel moves once, where it would be fetched and written back.
 """
 
+import math
 from functools import lru_cache
 
 import numpy as np
@@ -18,6 +19,7 @@ from numba import get_thread_id, njit, prange
 from kernels.cpu.emitter import VECTOR_BYTES
 from kernels.cpu.lines import is_tall, row_windows
 from kernels.cpu.max_windows import switched_sums, window_max
+from kernels.cpu.planes import flat
 from kernels.cpu.streams import PIECE, fetch_ahead, past_caches, stream
 from kernels.cpu.tasks import chunk_bounds, group_size
 from kernels.cpu.threads import num_threads
@@ -32,6 +34,8 @@ from kernels.reference.pool import (
 
 # Elements of a vector at most.
 _LANES = VECTOR_BYTES // 4
+# Windows that have a pixel, at most, for which it pays to look through them.
+_SHARED = 4
 
 
 @njit(parallel=True, cache=True)
@@ -96,7 +100,7 @@ def _max_pool_2x2(x, y, switches):
 def _max_pool_backward(
     dy, switches, dx, first_windows, window_counts, sizes, planes, group, scratch
 ):  # fmt: skip
-    h, w, oh, ow, kw, sw, left = sizes
+    h, w, oh, ow, kw, left = sizes
     lines = scratch.shape[1] // w
     for task in prange((planes + group - 1) // group):
         first, stop = chunk_bounds(task, group, planes)
@@ -107,8 +111,8 @@ def _max_pool_backward(
                 bottom = min(h, top + lines)
                 for r in range(top, bottom):
                     switched_sums(
-                        dy, switches, y0 + first_windows[r] * ow, ow, window_counts[r], left, sw,
-                        kw, r * w, piece, (r - top) * w, w,
+                        dy, switches, y0 + first_windows[r] * ow, ow, window_counts[r], left, kw,
+                        r * w, piece, (r - top) * w, w,
                     )  # fmt: skip
                 stream(dx, x0 + top * w, piece, 0, (bottom - top) * w)
 
@@ -147,10 +151,6 @@ def _gather(x, switches, y):
     return outside
 
 
-def _flat(array):
-    return np.ascontiguousarray(array).reshape(-1)
-
-
 def _flat_planes(array):
     """(N, C, H, W) as a contiguous (N C, H W)."""
     n, c, h, w = array.shape
@@ -179,9 +179,9 @@ def max_pool2d(x, kernel_size, stride, padding=(0, 0, 0, 0), dilation=(1, 1), ce
         _gather(_flat_planes(along[1]), _flat_planes(rows), _flat_planes(switches))
         return y, switches
     plan = _max_pool_plan(x.shape[2:], y_shape[2:], kernel_size, stride, padding, dilation)
-    flat = (array.reshape(-1) for array in arrays)
+    lines = (array.reshape(-1) for array in arrays)
     planes, area = len(arrays[0]), x.shape[2] * x.shape[3]
-    _max_pool(*flat, *plan, planes, group_size(planes, area))
+    _max_pool(*lines, *plan, planes, group_size(planes, area))
     return y, switches
 
 
@@ -191,14 +191,16 @@ def max_pool2d_backward(
     """See kernels.reference.max_pool2d_backward."""
     check_max_pool2d_backward(dy, switches, x_shape)
     dx = empty(x_shape, dy.dtype)
-    if stride[1] > 2 or dilation != (1, 1) or not past_caches(dx, dy, switches):
+    shared = math.prod(-(-k // s) for k, s in zip(kernel_size, stride, strict=True))
+    gathered = stride[1] == 2 and dilation == (1, 1) and shared <= _SHARED
+    if not (gathered and past_caches(dx, dy, switches)):
         _unpool(dy, switches, dx)
         return dx
     (n, c, h, w), (oh, ow) = x_shape, dy.shape[2:]
-    sizes = h, w, oh, ow, kernel_size[1], stride[1], padding[2]
+    sizes = h, w, oh, ow, kernel_size[1], padding[2]
     windows = row_windows(h, oh, kernel_size[0], stride[0], padding[0])
     _max_pool_backward(
-        _flat(dy), _flat(switches), _flat(dx), *windows, sizes, n * c, group_size(n * c, h * w),
+        flat(dy), flat(switches), flat(dx), *windows, sizes, n * c, group_size(n * c, h * w),
         workspace("lines", (num_threads(), max(PIECE, w)), dy.dtype),
     )  # fmt: skip
     return dx

@@ -23,12 +23,13 @@ def data_errors():
 
 # -- options -----------------------------------------------------------------------------------
 
+BACKEND = click.Option(
+    ["--backend"], type=click.Choice(dispatch.BACKENDS), default="auto", show_default=True,
+    help="Where and by what to compute: on an NVIDIA GPU (cuda), or on the CPU by the readable "
+    "NumPy kernels (reference) or the fast ones (cpu, auto).",
+)  # fmt: skip
 RUNTIME = (
-    click.Option(
-        ["--backend"], type=click.Choice(dispatch.BACKENDS), default="auto", show_default=True,
-        help="Where and by what to compute: on an NVIDIA GPU (cuda), or on the CPU by the readable "
-        "NumPy kernels (reference) or the fast ones (cpu, auto).",
-    ),
+    BACKEND,
     click.Option(
         ["--seed"], type=click.IntRange(min=0), default=0, show_default=True,
         help="Start of all random numbers: the same seed gives the same run.",

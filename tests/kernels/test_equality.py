@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels import cpu, reference
-from kernels.cpu import conv_pixels, gathered_plan, streams
+from kernels.cpu import conv_pixels, gathered_plan, pool, streams
 from kernels.cpu.conv import choose
 from minidl.testing import conv2d_parameters, pool2d_parameters
 from tests.kernels.agreement import (
@@ -302,9 +302,10 @@ def test_max_pool2d(data, p, dtype):
         return
     y, switches = agree("max_pool2d", *arguments, exact=True)
     agree("max_unpool2d", y, switches, p.x_shape[2:])
-    agree("max_pool2d_backward", y, switches, p.x_shape, *arguments[1:-1])
-    with mock.patch.object(streams, "_CACHED", -1):  # gathered
-        agree("max_pool2d_backward", y, switches, p.x_shape, *arguments[1:-1])
+    backward = "max_pool2d_backward", y, switches, p.x_shape, *arguments[1:-1]
+    agree(*backward, exact=True)
+    with mock.patch.object(streams, "_CACHED", -1), mock.patch.object(pool, "_SHARED", 100):
+        agree(*backward, exact=True)  # gathered
     agree("max_pool2d_gather", x, switches, exact=True)
 
 
@@ -801,6 +802,9 @@ def test_results_do_not_depend_on_the_number_of_threads():
         results = [y, cpu.conv2d_input_grad(y, weight, x.shape)]
         results.append(cpu.conv2d_weight_grad(y, x, (3, 3)))
         results += [*cpu.max_pool2d(x, (3, 3), (2, 2)), *cpu.lrn(x, 5, 0.1, 0.75, 2.0)]
+        with mock.patch.object(streams, "_CACHED", -1):
+            results.append(cpu.max_pool2d_backward(*results[-4:-2], x.shape, (3, 3), (2, 2)))
+        results.append(cpu.conv2d(x, np.tile(weight[:, :, :1, :1], (32, 1, 1, 1)), None, (2, 2)))
         windows = (3, 3), (2, 2), (1, 1, 1, 1)
         y = cpu.avg_pool2d(x, *windows)
         results += [y, cpu.avg_pool2d_backward(y, x.shape, *windows), cpu.global_avg_pool2d(x)]
