@@ -56,14 +56,15 @@ def tasks(wanted, machine: Machine, subjects=SUBJECTS):
 
 def _task(name, flops, subject, training, machine):
     on_gpu = machine.device == "cuda"
-    made = {}  # on a GPU: what was measured once lives on to be timed
+    made = {}  # what memory was measured of, or what compiled for that, lives on to be timed
 
     def make(who):
         return RUNS[who](subject, training, machine.device)
 
     def memory(peer):
         if not on_gpu:
-            make("minidl")()  # compiled here, a fresh process finds its kernels in Numba's cache
+            made["minidl"] = make("minidl")
+            made["minidl"]()  # a fresh process then finds its kernels in Numba's cache
             names = _candidates(peer, on_gpu)
             return {who: peak_memory(who, subject.name, training, machine) for who in names}
         taken = {}

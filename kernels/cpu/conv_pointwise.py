@@ -161,12 +161,11 @@ def _plan(x_shape, outputs, size, stride, dtype):
     parts, slices = min(cuts, key=lambda cut: cost(((cut[0], blocks), (cut[1], vectors))))
     strips = slices * -(-vectors // (slices * VECTORS))
     tile = widest_tile(strips, outputs, width)
-    number, channel, step = np.arange(len(pixels)), np.arange(channels), h * w
-    rows = pixels
+    number, channel = np.arange(len(pixels)), np.arange(channels)
     if stride != (1, 1) and outputs >= _PACKED:
         rows, step = number // ROWS * (channels * ROWS) + number % ROWS, ROWS
     else:
-        pixels = np.empty(0, int)
+        rows, step, pixels = pixels, h * w, pixels[:0]
     rows = np.stack([rows, number % ROWS * tile], axis=1).reshape(-1)
     places = np.stack([channel * step, channel * tile], axis=1).reshape(-1)
     plan = _Plan(parts, slices, strips, tile, pixels, rows, places)

@@ -217,6 +217,7 @@ def max_unpool2d(y, switches, plane_shape):
 
 
 def _unpool(y, switches, x):
+    """Make x 0 but for y at its switches."""
     if _scatter(_flat_planes(y), _flat_planes(switches), _flat_planes(x)):
         check_switch_range(switches, x.shape[2:])  # which raises
 
