@@ -33,6 +33,26 @@ def test_a_free_buffer_is_used_again():
     assert again.flags.c_contiguous and again.flags.writeable and again.flags.aligned
 
 
+def test_a_result_takes_the_smallest_free_buffer_that_is_not_much_larger():
+    sizes = (1 << 20, 500 << 10, 300 << 10)
+    kept = [empty((size,), np.uint8) for size in sizes]
+    largest, _, smallest = (address(array) for array in kept)
+    del kept
+    small = empty((200 << 10,), np.uint8)
+    assert address(small) == smallest
+    assert small.base.nbytes == small.nbytes and fills_a_buffer(small)
+    # It is whole again when it is free, and no other result is on it before.
+    assert address(empty((300 << 10,), np.uint8)) != smallest
+    view = small[: 100 << 10]
+    del small
+    assert address(empty((250 << 10,), np.uint8)) != smallest
+    del view
+    whole = empty((300 << 10,), np.uint8)
+    assert address(whole) == smallest and fills_a_buffer(whole)
+    tiny = empty((100 << 10,), np.uint8)
+    assert address(tiny) not in (largest, smallest)
+
+
 @pytest.mark.parametrize(
     "derive",
     [
