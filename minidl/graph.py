@@ -5,11 +5,15 @@ stack, so that only memory bounds the graph's depth), then visit them from the o
 leaves, each once, after all gradients of its outputs have been summed.
 """
 
+import sys
 from contextlib import nullcontext
 from functools import partial
 
+import numpy as np
+
 from kernels.memory import fills_a_buffer
 from minidl.array_module import get_array_module
+from minidl.ops.elementwise import Add
 from minidl.tensor import Tensor, _mode, as_tensor, enable_grad, no_grad
 
 
@@ -110,7 +114,10 @@ class _LeafGrads:
         if self.open:
             self._reached.add(leaf)
         if leaf.grad is not None:
-            leaf.grad = leaf.grad + grad
+            held, leaf.grad = [leaf.grad], None
+            inplace = _is_free(held, 0)
+            leaf.grad = held.pop()
+            leaf.grad = Add(inplace)(leaf.grad, grad)
             return
         leaf.grad = self._unshared(grad)
 
@@ -287,4 +294,38 @@ def _add(pending, node, index, grad):
     slots = pending.get(node)
     if slots is None:
         slots = pending[node] = [None] * len(node.output_meta)
-    slots[index] = grad if slots[index] is None else slots[index] + grad
+    if slots[index] is not None:
+        inplace = _is_free(slots, index)
+        grad = Add(inplace)(slots[index], grad)
+    slots[index] = grad
+
+
+def _is_free(slots, index) -> bool:
+    """Whether a sum may take the memory of a tensor in a list, for which only the list has use.
+
+    Of NumPy's arrays that is known: all that it derives from one refers to that or to its base.
+    """
+    if not _is_own(slots[index]._array):
+        return False
+    return _references(slots, index) in _UNSHARED and slots[index]._take_memory()
+
+
+def _is_own(array) -> bool:
+    """Whether it is a NumPy array on memory that no other array had before it."""
+    return type(array) is np.ndarray and array.flags.writeable and _owner(array) is not None
+
+
+def _references(slots, index):
+    """How many refer to a tensor in a list, to its array, and to the buffer that it fills."""
+    return (
+        sys.getrefcount(slots[index]),
+        sys.getrefcount(slots[index]._array),
+        0 if slots[index]._array.base is None else sys.getrefcount(slots[index]._array.base),
+    )
+
+
+_pool = [np.empty(8, np.uint8)]
+_UNSHARED = (
+    _references([Tensor._wrap(np.empty(1))], 0),
+    _references([Tensor._wrap(np.ndarray(1, np.float64, _pool[0]))], 0),
+)

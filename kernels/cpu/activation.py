@@ -8,6 +8,7 @@ import math
 import numpy as np
 from numba import njit, prange
 
+from kernels.cpu.planes import flat
 from kernels.cpu.reduce import STRETCH, total_of
 from kernels.cpu.streams import LONG_PIECE, landing, landings, settle
 from kernels.cpu.tasks import chunk_bounds, split
@@ -31,6 +32,18 @@ def _relu(x, y, scratch):
         target = landing(y, start, stop, scratch)
         _relu_piece(x[start:stop], target)
         settle(y, start, target, scratch)
+
+
+@njit(parallel=True, cache=True)
+def _relu_in_place(x):
+    """Given as operand and result of one function, x would not become vector code."""
+    zero = x.dtype.type(0)
+    for chunk in prange((x.size + LONG_PIECE - 1) // LONG_PIECE):
+        start, stop = chunk_bounds(chunk, LONG_PIECE, x.size)
+        piece = x[start:stop]
+        for i in range(piece.size):
+            value = piece[i]
+            piece[i] = zero if value < zero else value
 
 
 @njit(cache=True)
@@ -85,13 +98,14 @@ def _planes(array):
 def relu(x, out=None):
     """See kernels.reference.relu."""
     y = empty(x.shape, x.dtype) if out is None else out
-    if not y.flags.c_contiguous:
+    if not y.flags.c_contiguous or (y is x and y.size <= LONG_PIECE):
         return np.maximum(x, x.dtype.type(0), out=y)
-    flat, result = np.ascontiguousarray(x).reshape(-1), y.reshape(-1)
-    if y.size <= LONG_PIECE:
-        _relu_piece(flat, result)
+    if y is x:
+        _relu_in_place(flat(y))
+    elif y.size <= LONG_PIECE:
+        _relu_piece(flat(x), flat(y))
     else:
-        _relu(flat, result, landings(y, x))
+        _relu(flat(x), flat(y), landings(y, x))
     return y
 
 
@@ -99,11 +113,10 @@ def relu_backward(dy, y):
     """See kernels.reference.relu_backward."""
     check_shape("dy", dy.shape, y.shape)
     dx = empty(dy.shape, dy.dtype)
-    grad, output = (np.ascontiguousarray(array).reshape(-1) for array in (dy, y))
     if dx.size <= LONG_PIECE:
-        _relu_backward_piece(grad, output, dx.reshape(-1))
+        _relu_backward_piece(flat(dy), flat(y), flat(dx))
     else:
-        _relu_backward(grad, output, dx.reshape(-1), landings(dx, dy, y))
+        _relu_backward(flat(dy), flat(y), flat(dx), landings(dx, dy, y))
     return dx
 
 
@@ -124,6 +137,5 @@ def bias_relu_backward(dy, y):
         dx = relu_backward(dy, y)
         return dx, dx.reshape(dy.shape[:2]).sum(axis=0)
     dx, sums = empty(dy.shape, dy.dtype), empty(dy.shape[:2], dy.dtype)
-    grad, output = (np.ascontiguousarray(array).reshape(-1) for array in (dy, y))
-    _bias_relu_backward(grad, output, dx.reshape(-1), sums, math.prod(dy.shape[2:]))
+    _bias_relu_backward(flat(dy), flat(y), flat(dx), sums, math.prod(dy.shape[2:]))
     return dx, sums.sum(axis=0)

@@ -3,10 +3,11 @@
 import numpy as np
 from numba import njit, prange
 
-from kernels.cpu.streams import landing, landings, settle
+from kernels.cpu.planes import flat
+from kernels.cpu.streams import LONG_PIECE, landing, landings, settle
 from kernels.cpu.tasks import chunk_bounds
 from kernels.cpu.workspace import empty
-from kernels.geometry import check_dtypes, check_shape
+from kernels.reference.add import check_add
 
 # Fewer elements are left to NumPy.
 _SMALLEST = 1 << 15
@@ -23,13 +24,24 @@ def _add(a, b, y, scratch):
         settle(y, start, result, scratch)
 
 
-def add(a, b):
+@njit(parallel=True, cache=True)
+def _add_onto(a, b):
+    """a += b. Given as two operands and a result, they would not become vector code."""
+    for chunk in prange((a.size + LONG_PIECE - 1) // LONG_PIECE):
+        start, stop = chunk_bounds(chunk, LONG_PIECE, a.size)
+        total, other = a[start:stop], b[start:stop]
+        for i in range(total.size):
+            total[i] += other[i]
+
+
+def add(a, b, out=None):
     """See kernels.reference.add."""
-    check_dtypes(a=a, b=b)
-    check_shape("b", b.shape, a.shape)
-    y = empty(a.shape, a.dtype)
-    if y.size < _SMALLEST:
+    check_add(a, b, out)
+    y = empty(a.shape, a.dtype) if out is None else out
+    if y.size < _SMALLEST or not y.flags.c_contiguous:
         return np.add(a, b, out=y)
-    left, right = (np.ascontiguousarray(array).reshape(-1) for array in (a, b))
-    _add(left, right, y.reshape(-1), landings(y, a, b))
+    if y is a:
+        _add_onto(flat(y), flat(b))
+    else:
+        _add(flat(a), flat(b), flat(y), landings(y, a, b))
     return y

@@ -14,6 +14,7 @@ Other threads see streamed stores in any order until the thread executes a locke
 that end a parallel loop do.
 """
 
+import numpy as np
 from llvmlite import ir
 from numba import get_thread_id, njit, types
 from numba.extending import intrinsic
@@ -39,8 +40,9 @@ def past_caches(*arrays) -> bool:
 
 def landings(result, *operands):
     """Scratch memory (threads, elements of a piece) for a result; no rows if it is not streamed."""
-    shape = (num_threads(), PIECE) if past_caches(result, *operands) else (0, LONG_PIECE)
-    return workspace("landings", shape, result.dtype)
+    if past_caches(result, *operands):
+        return workspace("landings", (num_threads(), PIECE), result.dtype)
+    return np.empty((0, LONG_PIECE), result.dtype)
 
 
 @njit(inline="always")

@@ -23,9 +23,12 @@ def _sum_pair(function, da, db):
 class Add(Function):
     keep_inputs = False
 
+    def __init__(self, inplace=False):
+        self.inplace = inplace
+
     def forward(self, a, b):
         if a.shape == b.shape and a.dtype == b.dtype and a.dtype in _KERNEL_DTYPES:
-            return kernels_for(a).add(a, b)
+            return kernels_for(a).add(a, b, a if self.inplace else None)
         return a + b
 
     def backward(self, grad):

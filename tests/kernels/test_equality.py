@@ -117,8 +117,24 @@ def test_add(data, dtype, shape):
     agree("add", data.draw(arrays(shape, dtype)), data.draw(arrays(shape, dtype)), exact=True)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(0, 3), (7, 3), (5, 100, 91)])
+def test_results_in_the_memory_of_an_operand(shape, dtype):
+    a, b = np.random.default_rng(0).standard_normal((2, *shape)).astype(dtype)
+    for call, operands in ((cpu.relu, (a,)), (cpu.add, (a, b)), (cpu.add, (a, a))):
+        expected = call(*operands)
+        every_second = np.zeros((*shape, 2), dtype)[..., 0]
+        for own in (a.copy(), every_second):
+            own[...] = a
+            given = [own if array is a else array for array in operands]
+            assert call(*given, out=own) is own
+            np.testing.assert_array_equal(own, expected)
+
+
 def test_errors_of_add():
     for kernels in (reference, cpu):
+        with pytest.raises(ValueError, match="out must have shape"):
+            kernels.add(np.ones(3), np.ones(3), np.ones(4))
         with pytest.raises(ValueError, match="b must have shape"):
             kernels.add(np.ones(3), np.ones((1, 3)))
         with pytest.raises(TypeError, match="one dtype"):

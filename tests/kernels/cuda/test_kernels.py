@@ -276,6 +276,15 @@ def test_add(device, data, shape, dtype):
     device.agree("add", a, b, exact=True)
 
 
+@pytest.mark.parametrize("columns", [slice(None), slice(None, None, 2)])
+def test_add_to_an_operand(device, columns):
+    a, b = np.random.default_rng(0).standard_normal((2, 5, 6))
+    placed, other = device.put(a.copy())[:, columns], device.put(b.copy())[:, columns]
+    assert cuda.add(placed, other, placed) is placed
+    np.testing.assert_array_equal(device.get(placed), (a + b)[:, columns])
+    np.testing.assert_array_equal(device.get(other), b[:, columns])
+
+
 @given(st.data(), images, dtypes)
 @few
 def test_batchnorm(device, data, shape, dtype):
