@@ -26,12 +26,18 @@ class Function:
     * ``keep_outputs``: likewise, for ``self.outputs``;
     * ``buffers``: names of attributes set by forward (masks, switches) to drop after backward.
 
+    With ``takes_grad`` the walk tells backward, by ``self.grad_is_free``, whether a result may take
+    the memory of the first output's gradient, for which nobody else has use then.
+
     Source of the shape: the op-as-class design of Chainer and DeZero.
     """
 
     keep_inputs: bool | tuple[int, ...] = True
     keep_outputs: bool | tuple[int, ...] = False
     buffers: tuple[str, ...] = ()
+
+    takes_grad: bool = False
+    grad_is_free: bool = False
 
     # Graph state; class-level defaults keep a node's construction cheap.
     edges: tuple = ()

@@ -241,6 +241,8 @@ def _topological_order(roots) -> list:
 
 
 def _visit(node, grads, pending, useful, sink, rules):
+    if node.takes_grad:
+        node.grad_is_free = grads[0] is not None and _is_free(grads, 0)
     filled = [
         _zeros(meta, grads) if g is None and meta[1].kind == "f" else g
         for g, meta in zip(grads, node.output_meta, strict=True)

@@ -1,11 +1,13 @@
-"""Sums of gradients take the memory of the first where nobody else refers to it, and only there."""
+"""Sums of gradients, and what rectifiers pass on, take the memory of a gradient that nobody else
+refers to, and only that.
+"""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minidl import Function, Tensor, grad, ops
+from minidl import Function, Tensor, grad, graph, ops
 
 # Elements: NumPy's own memory; a buffer of the pool; enough for a kernel of many threads.
 SIZES = [3, 10_000, 40_000]
@@ -126,6 +128,56 @@ def test_what_a_function_keeps_stays_as_it_is(size, give, monkeypatch):
     ((Kept()(y) + y.relu() + y) * Tensor(np.ones(size))).sum().backward()
     assert (Kept.kept == 2).all() and (x.grad._array == 3 * 4).all()
     monkeypatch.setattr(Kept, "kept", None)
+
+
+def channels(*values):
+    return Tensor(np.array(values), requires_grad=True)
+
+
+RECTIFIED = {
+    "relu": lambda x, other: ops.relu(x),
+    "bias_relu": lambda x, other: ops.bias_relu(x, channels(1.0, -1.0)),
+    "conv2d_relu": lambda x, other: ops.conv2d_relu(
+        x, Tensor(np.array([[1.0, -1.0], [2.0, 3.0]])[..., None, None]), channels(1.0, -2.0)
+    ),
+    "batch_norm": lambda x, other: ops.batch_norm(
+        x, channels(1.0, 2.0), channels(0.0, 1.0), Tensor(np.zeros(2)), Tensor(np.ones(2)), True,
+        others=other, rectify=True,
+    ),
+}
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 3, 1), (2, 2, 100, 101)])
+@pytest.mark.parametrize("name", RECTIFIED)
+def test_a_rectifier_writes_over_no_gradient_but_its_own(name, shape):
+    x, other = (Tensor(np.random.default_rng(i).standard_normal(shape)) for i in (0, 1))
+    x.requires_grad = other.requires_grad = True
+    weights = Tensor(np.random.default_rng(2).standard_normal(shape))
+    y = 2 * x
+    # One gradient goes to the rectified one and to y, whose sum it is in; another to one alone.
+    rectified = RECTIFIED[name](y, other) + y
+    total = (rectified * weights).sum() + (RECTIFIED[name](3 * y, other) * weights).sum()
+    expected = grad(total, (x, other), create_graph=True, allow_unused=True)
+    total.backward()
+    for leaf, one in zip((x, other), expected, strict=True):
+        if one is not None:
+            np.testing.assert_allclose(leaf.grad._array, one._array, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", RECTIFIED)
+def test_a_rectifier_takes_a_gradient_that_nobody_else_has(name, monkeypatch):
+    taken = []
+    visit = graph._visit
+
+    def spy(node, *rest):
+        visit(node, *rest)
+        if node.takes_grad:
+            taken.append(node.grad_is_free)
+
+    monkeypatch.setattr(graph, "_visit", spy)
+    x, other = (Tensor(np.ones((2, 2, 100, 101)), requires_grad=True) for _ in range(2))
+    (RECTIFIED[name](x, other) * Tensor(np.full(x.shape, 2.0))).sum().backward()
+    assert taken == [True]
 
 
 def test_a_gradient_that_cannot_be_added_leaves_the_old_one(monkeypatch):

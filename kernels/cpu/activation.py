@@ -14,6 +14,7 @@ from kernels.cpu.streams import LONG_PIECE, landing, landings, settle
 from kernels.cpu.tasks import chunk_bounds, split
 from kernels.cpu.workspace import empty
 from kernels.geometry import check_dtypes, check_shape
+from kernels.reference.activation import check_relu_backward
 
 
 @njit(cache=True)
@@ -63,6 +64,21 @@ def _relu_backward(dy, y, dx, scratch):
         settle(dx, start, target, scratch)
 
 
+@njit(cache=True)
+def _mask_piece(dy, y):
+    """As `_relu_backward_piece`, in place: see `_relu_in_place`."""
+    zero = dy.dtype.type(0)
+    for i in range(dy.size):
+        dy[i] = dy[i] if y[i] > zero else zero
+
+
+@njit(parallel=True, cache=True)
+def _mask(dy, y):
+    for chunk in prange((y.size + LONG_PIECE - 1) // LONG_PIECE):
+        start, stop = chunk_bounds(chunk, LONG_PIECE, y.size)
+        _mask_piece(dy[start:stop], y[start:stop])
+
+
 @njit(parallel=True, cache=True)
 def _bias_relu(x, bias, y):
     zero = x.dtype.type(0)
@@ -75,8 +91,8 @@ def _bias_relu(x, bias, y):
 
 
 @njit(parallel=True, cache=True)
-def _bias_relu_backward(dy, y, dx, sums, size):
-    """dy, y, dx flat; sums (N, C)."""
+def _bias_relu_backward(dy, y, dx, in_place, sums, size):
+    """dy, y, dx flat, of which the first may be the last, `in_place`; sums (N, C)."""
     n, channels = sums.shape
     for task in prange(n * channels):
         image, c = split(task, channels)
@@ -85,7 +101,10 @@ def _bias_relu_backward(dy, y, dx, sums, size):
         for first in range(0, size, STRETCH):
             start = begin + first
             stop = start + min(STRETCH, size - first)
-            _relu_backward_piece(dy[start:stop], y[start:stop], dx[start:stop])
+            if in_place:
+                _mask_piece(dx[start:stop], y[start:stop])
+            else:
+                _relu_backward_piece(dy[start:stop], y[start:stop], dx[start:stop])
             total += total_of(dx, start, stop - start)
         sums[image, c] = total
 
@@ -109,11 +128,17 @@ def relu(x, out=None):
     return y
 
 
-def relu_backward(dy, y):
+def relu_backward(dy, y, out=None):
     """See kernels.reference.relu_backward."""
-    check_shape("dy", dy.shape, y.shape)
-    dx = empty(dy.shape, dy.dtype)
-    if dx.size <= LONG_PIECE:
+    check_relu_backward(dy, y, out)
+    dx = empty(dy.shape, dy.dtype) if out is None else out
+    if not dx.flags.c_contiguous:
+        dx[...] = relu_backward(dy, y)
+    elif dx is dy and dx.size <= LONG_PIECE:
+        _mask_piece(flat(dx), flat(y))
+    elif dx is dy:
+        _mask(flat(dx), flat(y))
+    elif dx.size <= LONG_PIECE:
         _relu_backward_piece(flat(dy), flat(y), flat(dx))
     else:
         _relu_backward(flat(dy), flat(y), flat(dx), landings(dx, dy, y))
@@ -130,12 +155,13 @@ def bias_relu(x, bias):
     return y.reshape(x.shape)
 
 
-def bias_relu_backward(dy, y):
+def bias_relu_backward(dy, y, out=None):
     """See kernels.reference.bias_relu_backward."""
-    check_shape("dy", dy.shape, y.shape)
-    if dy.size == dy.shape[0] * dy.shape[1]:
-        dx = relu_backward(dy, y)
-        return dx, dx.reshape(dy.shape[:2]).sum(axis=0)
-    dx, sums = empty(dy.shape, dy.dtype), empty(dy.shape[:2], dy.dtype)
-    _bias_relu_backward(flat(dy), flat(y), flat(dx), sums, math.prod(dy.shape[2:]))
+    check_relu_backward(dy, y, out)
+    if dy.size == dy.shape[0] * dy.shape[1] or not (out is None or out.flags.c_contiguous):
+        dx = relu_backward(dy, y, out)
+        return dx, dx.sum(axis=(0, *range(2, dx.ndim)))
+    dx = empty(dy.shape, dy.dtype) if out is None else out
+    sums = empty(dy.shape[:2], dy.dtype)
+    _bias_relu_backward(flat(dy), flat(y), flat(dx), dx is dy, sums, math.prod(dy.shape[2:]))
     return dx, sums.sum(axis=0)

@@ -6,6 +6,7 @@ from kernels.cuda import runtime
 from kernels.cuda.packs import launch_channel_packs, launch_packs
 from kernels.cuda.reduce import ChannelParts
 from kernels.geometry import check_dtypes, check_shape
+from kernels.reference.activation import check_relu_backward
 
 
 def relu(x, out=None):
@@ -22,12 +23,15 @@ def relu(x, out=None):
     return y
 
 
-def relu_backward(dy, y):
+def relu_backward(dy, y, out=None):
     """See kernels.reference.relu_backward. TypeError for other dtypes than float32 and float64."""
-    check_dtypes(dy=dy, y=y)
-    check_shape("dy", dy.shape, y.shape)
+    check_dtypes(dy=dy, y=y, out=out)
+    check_relu_backward(dy, y, out)
+    if out is not None and not out.flags.c_contiguous:
+        out[...] = relu_backward(dy, y)
+        return out
+    dx = runtime.empty(dy.shape, dy.dtype) if out is None else out
     dy, y = runtime.contiguous(dy), runtime.contiguous(y)
-    dx = runtime.empty(dy.shape, dy.dtype)
     launch_packs("activation", "relu_backward", dy, (dy, y, dx))
     return dx
 
@@ -42,12 +46,15 @@ def bias_relu(x, bias):
     return y
 
 
-def bias_relu_backward(dy, y):
+def bias_relu_backward(dy, y, out=None):
     """See kernels.reference.bias_relu_backward."""
-    check_dtypes(dy=dy, y=y)
-    check_shape("dy", dy.shape, y.shape)
+    check_dtypes(dy=dy, y=y, out=out)
+    check_relu_backward(dy, y, out)
+    if out is not None and not out.flags.c_contiguous:
+        out[...], dbias = bias_relu_backward(dy, y)
+        return out, dbias
+    dx = runtime.empty(dy.shape, dy.dtype) if out is None else out
     dy, y = runtime.contiguous(dy), runtime.contiguous(y)
-    dx = runtime.empty(dy.shape, dy.dtype)
     cut = ChannelParts.of(dy)
     dbias = cut.launch_sums("activation", "bias_relu_backward", dy.dtype, (dy, y, dx))
     return dx, dbias

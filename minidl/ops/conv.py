@@ -49,13 +49,14 @@ class Conv2dReLU(Conv2d):
     """Rectified by the kernel that convolves; backward takes the bias along with the mask."""
 
     keep_outputs = True
+    takes_grad = True
 
     def forward(self, x, weight, bias):
         return kernels_for(x).conv2d_affine(x, weight, None, bias, None, True, *self.settings)
 
     def backward(self, grad):
         (y,), needs = self.outputs, self.needs_input_grad
-        dx, dbias = _behind_bias_and_rectifier(grad, y)
+        dx, dbias = _behind_bias_and_rectifier(grad, y, self.grad_is_free)
         return (*self.by_operands(dx), dbias if needs[2] else None)
 
 
@@ -134,20 +135,23 @@ class ConvTranspose2d(Function):
 class BiasReLU(Function):
     keep_inputs = False
     keep_outputs = True
+    takes_grad = True
 
     def forward(self, x, bias):
         return kernels_for(x).bias_relu(x, bias)
 
     def backward(self, grad):
-        return _behind_bias_and_rectifier(grad, *self.outputs)
+        return _behind_bias_and_rectifier(grad, *self.outputs, self.grad_is_free)
 
 
-def _behind_bias_and_rectifier(grad, y):
+def _behind_bias_and_rectifier(grad, y, inplace):
     """The gradients by x and by the bias, of y = max(x + bias, 0)."""
     if is_grad_enabled():
         dx = behind_rectifier(grad, y)
         return dx, dx.sum(axis=(0, *range(2, dx.ndim)))
-    dx, dbias = kernels_for(grad._array).bias_relu_backward(grad._array, y._array)
+    array = grad._array
+    out = array if inplace else None
+    dx, dbias = kernels_for(array).bias_relu_backward(array, y._array, out)
     return Tensor._wrap(dx), Tensor._wrap(dbias)
 
 

@@ -174,6 +174,7 @@ class Sigmoid(Function):
 class ReLU(Function):
     keep_inputs = False
     keep_outputs = True
+    takes_grad = True
 
     def __init__(self, inplace=False):
         self.inplace = inplace
@@ -182,7 +183,7 @@ class ReLU(Function):
         return kernels_for(x).relu(x, x if self.inplace else None)
 
     def backward(self, grad):
-        return behind_rectifier(grad, self.outputs[0])
+        return behind_rectifier(grad, self.outputs[0], self.grad_is_free)
 
 
 class Abs(Function):
@@ -248,11 +249,14 @@ class Where(Function):
         return (None, *_sum_pair(self, grad * mask, grad * (1.0 - mask)))
 
 
-def behind_rectifier(grad, y):
+def behind_rectifier(grad, y, inplace=False):
     """The gradient by what was rectified to y: `grad` where y is positive."""
     if is_grad_enabled():
         return grad * _constant(y._array > 0, grad)
-    return Tensor._wrap(kernels_for(grad._array).relu_backward(grad._array, y._array))
+    array = grad._array
+    return Tensor._wrap(
+        kernels_for(array).relu_backward(array, y._array, array if inplace else None)
+    )
 
 
 def _constant(array, like: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ class BatchNormTrain(Function):
 
     keep_inputs = (0, 1)
     buffers = ("mean", "inv_std")
+    takes_grad = True
 
     def __init__(self, eps, rectify, running):
         self.eps = eps
@@ -40,7 +41,7 @@ class BatchNormTrain(Function):
         y = self.outputs[0] if self.keep_outputs else None
         if y is not None and (others or is_grad_enabled()):
             # The others want the gradient behind the rectifier for themselves.
-            grad, y = behind_rectifier(grad, y), None
+            grad, y = behind_rectifier(grad, y, self.grad_is_free), None
         if is_grad_enabled():
             grads = self._composed(grad, x, weight)
         else:

@@ -121,7 +121,8 @@ def test_add(data, dtype, shape):
 @pytest.mark.parametrize("shape", [(0, 3), (7, 3), (5, 100, 91)])
 def test_results_in_the_memory_of_an_operand(shape, dtype):
     a, b = np.random.default_rng(0).standard_normal((2, *shape)).astype(dtype)
-    for call, operands in ((cpu.relu, (a,)), (cpu.add, (a, b)), (cpu.add, (a, a))):
+    calls = (cpu.relu, (a,)), (cpu.add, (a, b)), (cpu.add, (a, a)), (cpu.relu_backward, (a, b))
+    for call, operands in calls:
         expected = call(*operands)
         every_second = np.zeros((*shape, 2), dtype)[..., 0]
         for own in (a.copy(), every_second):
@@ -129,6 +130,19 @@ def test_results_in_the_memory_of_an_operand(shape, dtype):
             given = [own if array is a else array for array in operands]
             assert call(*given, out=own) is own
             np.testing.assert_array_equal(own, expected)
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 2), (2, 3), (2, 3, 90, 101)])
+def test_bias_relu_backward_in_the_memory_of_its_operand(shape):
+    dy, y = np.random.default_rng(0).standard_normal((2, *shape))
+    dx, dbias = reference.bias_relu_backward(dy, y)
+    every_second = np.zeros((*shape, 2))[..., 0]
+    for own in (dy.copy(), every_second):
+        own[...] = dy
+        result, sums = cpu.bias_relu_backward(own, y, out=own)
+        assert result is own
+        np.testing.assert_array_equal(own, dx)
+        np.testing.assert_allclose(sums, dbias, rtol=1e-12, atol=1e-12)
 
 
 def test_errors_of_add():
