@@ -1,5 +1,5 @@
-"""Sums of gradients, and what rectifiers pass on, take the memory of a gradient that nobody else
-refers to, and only that.
+"""Sums of gradients, and what rectifiers and batch normalisation pass on, take the memory of a
+gradient that nobody else refers to, and only that.
 """
 
 import numpy as np
@@ -134,29 +134,34 @@ def channels(*values):
     return Tensor(np.array(values), requires_grad=True)
 
 
-RECTIFIED = {
+def normalised(x, other=None, rectify=True):
+    running = Tensor(np.zeros(2)), Tensor(np.ones(2))
+    weights = channels(1.0, 2.0), channels(0.0, 1.0)
+    return ops.batch_norm(x, *weights, *running, True, others=other, rectify=rectify)
+
+
+TAKING = {
     "relu": lambda x, other: ops.relu(x),
     "bias_relu": lambda x, other: ops.bias_relu(x, channels(1.0, -1.0)),
     "conv2d_relu": lambda x, other: ops.conv2d_relu(
         x, Tensor(np.array([[1.0, -1.0], [2.0, 3.0]])[..., None, None]), channels(1.0, -2.0)
     ),
-    "batch_norm": lambda x, other: ops.batch_norm(
-        x, channels(1.0, 2.0), channels(0.0, 1.0), Tensor(np.zeros(2)), Tensor(np.ones(2)), True,
-        others=other, rectify=True,
-    ),
+    "batch_norm": lambda x, other: normalised(x, rectify=False),
+    "batch_norm_relu": lambda x, other: normalised(x),
+    "batch_norm_add_relu": normalised,
 }
 
 
 @pytest.mark.parametrize("shape", [(2, 2, 3, 1), (2, 2, 100, 101)])
-@pytest.mark.parametrize("name", RECTIFIED)
-def test_a_rectifier_writes_over_no_gradient_but_its_own(name, shape):
+@pytest.mark.parametrize("name", TAKING)
+def test_no_gradient_is_written_over_that_others_have(name, shape):
     x, other = (Tensor(np.random.default_rng(i).standard_normal(shape)) for i in (0, 1))
     x.requires_grad = other.requires_grad = True
     weights = Tensor(np.random.default_rng(2).standard_normal(shape))
     y = 2 * x
-    # One gradient goes to the rectified one and to y, whose sum it is in; another to one alone.
-    rectified = RECTIFIED[name](y, other) + y
-    total = (rectified * weights).sum() + (RECTIFIED[name](3 * y, other) * weights).sum()
+    # One gradient goes to the operation and to y, with which it is summed; another to one alone.
+    both = TAKING[name](y, other) + y
+    total = (both * weights).sum() + (TAKING[name](3 * y, other) * weights).sum()
     expected = grad(total, (x, other), create_graph=True, allow_unused=True)
     total.backward()
     for leaf, one in zip((x, other), expected, strict=True):
@@ -164,8 +169,8 @@ def test_a_rectifier_writes_over_no_gradient_but_its_own(name, shape):
             np.testing.assert_allclose(leaf.grad._array, one._array, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", RECTIFIED)
-def test_a_rectifier_takes_a_gradient_that_nobody_else_has(name, monkeypatch):
+@pytest.mark.parametrize("name", TAKING)
+def test_a_gradient_that_nobody_else_has_is_written_over(name, monkeypatch):
     taken = []
     visit = graph._visit
 
@@ -176,7 +181,7 @@ def test_a_rectifier_takes_a_gradient_that_nobody_else_has(name, monkeypatch):
 
     monkeypatch.setattr(graph, "_visit", spy)
     x, other = (Tensor(np.ones((2, 2, 100, 101)), requires_grad=True) for _ in range(2))
-    (RECTIFIED[name](x, other) * Tensor(np.full(x.shape, 2.0))).sum().backward()
+    (TAKING[name](x, other) * Tensor(np.full(x.shape, 2.0))).sum().backward()
     assert taken == [True]
 
 

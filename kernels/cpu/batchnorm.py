@@ -277,22 +277,27 @@ def _sums(dy, x, y, first, stop, mean, inv_std):
     return sums[:, :, first:stop].sum(axis=1).astype(x.dtype)
 
 
-def batchnorm_backward(dy, x, gamma, mean, inv_std, y=None):
+def batchnorm_backward(dy, x, gamma, mean, inv_std, y=None, out=None):
     """See kernels.reference.batchnorm_backward."""
-    check_batchnorm(x, dy, y=y, gamma=gamma, mean=mean, inv_std=inv_std)
+    check_batchnorm(x, dy, y=y, out=out, gamma=gamma, mean=mean, inv_std=inv_std)
+    if not (out is None or out.flags.c_contiguous):
+        out[...], *sums = batchnorm_backward(dy, x, gamma, mean, inv_std, y)
+        return out, *sums
     grads, planes, results = _planes(dy), _planes(x), _optional(y, x.dtype)
     mean, inv_std = np.ascontiguousarray(mean), np.ascontiguousarray(inv_std)
     scale, count = gamma * inv_std, x.dtype.type(x.size // x.shape[1])
     sums = np.empty((2, x.shape[1]), x.dtype)
     means = np.empty_like(sums)
-    dx = empty(planes.shape, planes.dtype)
-    past = past_caches(grads, planes, results, dx)
+    result = empty(x.shape, x.dtype) if out is None else out
+    dx = _planes(result)
+    # Over dy it is written where the caches have just read.
+    past = out is not dy and past_caches(grads, planes, results, dx)
     for first, stop in _groups(grads, planes, results):
         group = slice(first, stop)
         sums[:, group] = _sums(grads, planes, results, first, stop, mean, inv_std)
         means[:, group] = sums[:, group] / count
         _input_grad(grads, planes, results, first, stop, mean, inv_std, scale, *means, dx, past)
-    return dx.reshape(x.shape), *sums
+    return result, *sums
 
 
 def batchnorm_eval_backward(dy, x, gamma, mean, inv_std):

@@ -9,10 +9,10 @@ from kernels.cuda.reduce import ChannelParts
 from kernels.reference.batchnorm import check_batchnorm
 
 
-def _backward(dy, x, y, gamma, mean, inv_std, training):
+def _backward(dy, x, y, gamma, mean, inv_std, training, out=None):
+    dx = runtime.empty(x.shape, x.dtype) if out is None else out
     dy, x, y, gamma, mean, inv_std = runtime.all_contiguous(dy, x, y, gamma, mean, inv_std)
     cut = ChannelParts.of(x, most=FEW_THREADS)
-    dx = runtime.empty(x.shape, x.dtype)
     dgamma, dbeta = per_channel(x, 2)
     if cut.parts == 1:
         args = (dy, x, y, gamma, mean, inv_std, training, dx, dgamma, dbeta)
@@ -29,10 +29,13 @@ def _backward(dy, x, y, gamma, mean, inv_std, training):
     return dx, dgamma, dbeta
 
 
-def batchnorm_backward(dy, x, gamma, mean, inv_std, y=None):
+def batchnorm_backward(dy, x, gamma, mean, inv_std, y=None, out=None):
     """See kernels.reference.batchnorm_backward."""
-    check_batchnorm(x, dy, training=True, y=y, gamma=gamma, mean=mean, inv_std=inv_std)
-    return _backward(dy, x, y, gamma, mean, inv_std, True)
+    check_batchnorm(x, dy, training=True, y=y, out=out, gamma=gamma, mean=mean, inv_std=inv_std)
+    if not (out is None or out.flags.c_contiguous):
+        out[...], *sums = batchnorm_backward(dy, x, gamma, mean, inv_std, y)
+        return out, *sums
+    return _backward(dy, x, y, gamma, mean, inv_std, True, out)
 
 
 def batchnorm_eval_backward(dy, x, gamma, mean, inv_std):

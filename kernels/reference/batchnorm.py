@@ -85,12 +85,13 @@ def batchnorm_eval(x, gamma, beta, mean, var, eps):
     return y.astype(x.dtype)
 
 
-def batchnorm_backward(dy, x, gamma, mean, inv_std, y=None):
+def batchnorm_backward(dy, x, gamma, mean, inv_std, y=None, out=None):
     """(dx, dgamma, dbeta) of `batchnorm_train`, from its x and the mean and inv_std it returned.
 
-    `y`: the result, where it was rectified: dy counts where y > 0. Raises as `batchnorm_train`.
+    `y`: the result, where it was rectified: dy counts where y > 0. dx is written to `out`, which
+    may be dy itself, if one is given. Raises as `batchnorm_train`.
     """
-    check_batchnorm(x, dy, training=True, y=y, gamma=gamma, mean=mean, inv_std=inv_std)
+    check_batchnorm(x, dy, training=True, y=y, out=out, gamma=gamma, mean=mean, inv_std=inv_std)
     if y is not None:
         dy = dy * (y > 0)
     centred = x - _per_channel(mean.astype(np.float64))
@@ -100,8 +101,9 @@ def batchnorm_backward(dy, x, gamma, mean, inv_std, y=None):
     product = wide * normal
     direct = wide - wide.mean(_AXES, keepdims=True)
     through_var = normal * product.mean(_AXES, keepdims=True)
-    dx = _per_channel(inv_std.astype(np.float64) * gamma) * (direct - through_var)
-    return tuple(g.astype(x.dtype) for g in (dx, product.sum(_AXES), wide.sum(_AXES)))
+    dx = np.empty(x.shape, x.dtype) if out is None else out
+    dx[...] = _per_channel(inv_std.astype(np.float64) * gamma) * (direct - through_var)
+    return dx, *(g.astype(x.dtype) for g in (product.sum(_AXES), wide.sum(_AXES)))
 
 
 def batchnorm_eval_backward(dy, x, gamma, mean, inv_std):
@@ -124,13 +126,13 @@ def check_batchnorm_train(x, gamma, beta, others, running) -> None:
 
 
 def check_batchnorm(
-    x, dy=None, training=False, others=None, y=None, **per_channel
+    x, dy=None, training=False, others=None, y=None, out=None, **per_channel
 ) -> None:
     """Check the arguments of a batch normalisation: dtypes, shapes, and m > 1 in training."""
-    check_dtypes(x=x, dy=dy, others=others, y=y, **per_channel)
+    check_dtypes(x=x, dy=dy, others=others, y=y, out=out, **per_channel)
     if x.ndim != 4:
         raise ValueError(f"x must have shape (N, C, H, W), got {x.shape}")
-    for name, array in (("dy", dy), ("others", others), ("y", y)):
+    for name, array in (("dy", dy), ("others", others), ("y", y), ("out", out)):
         if array is not None:
             check_shape(name, array.shape, x.shape)
     n, channels, h, w = x.shape

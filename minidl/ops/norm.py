@@ -38,16 +38,16 @@ class BatchNormTrain(Function):
 
     def backward(self, grad):
         x, weight, _, *others = self.inputs
-        y = self.outputs[0] if self.keep_outputs else None
+        y, inplace = self.outputs[0] if self.keep_outputs else None, self.grad_is_free
         if y is not None and (others or is_grad_enabled()):
             # The others want the gradient behind the rectifier for themselves.
-            grad, y = behind_rectifier(grad, y, self.grad_is_free), None
+            grad, y = behind_rectifier(grad, y, inplace), None
         if is_grad_enabled():
             grads = self._composed(grad, x, weight)
         else:
             arrays = kernels_for(grad._array).batchnorm_backward(
                 grad._array, x._array, weight._array, self.mean, self.inv_std,
-                None if y is None else y._array,
+                None if y is None else y._array, grad._array if inplace and not others else None,
             )  # fmt: skip
             grads = tuple(Tensor._wrap(array) for array in arrays)
         return (*grads, grad) if others else grads

@@ -132,17 +132,22 @@ def test_results_in_the_memory_of_an_operand(shape, dtype):
             np.testing.assert_array_equal(own, expected)
 
 
-@pytest.mark.parametrize("shape", [(0, 3, 2), (2, 3), (2, 3, 90, 101)])
-def test_bias_relu_backward_in_the_memory_of_its_operand(shape):
-    dy, y = np.random.default_rng(0).standard_normal((2, *shape))
-    dx, dbias = reference.bias_relu_backward(dy, y)
+@pytest.mark.parametrize("shape", [(2, 3, 1, 1), (2, 3, 90, 101)])
+@pytest.mark.parametrize("name", ["bias_relu_backward", "batchnorm_backward"])
+def test_gradients_in_the_memory_of_their_operand(name, shape):
+    dy, y, x = np.random.default_rng(0).standard_normal((3, *shape))
+    gamma = np.arange(1.0, shape[1] + 1)
+    _, mean, _, inv_std = reference.batchnorm_train(x, gamma, gamma, 1e-2)
+    rest = (y,) if name == "bias_relu_backward" else (x, gamma, mean, inv_std, y)
+    expected = getattr(reference, name)(dy, *rest)
     every_second = np.zeros((*shape, 2))[..., 0]
-    for own in (dy.copy(), every_second):
-        own[...] = dy
-        result, sums = cpu.bias_relu_backward(own, y, out=own)
-        assert result is own
-        np.testing.assert_array_equal(own, dx)
-        np.testing.assert_allclose(sums, dbias, rtol=1e-12, atol=1e-12)
+    for kernels in (reference, cpu):
+        for own in (dy.copy(), every_second):
+            own[...] = dy
+            results = getattr(kernels, name)(own, *rest, out=own)
+            assert results[0] is own
+            for result, right in zip(results, expected, strict=True):
+                np.testing.assert_allclose(result, right, rtol=1e-9, atol=1e-9)
 
 
 def test_errors_of_add():

@@ -218,8 +218,8 @@ BATCHNORM = Exercise(
         ),
         Mistake(
             "the mean for dgamma and dbeta: they are sums.",
-            {"(dx, product.sum(_AXES), wide.sum(_AXES))":
-             "(dx, product.mean(_AXES), wide.mean(_AXES))"},
+            {"for g in (product.sum(_AXES), wide.sum(_AXES))":
+             "for g in (product.mean(_AXES), wide.mean(_AXES))"},
         ),
     ),
 )  # fmt: skip
