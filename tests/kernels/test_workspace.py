@@ -117,5 +117,5 @@ def test_results_are_known_by_their_buffers():
 
 def test_a_leaf_takes_a_gradient_without_a_copy():
     x = Tensor(np.ones((64, 32, 16, 16), np.float32), requires_grad=True)
-    (2 * x.relu()).relu().sum().backward()
+    x.relu().relu().sum().backward()
     assert fills_a_buffer(x.grad.numpy())
