@@ -11,6 +11,7 @@ from numba import njit, prange, types
 from numba.extending import intrinsic
 
 from kernels.cpu.emitter import INT, VECTOR_BYTES, Emitter
+from kernels.cpu.planes import flat
 from kernels.cpu.streams import past_caches, write
 from kernels.cpu.tasks import chunk_bounds
 from kernels.cpu.workspace import empty
@@ -184,6 +185,6 @@ def dropout(x, p, seed, step):
     check_dropout(p, seed, step)
     y = empty(x.shape, x.dtype)
     scale = x.dtype.type(1 / (1 - p))
-    flat, seed, step = np.ascontiguousarray(x).reshape(-1), np.uint64(seed), np.uint64(step)
-    _dropout(flat, scale, drop_below(p), seed, step, y.reshape(-1), past_caches(x, y))
+    seed, step = np.uint64(seed), np.uint64(step)
+    _dropout(flat(x), scale, drop_below(p), seed, step, flat(y), past_caches(x, y))
     return y

@@ -14,6 +14,7 @@ from numba import njit, prange, types
 from numba.extending import intrinsic
 
 from kernels.cpu.emitter import INT, VECTOR_BYTES, Emitter
+from kernels.cpu.planes import flat
 from kernels.cpu.sums import wide_total
 from kernels.cpu.tasks import chunk_bounds, split
 from kernels.cpu.workspace import empty
@@ -261,8 +262,8 @@ def softmax_cross_entropy_backward(
     dlogits = empty(logits.shape, logits.dtype)
     rows, places = _samples(logits, *shapes.logits), _samples(target, *shapes.target)
     wrong = _cross_entropy_backward(
-        np.ascontiguousarray(grad).reshape(-1), reduction == "mean", rows, places,
-        float(smoothing), int(ignore_index), _samples(dlogits, *shapes.logits),
+        flat(grad), reduction == "mean", rows, places, float(smoothing), int(ignore_index),
+        _samples(dlogits, *shapes.logits),
     )  # fmt: skip
     if wrong >= 0:
         raise wrong_label(places.flat[wrong], rows.shape[2])

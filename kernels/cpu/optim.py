@@ -10,6 +10,7 @@ import numpy as np
 from numba import njit, prange
 
 from kernels import reference
+from kernels.cpu.planes import flat
 from kernels.cpu.tasks import chunk_bounds
 from kernels.reference.optim import adam_corrections, check_step, several
 
@@ -74,12 +75,10 @@ def sgd_step(values, gradient, velocity, lr, momentum=0.0, nesterov=False, weigh
     if not _lie_flat(values, velocity if has_velocity else values):
         reference.sgd_step(values, gradient, velocity, *settings)
         return
-    flat = values.reshape(-1)
-    step = _sgd if flat.size > _CHUNK else _sgd_chunk
+    step = _sgd if values.size > _CHUNK else _sgd_chunk
     step(
-        flat, np.ascontiguousarray(gradient).reshape(-1),
-        velocity.reshape(-1) if has_velocity else flat,
-        float(lr), float(momentum), has_velocity, bool(nesterov), float(weight_decay),
+        flat(values), flat(gradient), flat(velocity if has_velocity else values), float(lr),
+        float(momentum), has_velocity, bool(nesterov), float(weight_decay),
     )  # fmt: skip
 
 
@@ -97,8 +96,8 @@ def adam_step(
     decay, shrink = (0.0, 1 - lr * weight_decay) if decoupled else (weight_decay, 1.0)
     run = _adam if values.size > _CHUNK else _adam_chunk
     run(
-        values.reshape(-1), np.ascontiguousarray(gradient).reshape(-1), mean.reshape(-1),
-        square.reshape(-1), (number(betas[0]), number(betas[1])),
+        flat(values), flat(gradient), flat(mean), flat(square),
+        (number(betas[0]), number(betas[1])),
         (number(1 - betas[0]), number(1 - betas[1])), number(rate), number(correction),
         number(eps), number(decay), number(shrink),
     )  # fmt: skip

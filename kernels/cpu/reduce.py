@@ -10,6 +10,7 @@ import math
 import numpy as np
 from numba import njit, prange
 
+from kernels.cpu.planes import flat
 from kernels.cpu.sums import run_total
 from kernels.cpu.tasks import split
 from kernels.geometry import check_channels
@@ -39,5 +40,5 @@ def channel_sums(x):
     """See kernels.reference.channel_sums."""
     check_channels(x)
     sums = np.empty(x.shape[:2])
-    _plane_sums(np.ascontiguousarray(x).reshape(-1), sums, math.prod(x.shape[2:]))
+    _plane_sums(flat(x), sums, math.prod(x.shape[2:]))
     return sums.sum(axis=0).astype(x.dtype)
