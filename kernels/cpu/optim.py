@@ -6,7 +6,6 @@ layer memory is all it waits for. Here every element is read once and written on
 
 import math
 
-import numpy as np
 from numba import njit, prange
 
 from kernels import reference
