@@ -8,7 +8,6 @@ from benchmarks.tasks import Figure, Machine
 from kernels.files import atomic_path, write_text
 from kernels.study import machine
 from kernels.study.ceilings import Ceilings
-from kernels.table import format_bytes
 
 CANDIDATES = ("minidl", "minidl captured", "PyTorch", "PyTorch captured")
 PACKAGES = ("numpy", "numba", "torch")
@@ -100,7 +99,8 @@ def _quartiles(spread):
 
 
 def _memory(figure, name):
-    return format_bytes(figure.memory[name]) if name in figure.memory else ""
+    """In one unit, to be compared."""
+    return f"{figure.memory[name] / 2**20:,.0f} MiB" if name in figure.memory else ""
 
 
 # -- files -----------------------------------------------------------------------------------------

@@ -164,7 +164,7 @@ def test_networks_on_a_gpu(run, tmp_path, monkeypatch):
     assert status == 0, stderr
     assert stdout.startswith("A GPU, CUDA 12080, driver 12080, cupy 15.0; beside it ")
     times = "| 50 (50 to 50) | 50 (50 to 50) |"
-    assert f"| LeNet-5 (2), training step {times}" in stdout and "5.0 MiB | 5.0 MiB" in stdout
+    assert f"| LeNet-5 (2), training step {times}" in stdout and "5 MiB | 5 MiB" in stdout
     assert f"| LeNet-5 (2), inference {times}" in stdout
     assert made == ["minidl", "minidl captured"] * 2
     machine = json.loads((tmp_path / "networks.json").read_text())["machine"]

@@ -130,7 +130,7 @@ def test_table():
     (row,) = (line for line in lines if line.startswith("| conv"))
     assert row == (
         "| conv | 20 (18 to 30) | 40 (40 to 40) | 0.50 | 10 | 100.0 GFLOP/s | 50 % of arithmetic "
-        "| 3.0 MiB | 5.0 MiB |"
+        "| 3 MiB | 5 MiB |"
     )
     assert "2 threads" in lines[0] and "numpy" in lines[0] and lines[0].endswith("; float32.")
     assert lines[-1] == "- A note."
