@@ -26,8 +26,9 @@ class Function:
     * ``keep_outputs``: likewise, for ``self.outputs``;
     * ``buffers``: names of attributes set by forward (masks, switches) to drop after backward.
 
-    With ``takes_grad`` the walk tells backward, by ``self.grad_is_free``, whether a result may take
-    the memory of the first output's gradient, for which nobody else has use then.
+    A class that sets ``takes_grad`` is told by the walk, in ``self.grad_is_free``, whether backward
+    may write a result over the first output's gradient, for which nobody else has use then. Classes
+    derived from it are not, unless they set it, too.
 
     Source of the shape: the op-as-class design of Chainer and DeZero.
     """

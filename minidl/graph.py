@@ -11,7 +11,7 @@ from functools import partial
 
 import numpy as np
 
-from kernels.memory import fills_a_buffer
+from kernels.memory import fills_a_buffer, is_pooled_here
 from minidl.array_module import get_array_module
 from minidl.ops.elementwise import Add
 from minidl.tensor import Tensor, _mode, as_tensor, enable_grad, no_grad
@@ -114,9 +114,7 @@ class _LeafGrads:
         if self.open:
             self._reached.add(leaf)
         if leaf.grad is not None:
-            held, leaf.grad = [leaf.grad], None
-            inplace = _is_free(held, 0)
-            leaf.grad = held.pop()
+            inplace = isinstance(leaf.grad, Tensor) and _is_free([leaf.grad], 0, others=1)
             leaf.grad = Add(inplace)(leaf.grad, grad)
             return
         leaf.grad = self._unshared(grad)
@@ -241,16 +239,20 @@ def _topological_order(roots) -> list:
 
 
 def _visit(node, grads, pending, useful, sink, rules):
-    if node.takes_grad:
-        node.grad_is_free = grads[0] is not None and _is_free(grads, 0)
+    rule = rules.get(type(node))
+    # What a rule or a class derived from that one gives to backward may be another gradient.
+    takes = rule is None and vars(type(node)).get("takes_grad", False)
+    node.grad_is_free = takes and grads[0] is not None and _is_free(grads, 0)
     filled = [
         _zeros(meta, grads) if g is None and meta[1].kind == "f" else g
         for g, meta in zip(grads, node.output_meta, strict=True)
     ]
-    rule = rules.get(type(node))
     run = node.backward if rule is None else partial(rule, node)
     profiler = _mode.profiler
-    results = run(*filled) if profiler is None else profiler.backward(node, run, filled)
+    try:
+        results = run(*filled) if profiler is None else profiler.backward(node, run, filled)
+    finally:
+        node.grad_is_free = False  # nor may whoever calls backward later
     if not isinstance(results, tuple):
         results = (results,)
     if len(results) != len(node.edges):
@@ -302,19 +304,23 @@ def _add(pending, node, index, grad):
     slots[index] = grad
 
 
-def _is_free(slots, index) -> bool:
-    """Whether a sum may take the memory of a tensor in a list, for which only the list has use.
+def _is_free(slots, index, others=0) -> bool:
+    """Whether a result may take the memory of a tensor in a list: whether only the list and so many
+    `others` refer to it.
 
     Of NumPy's arrays that is known: all that it derives from one refers to that or to its base.
     """
     if not _is_own(slots[index]._array):
         return False
-    return _references(slots, index) in _UNSHARED and slots[index]._take_memory()
+    tensor, array, buffer = _references(slots, index)
+    return (tensor - others, array, buffer) in _UNSHARED and slots[index]._take_memory()
 
 
 def _is_own(array) -> bool:
-    """Whether it is a NumPy array on memory that no other array had before it."""
-    return type(array) is np.ndarray and array.flags.writeable and _owner(array) is not None
+    """Whether it is a NumPy array on memory of its own, or on a buffer of this thread's pool."""
+    if type(array) is not np.ndarray or not array.flags.writeable:
+        return False
+    return array.base is None or (fills_a_buffer(array) and is_pooled_here(array))
 
 
 def _references(slots, index):

@@ -2,12 +2,17 @@
 gradient that nobody else refers to, and only that.
 """
 
+from threading import Thread
+from unittest.mock import patch
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minidl import Function, Tensor, grad, graph, ops
+from minidl import Function, Tensor, grad, graph, no_grad, ops
+from minidl.ops.elementwise import ReLU
+from minidl.profiler import profile
 
 # Elements: NumPy's own memory; a buffer of the pool; enough for a kernel of many threads.
 SIZES = [3, 10_000, 40_000]
@@ -38,7 +43,6 @@ def address(tensor):
 @given(steps)
 @settings(max_examples=60, deadline=None)
 def test_any_graph_gives_the_same_gradients_as_without(size, steps):
-    """`create_graph` records the sums, and then none is in place."""
     leaves = [leaf(size, seed) for seed in (0, 1)]
     made = list(leaves)
     for name, i, j in steps:
@@ -49,7 +53,8 @@ def test_any_graph_gives_the_same_gradients_as_without(size, steps):
             made.append(BINARY[name](a, b) if name in BINARY else UNARY[name](a))
     # Rectified, they get one gradient, which fills a buffer of the pool where that has such.
     total = (sum(made[2:], 1e12).relu() * Tensor(np.arange(size) % 5.0)).sum()
-    expected = grad(total, leaves, create_graph=True, allow_unused=True)
+    with patch.object(graph, "_is_free", lambda *args, **others: False):
+        expected = grad(total, leaves, retain_graph=True, allow_unused=True)
     for _ in range(2):
         total.backward(retain_graph=True)
     for x, one in zip(leaves, expected, strict=True):
@@ -162,27 +167,77 @@ def test_no_gradient_is_written_over_that_others_have(name, shape):
     # One gradient goes to the operation and to y, with which it is summed; another to one alone.
     both = TAKING[name](y, other) + y
     total = (both * weights).sum() + (TAKING[name](3 * y, other) * weights).sum()
-    expected = grad(total, (x, other), create_graph=True, allow_unused=True)
+    with patch.object(graph, "_is_free", lambda *args, **others: False):
+        expected = grad(total, (x, other), retain_graph=True, allow_unused=True)
     total.backward()
     for leaf, one in zip((x, other), expected, strict=True):
         if one is not None:
-            np.testing.assert_allclose(leaf.grad._array, one._array, rtol=1e-9, atol=1e-9)
+            np.testing.assert_array_equal(leaf.grad._array, one._array)
 
 
 @pytest.mark.parametrize("name", TAKING)
 def test_a_gradient_that_nobody_else_has_is_written_over(name, monkeypatch):
     taken = []
-    visit = graph._visit
+    is_free = graph._is_free
 
-    def spy(node, *rest):
-        visit(node, *rest)
-        if node.takes_grad:
-            taken.append(node.grad_is_free)
+    def spy(slots, index, others=0):
+        taken.append(is_free(slots, index, others))
+        return taken[-1]
 
-    monkeypatch.setattr(graph, "_visit", spy)
+    monkeypatch.setattr(graph, "_is_free", spy)
     x, other = (Tensor(np.ones((2, 2, 100, 101)), requires_grad=True) for _ in range(2))
     (TAKING[name](x, other) * Tensor(np.full(x.shape, 2.0))).sum().backward()
     assert taken == [True]
+
+
+class Blocked(ReLU):
+    """A class that gives its own gradient to the backward that it has from another."""
+
+    def backward(self, grad):
+        return grad - super().backward(grad)
+
+
+def test_what_others_give_to_backward_stays_as_it_is():
+    x = Tensor(np.array([-1.0, 2.0, -3.0]), requires_grad=True)
+    weights = Tensor(np.array([5.0, 6.0, 7.0]))
+    (Blocked()(x) * weights).sum().backward()
+    np.testing.assert_array_equal(x.grad._array, [5, 0, 7])
+    rules = {ReLU: lambda node, grad: grad - node.backward(grad)}
+    (by_rule,) = grad((x.relu() * weights).sum(), [x], rules=rules)
+    np.testing.assert_array_equal(by_rule._array, [5, 0, 7])
+    y = x.relu()
+    (y * weights).sum().backward(retain_graph=True)
+    given = Tensor(np.ones(3))
+    with no_grad():
+        y._node.backward(given)
+    np.testing.assert_array_equal(given._array, 1)
+
+
+def test_gradients_of_a_thread_that_has_ended_are_left_alone():
+    """Its pool refers to no buffer any more: an array made from the gradient would be taken for it.
+    """
+    x = leaf(10_000)
+    thread = Thread(target=lambda: (x + x).sum().backward())
+    thread.start()
+    thread.join()
+    view = x.grad.reshape(100, 100)
+    (5 * x).sum().backward()
+    assert (view._array == 2).all() and (x.grad._array == 7).all()
+
+
+def test_a_gradient_that_is_an_array_is_added_to():
+    x = leaf(3)
+    x.grad = np.ones(3)
+    (2 * x).sum().backward()
+    np.testing.assert_array_equal(x.grad._array, 3)
+
+
+def test_a_profile_counts_what_is_written_over_a_gradient():
+    x = leaf(100_000)
+    with profile() as record:
+        (x.relu() * Tensor(np.ones(x.shape))).relu().sum().backward()
+    record._memory._settle()
+    assert record._memory.live == x.grad._array.nbytes
 
 
 def test_a_gradient_that_cannot_be_added_leaves_the_old_one(monkeypatch):

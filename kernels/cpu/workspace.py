@@ -8,12 +8,11 @@ nobody refers to them any more.
 
 import math
 import sys
-from threading import local
 
 import numpy as np
 
 from kernels.cpu.emitter import CACHE_LINE
-from kernels.memory import Memory
+from kernels.memory import Memory, pool
 
 # Smaller results come from NumPy's own cache or the C heap; larger ones would bind too much memory.
 _SMALLEST, _LARGEST = 64 << 10, 512 << 20
@@ -25,24 +24,13 @@ _FREE_BYTES = 640 << 20
 _ROOMIEST = 3
 
 
-class _Memory(local):
-    """The buffers of one thread: no other thread can take one between the look and the grip."""
-
-    def __init__(self):
-        self.by_name = {}
-        self.by_size = {}  # the size that a buffer was made with -> those, each cut as last used
-
-
-_memory = _Memory()
-
-
 def workspace(name: str, shape: tuple[int, ...], dtype) -> np.ndarray:
     """An uninitialised array that is valid until the next call with this name in this thread."""
     dtype = np.dtype(dtype)
     size = math.prod(shape) * dtype.itemsize
-    buffer = _memory.by_name.get(name)
+    buffer = pool.by_name.get(name)
     if buffer is None or buffer.size < size:
-        buffer = _memory.by_name[name] = _buffer(size)
+        buffer = pool.by_name[name] = _buffer(size)
     return buffer[:size].view(dtype).reshape(shape)
 
 
@@ -64,7 +52,7 @@ def empty(shape: tuple[int, ...], dtype) -> np.ndarray:
 
 def _free_place(size):
     """The list and the place there of a free buffer for so many bytes; None if there is none."""
-    by_size = _memory.by_size
+    by_size = pool.by_size
     if (i := _free_one(by_size.get(size, ()))) is not None:
         return by_size[size], i
     for larger in sorted(each for each in by_size if size < each <= _ROOMIEST * size):
@@ -76,13 +64,15 @@ def _free_place(size):
 def _new_place(size):
     if _free_bytes() > _FREE_BYTES:
         _drop_free_buffers()
-    buffers = _memory.by_size.setdefault(size, [])
+    buffers = pool.by_size.setdefault(size, [])
     buffers.append(_buffer(size))
     return buffers, len(buffers) - 1
 
 
 def _buffer(size):
-    return _cut(Memory(size + CACHE_LINE, np.uint8), size)
+    memory = Memory(size + CACHE_LINE, np.uint8)
+    memory.sign = pool.sign
+    return _cut(memory, size)
 
 
 def _cut(memory, size):
@@ -110,14 +100,14 @@ def _free_one(buffers):
 def _free_bytes():
     return sum(
         size
-        for size, buffers in _memory.by_size.items()
+        for size, buffers in pool.by_size.items()
         for i in range(len(buffers))
         if _references(buffers, i) == _UNSHARED
     )
 
 
 def _drop_free_buffers():
-    for buffers in _memory.by_size.values():
+    for buffers in pool.by_size.values():
         buffers[:] = [
             buffers[i] for i in range(len(buffers)) if _references(buffers, i) > _UNSHARED
         ]

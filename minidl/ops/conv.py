@@ -10,7 +10,7 @@ from typing import NamedTuple
 from kernels.dispatch import kernels_for
 from kernels.geometry import padding4, pair
 from minidl.function import Function
-from minidl.ops.elementwise import behind_rectifier, relu
+from minidl.ops.elementwise import behind_rectifier, relu, taken
 from minidl.ops.rounding import is_rounded, product_operands, product_result
 from minidl.tensor import Tensor, is_grad_enabled, is_traced
 
@@ -149,10 +149,9 @@ def _behind_bias_and_rectifier(grad, y, inplace):
     if is_grad_enabled():
         dx = behind_rectifier(grad, y)
         return dx, dx.sum(axis=(0, *range(2, dx.ndim)))
-    array = grad._array
-    out = array if inplace else None
+    array, (out, storage) = grad._array, taken(grad, inplace)
     dx, dbias = kernels_for(array).bias_relu_backward(array, y._array, out)
-    return Tensor._wrap(dx), Tensor._wrap(dbias)
+    return Tensor._wrap(dx, storage), Tensor._wrap(dbias)
 
 
 def _bias_grad(needs, grad):

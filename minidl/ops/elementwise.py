@@ -253,10 +253,13 @@ def behind_rectifier(grad, y, inplace=False):
     """The gradient by what was rectified to y: `grad` where y is positive."""
     if is_grad_enabled():
         return grad * _constant(y._array > 0, grad)
-    array = grad._array
-    return Tensor._wrap(
-        kernels_for(array).relu_backward(array, y._array, array if inplace else None)
-    )
+    array, (out, storage) = grad._array, taken(grad, inplace)
+    return Tensor._wrap(kernels_for(array).relu_backward(array, y._array, out), storage)
+
+
+def taken(grad, inplace):
+    """(array to write over, its storage) of a gradient, or (None, None) unless `inplace`."""
+    return (grad._array, grad._storage) if inplace else (None, None)
 
 
 def _constant(array, like: Tensor) -> Tensor:

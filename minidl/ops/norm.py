@@ -6,7 +6,7 @@ Their ordinary backward is one fused kernel. Where the backward itself is to be 
 
 from kernels.dispatch import kernels_for
 from minidl.function import Function, check_one_device
-from minidl.ops.elementwise import behind_rectifier, relu
+from minidl.ops.elementwise import behind_rectifier, relu, taken
 from minidl.ops.shape import pad
 from minidl.tensor import Tensor, is_grad_enabled
 
@@ -45,11 +45,12 @@ class BatchNormTrain(Function):
         if is_grad_enabled():
             grads = self._composed(grad, x, weight)
         else:
-            arrays = kernels_for(grad._array).batchnorm_backward(
+            out, storage = taken(grad, inplace and not others)
+            dx, *sums = kernels_for(grad._array).batchnorm_backward(
                 grad._array, x._array, weight._array, self.mean, self.inv_std,
-                None if y is None else y._array, grad._array if inplace and not others else None,
+                None if y is None else y._array, out,
             )  # fmt: skip
-            grads = tuple(Tensor._wrap(array) for array in arrays)
+            grads = Tensor._wrap(dx, storage), *(Tensor._wrap(array) for array in sums)
         return (*grads, grad) if others else grads
 
     def _composed(self, grad, x, weight):

@@ -5,10 +5,11 @@ import threading
 import numpy as np
 import pytest
 
+from kernels import memory
 from kernels.cpu import workspace
 from kernels.cpu.emitter import CACHE_LINE
 from kernels.cpu.workspace import empty
-from kernels.memory import fills_a_buffer
+from kernels.memory import Pool, fills_a_buffer, is_pooled_here
 from minidl import Tensor
 
 SHAPE = (64, 1024)
@@ -20,7 +21,9 @@ def address(array):
 
 @pytest.fixture(autouse=True)
 def fresh_memory(monkeypatch):
-    monkeypatch.setattr(workspace, "_memory", workspace._Memory())
+    fresh = Pool()
+    monkeypatch.setattr(workspace, "pool", fresh)
+    monkeypatch.setattr(memory, "pool", fresh)
 
 
 def test_a_free_buffer_is_used_again():
@@ -75,12 +78,14 @@ def test_a_buffer_in_use_is_left_alone(derive):
 
 def test_threads_do_not_share_buffers():
     where = address(empty(SHAPE, np.float32))
+    assert is_pooled_here(empty(SHAPE, np.float32))
     seen = []
     thread = threading.Thread(target=lambda: seen.append(empty(SHAPE, np.float32)))
     thread.start()
     thread.join()
     mine = empty(SHAPE, np.float32)
     assert address(mine) == where != address(seen[0])
+    assert fills_a_buffer(seen[0]) and not is_pooled_here(seen[0])
 
 
 def test_free_buffers_are_given_up_before_the_pool_outgrows_its_bound(monkeypatch):
@@ -90,19 +95,19 @@ def test_free_buffers_are_given_up_before_the_pool_outgrows_its_bound(monkeypatc
         empty((size,), np.uint8)
         free = sum(
             buffer.size
-            for buffers in workspace._memory.by_size.values()
+            for buffers in workspace.pool.by_size.values()
             for buffer in buffers
             if buffer is not kept.base
         )
         assert free <= (1 << 20) + size
-    assert kept.base in workspace._memory.by_size[300 << 10]
+    assert kept.base in workspace.pool.by_size[300 << 10]
 
 
 @pytest.mark.parametrize("shape", [(), (0, 5), (10,), (600 << 20,)])
 def test_small_and_huge_results_are_not_kept(shape):
     array = empty(shape, np.uint8)
     assert array.shape == shape and array.base is None
-    assert not workspace._memory.by_size
+    assert not workspace.pool.by_size
 
 
 def test_results_are_known_by_their_buffers():

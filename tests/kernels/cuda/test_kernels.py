@@ -277,6 +277,22 @@ def test_add(device, data, shape, dtype):
 
 
 @pytest.mark.parametrize("columns", [slice(None), slice(None, None, 2)])
+@pytest.mark.parametrize("name", ["relu_backward", "bias_relu_backward", "batchnorm_backward"])
+def test_gradients_over_an_operand(device, name, columns):
+    dy, y, x = np.random.default_rng(0).standard_normal((3, 2, 3, 5, 6))[..., columns]
+    gamma = np.arange(1.0, 4)
+    _, mean, _, inv_std = reference.batchnorm_train(x, gamma, gamma, 1e-2)
+    rest = (x, gamma, mean, inv_std, y) if name == "batchnorm_backward" else (y,)
+    expected = getattr(reference, name)(dy, *rest)
+    placed = device.put(np.random.default_rng(0).standard_normal((3, 2, 3, 5, 6))[0])[..., columns]
+    results = getattr(cuda, name)(placed, *map(device.put, rest), out=placed)
+    results = results if isinstance(results, tuple) else (results,)
+    assert results[0] is placed
+    for result, right in zip(results, expected if len(results) > 1 else (expected,), strict=True):
+        np.testing.assert_allclose(device.get(result), right, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("columns", [slice(None), slice(None, None, 2)])
 def test_add_to_an_operand(device, columns):
     a, b = np.random.default_rng(0).standard_normal((2, 5, 6))
     placed, other = device.put(a.copy())[:, columns], device.put(b.copy())[:, columns]
