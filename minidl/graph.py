@@ -320,7 +320,7 @@ def _is_own(array) -> bool:
     """Whether it is a NumPy array on memory of its own, or on a buffer of this thread's pool."""
     if type(array) is not np.ndarray or not array.flags.writeable:
         return False
-    return array.base is None or (fills_a_buffer(array) and is_pooled_here(array))
+    return _owner(array) is not None and (array.base is None or is_pooled_here(array))
 
 
 def _references(slots, index):
