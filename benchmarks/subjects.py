@@ -162,7 +162,11 @@ def _torch_graph(work, zero_grad):
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         work()
-    return graph.replay
+
+    def replay(_kept_alive=work):  # whose tensors the graph reads where they lay
+        graph.replay()
+
+    return replay
 
 
 def torch_loss(outputs, labels):
