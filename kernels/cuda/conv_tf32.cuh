@@ -22,6 +22,9 @@ struct Maps {
 
     __device__ int pixels() const { return rows * columns; }
 
+    // Of a pixel, with the channels last.
+    __device__ int quads() const { return channels / 4; }
+
     __device__ bool holds(int row, int column) const
     {
         return (unsigned)row < (unsigned)rows && (unsigned)column < (unsigned)columns;
@@ -42,6 +45,15 @@ struct Axis {
     __device__ static Axis backward(const Residue &to, int stride)
     {
         return {to.pixels, to.first, stride, to.start, 1, -to.back, to.taps};
+    }
+
+    // Bit t: whether the source, which has `extent` pixels, has tap t of what begins at `begin`.
+    __device__ unsigned taps_inside(int begin, int extent) const
+    {
+        unsigned bits = 0;
+        for (int t = 0; t < taps; ++t)
+            bits |= (unsigned)((unsigned)(begin + t * tap_step) < (unsigned)extent) << t;
+        return bits;
     }
 };
 
@@ -74,105 +86,110 @@ struct WindowTile {
     static const bool DEEP = true, ROUNDED = true;
     static const int QUADS = DEPTH / 4, PASS = TILE_THREADS / QUADS, READS = WIDTH / PASS;
     const float *source;
-    Maps from;
-    Axis down, across;
-    int row[READS], column[READS];   // where the window of a position begins in its plane,
-    int window[READS];               // and at which pixel of the source
-    int chunk, chunks;               // channels of a chunk; how many chunks there are
+    int place;                              // what the thread writes first of a tile
+    int at[READS];                          // where a position's window begins, in quads,
+    unsigned rows[READS], columns[READS];   // and which rows of taps, and columns, are in its plane
+    int chunk, row, column;                 // how far apart these are, in quads
+    int chunks, height, width;              // how many there are
     Digits tap, step;
 
-    // `source`: the group's first channel, of `filled`.
+    // Positions first ... positions - 1 of group number `group`, of whose channels there are `filled`.
     __device__ WindowTile(
-        const float *source, const Maps &from, int filled, const Axis &down, const Axis &across,
-        long long first, long long positions, int k)
-        : WindowTile(source, from, filled, down, across, first, positions, Channels(filled),
+        const float *source, const Maps &from, int group, int filled, const Axis &down,
+        const Axis &across, long long first, long long positions, int k)
+        : WindowTile(source, from, group, filled, down, across, first, positions, Channels(filled),
                      k / 4 + threadIdx.x % QUADS)
     {
     }
 
     __device__ WindowTile(
-        const float *source, const Maps &from, int filled, const Axis &down, const Axis &across,
-        long long first, long long positions, const Channels &channels, int quad)
-        : source(source + quad % channels.quads * 4), from(from), down(down), across(across),
-          chunk(4 * channels.quads), chunks(filled / (4 * channels.quads)),
-          tap(channels.tap(quad, max(down.taps, 1), max(across.taps, 1))),
-          step(QUADS / channels.quads, max(down.taps, 1), max(across.taps, 1))
+        const float *source, const Maps &from, int group, int filled, const Axis &down,
+        const Axis &across, long long first, long long positions, const Channels &channels,
+        int quad)
+        : source(source),
+          place(kept(deep_place(threadIdx.x / QUADS, threadIdx.x % QUADS * 4))),
+          chunk(channels.quads),
+          row(down.tap_step * from.columns * from.quads()), column(across.tap_step * from.quads()),
+          chunks(filled / (4 * channels.quads)), height(max(down.taps, 1)),
+          width(max(across.taps, 1)), tap(channels.tap(quad, height, width)),
+          step(QUADS / channels.quads, height, width)
     {
 #pragma unroll
         for (int r = 0; r < READS; ++r) {
             long long position = first + threadIdx.x / QUADS + r * PASS;
             bool exists = position < positions;
             Digits place(exists ? position : 0, down.positions, across.positions);
-            row[r] = down.start + place.middle * down.stride;
-            column[r] = across.start + place.low * across.stride;
-            window[r] = (place.high * from.rows + row[r]) * from.columns + column[r];
-            if (!exists)
+            int y = down.start + place.middle * down.stride;
+            int x = across.start + place.low * across.stride;
+            at[r] = ((place.high * from.rows + y) * from.columns + x) * from.quads()
+                + group * filled / 4 + quad % channels.quads;
+            rows[r] = exists ? down.taps_inside(y, from.rows) : 0;
+            columns[r] = across.taps_inside(x, from.columns);
+        }
+    }
+
+    __device__ void fetch(float *tile)
+    {
+        unsigned this_row = tap.high < chunks ? 1u << tap.middle : 0, this_column = 1u << tap.low;
+        int by = tap.high * chunk + tap.middle * row + tap.low * column;
+#pragma unroll
+        for (int r = 0; r < READS; ++r)
+            copy_later<4, true>(tile + place + r * PASS * DEPTH, source + 4ll * (at[r] + by),
+                                (rows[r] & this_row) && (columns[r] & this_column));
+        tap.add(step, height, width);
+    }
+};
+
+// The columns of im2col turned: a column is a (chunk, tap, channel), and k counts positions. A
+// thread copies channels of several taps for one position at a time.
+struct CorrelationTile {
+    static const bool DEEP = false, ROUNDED = true;
+    static const int PASS = TILE_THREADS / DEPTH, READS = WIDTH / 4 / PASS;
+    const float *source;
+    Maps from, to;
+    int stride_h, stride_w;
+    int place;                                 // what the thread writes first of a tile
+    int row[READS], column[READS], at[READS];  // of what is read, beside the position's own; quads
+    int left;  // positions to come, from the thread's next on
+    Digits position, step;
+
+    // Positions start ... stop - 1 of group number `group`, of whose channels there are `filled`.
+    __device__ CorrelationTile(
+        const float *source, const Maps &from, const Maps &to, int group, int filled,
+        const Kernel &kernel, int first, long long start, long long stop)
+        : source(source), from(from), to(to), stride_h(kernel.stride_h), stride_w(kernel.stride_w),
+          place(kept(threadIdx.x / PASS * Layout<WIDTH, DEEP>::ROW + threadIdx.x % PASS * 4)),
+          left((int)(stop - start) - threadIdx.x / PASS),
+          position(start + threadIdx.x / PASS, to.rows, to.columns),
+          step(DEPTH, to.rows, to.columns)
+    {
+        Channels channels(filled);
+#pragma unroll
+        for (int r = 0; r < READS; ++r) {
+            int quad = first / 4 + threadIdx.x % PASS + r * PASS;
+            Digits tap = channels.tap(quad, kernel.height, kernel.width);
+            int channel = channels.first(quad, tap);
+            row[r] = tap.middle * kernel.dilation_h - kernel.top;
+            column[r] = tap.low * kernel.dilation_w - kernel.left;
+            at[r] = (row[r] * from.columns + column[r]) * from.quads() + (group * filled + channel) / 4;
+            if (channel >= filled)
                 row[r] = FAR;
         }
     }
 
     __device__ void fetch(float *tile)
     {
-        int down_by = tap.middle * down.tap_step, across_by = tap.low * across.tap_step;
-        int by = down_by * from.columns + across_by;
-        if (tap.high >= chunks)
-            down_by = FAR;
-        tile += deep_place(threadIdx.x / QUADS, threadIdx.x % QUADS * 4);
-        const float *channel = source + tap.high * chunk;
+        int y = position.middle * stride_h, x = position.low * stride_w;
+        int pixel = (position.high * from.rows + y) * from.columns + x;
+        if (left <= 0)
+            y = FAR;
 #pragma unroll
-        for (int r = 0; r < READS; ++r) {
-            bool wanted = from.holds(row[r] + down_by, column[r] + across_by);
-            long long pixel = window[r] + by;
-            copy_later<4, true>(tile + r * PASS * DEPTH,
-                                wanted ? channel + pixel * from.channels : source, wanted);
-        }
-        tap.add(step, max(down.taps, 1), max(across.taps, 1));
-    }
-};
-
-// The columns of im2col turned: a column is a (chunk, tap, channel), and k counts positions. A
-// thread copies the same four channels of the same tap for all its positions.
-struct CorrelationTile {
-    static const bool DEEP = false, ROUNDED = true;
-    static const int QUADS = WIDTH / 4, PASS = TILE_THREADS / QUADS;
-    const float *source;
-    Maps from, to;
-    int stride_h, stride_w, row, column;  // row, column: of the tap at the first position
-    bool exists;
-    long long left;  // positions to come, from the thread's next on
-    Digits at, step;
-
-    // `source`: the group's first channel, of `filled`. Positions start ... stop - 1.
-    __device__ CorrelationTile(
-        const float *source, const Maps &from, const Maps &to, int filled, const Kernel &kernel,
-        int first, long long start, long long stop)
-        : source(source), from(from), to(to), stride_h(kernel.stride_h), stride_w(kernel.stride_w),
-          left(stop - start - threadIdx.x / QUADS),
-          at(start + threadIdx.x / QUADS, to.rows, to.columns), step(PASS, to.rows, to.columns)
-    {
-        Channels channels(filled);
-        int quad = first / 4 + threadIdx.x % QUADS;
-        Digits tap = channels.tap(quad, kernel.height, kernel.width);
-        exists = channels.first(quad, tap) < filled;
-        row = tap.middle * kernel.dilation_h - kernel.top;
-        column = tap.low * kernel.dilation_w - kernel.left;
-        this->source += exists ? channels.first(quad, tap) : 0;
-    }
-
-    __device__ void fetch(float *tile)
-    {
-        const int ROW = Layout<WIDTH, DEEP>::ROW;
-        tile += threadIdx.x / QUADS * ROW + threadIdx.x % QUADS * 4;
-#pragma unroll
-        for (int r = 0; r < DEPTH; r += PASS) {
-            int y = row + at.middle * stride_h, x = column + at.low * stride_w;
-            bool wanted = exists && left > 0 && from.holds(y, x);
-            long long pixel = (at.high * from.rows + y) * from.columns + x;
-            copy_later<4, true>(
-                tile + r * ROW, source + (wanted ? pixel * from.channels : 0), wanted);
-            at.add(step, to.rows, to.columns);
-            left -= PASS;
-        }
+        for (int r = 0; r < READS; ++r)
+            copy_later<4, true>(tile + place + 4 * r * PASS,
+                                source + 4ll * (pixel * from.quads() + at[r]),
+                                from.holds(y + row[r], x + column[r]));
+        position.add(step, to.rows, to.columns);
+        left -= DEPTH;
     }
 };
 
@@ -213,7 +230,7 @@ __device__ inline void convolve(
     int first = blockIdx.y * HEIGHT, k = share.first * DEPTH;
     DeepTile<HEIGHT, true> left(matrix, first, group_outputs, k, depth);
     WindowTile right(
-        source + group * group_channels, from, group_channels, down, across, start, count, k);
+        source, from, group, group_channels, down, across, start, count, k);
     Sums<HEIGHT> sums;
     multiply<HEIGHT>(left, right, share.steps, memory, sums);
 
@@ -240,7 +257,7 @@ __device__ inline void correlate_tile(
     int tiles = gridDim.x / groups, group = blockIdx.x / tiles;
     int first_tap = blockIdx.x % tiles * WIDTH, tap = first_tap + tile_column();
     CorrelationTile right(
-        x + group * group_channels, from, to, group_channels, kernel, first_tap, start, stop);
+        x, from, to, group, group_channels, kernel, first_tap, start, stop);
     Sums<HEIGHT> sums;
     multiply<HEIGHT>(left, right, (int)((stop - start + DEPTH - 1) / DEPTH), memory, sums);
     long long row = (long long)blockIdx.z * to.channels + group * group_outputs;

@@ -23,6 +23,8 @@ from kernels.cuda.tiles_tf32 import (
 
 # Positions that a split of a weight gradient sums in float32, at most.
 MOST_POSITIONS = 16384
+# Of a kernel along an axis: as many as there are bits in a word (Axis in conv_tf32.cuh).
+MOST_TAPS = 32
 # Up to so many channels a tile of 32 pixels x 32 channels would be mostly empty.
 FEW_CHANNELS = 16
 
@@ -36,12 +38,16 @@ def takes(sizes) -> bool:
         return False
     thick = max(sizes.group_outputs, sizes.group_channels) >= 4 or sizes.groups == 1
     weights = 4 * sizes.outputs * (sizes.taps + 3 * sizes.area)
-    pixels = sizes.images * max(math.prod(sizes.plane), sizes.rows * sizes.columns)
+    plane, target = math.prod(sizes.plane), sizes.rows * sizes.columns
+    pixels = sizes.images * max(plane, target)
+    filled = _filled(sizes.group_channels), _filled(sizes.group_outputs)
+    quads = sizes.images * sizes.groups * max(plane * filled[0], target * filled[1]) // 4
     # Of tiles that axes y and z of a grid number, those of 32 channels are the most: of groups that
     # have one, they are filled up to four.
     tiles = max(sizes.images, sizes.groups, sizes.channels // 8 + 1, sizes.outputs // 8 + 1)
     # A tile may end beyond the last pixel.
-    return thick and max(weights, pixels + 128) < 2**31 and tiles < 2**16
+    fits = max(weights, pixels + 128, quads) < 2**31 and tiles < 2**16
+    return thick and fits and max(sizes.kernel_size) <= MOST_TAPS
 
 
 def _lies_right(sizes):

@@ -38,35 +38,36 @@ struct Matrix {
 template <int LENGTH, bool IS_ROUNDED>
 struct DeepTile {
     static const bool DEEP = true, ROUNDED = IS_ROUNDED;
-    Matrix matrix;
     bool by_four;
-    int row, at;          // the thread's first value in a tile, or first of four
-    int rows;             // of the matrix, from the tile's first on
-    long long left, place;  // values to come along k, from the thread's next on; where that lies
-    int within;             // the same in its piece
+    int place;          // what the thread writes first of a tile
+    int rows, left;     // of the matrix, from there on: rows, and values along k
+    const float *from;  // what lies there of the next tile,
+    long long step;     // and how far it is to the row that the thread copies next
+    int within, inner;  // where it is in its piece; a piece's length
+    long long skip;     // between pieces
 
     __device__ DeepTile(const Matrix &matrix, int first, int rows, long long k, long long depth)
-        : matrix(matrix), by_four(matrix.is_by_four(depth)), rows(rows - first)
+        : by_four(matrix.is_by_four(depth)), inner(matrix.axis.inner),
+          skip(matrix.axis.outer - matrix.axis.inner)
     {
-        row = threadIdx.x / (by_four ? DEPTH / 4 : DEPTH);
-        at = by_four ? threadIdx.x % (DEPTH / 4) * 4 : threadIdx.x % DEPTH;
-        left = depth - k - at;
-        long long piece = divide(k + at, matrix.axis.inner, &within);
-        place = piece * matrix.axis.outer + within;
-        this->matrix.base += first * matrix.step;
+        int count = by_four ? 4 : 1;
+        int row = threadIdx.x / (DEPTH / count), at = threadIdx.x % (DEPTH / count) * count;
+        place = kept(deep_place(row, at));
+        this->rows = rows - first - row;
+        left = (int)(depth - k - at);
+        long long piece = divide(k + at, inner, &within);
+        from = matrix.base + (first + row) * matrix.step + piece * matrix.axis.outer + within;
+        step = TILE_THREADS * count / DEPTH * matrix.step;
     }
 
     template <int COUNT>
     __device__ void copy(float *tile) const
     {
         const int PASS = TILE_THREADS * COUNT / DEPTH;  // a multiple of 8: one order of quads
-        const float *from = matrix.base + place + row * matrix.step;
-#pragma unroll 4
-        for (int r = 0; r < LENGTH; r += PASS) {
-            bool wanted = left > 0 && row + r < rows;
-            copy_later<COUNT>(tile + deep_place(row, at) + r * DEPTH,
-                              wanted ? from + r * matrix.step : matrix.base, wanted);
-        }
+        const float *next = from;
+#pragma unroll COUNT
+        for (int r = 0; r < LENGTH; r += PASS, next += step)
+            copy_later<COUNT>(tile + place + r * DEPTH, next, left > 0 && r < rows);
     }
 
     __device__ void fetch(float *tile)
@@ -76,9 +77,9 @@ struct DeepTile {
         else
             copy<1>(tile);
         left -= DEPTH;
-        place += DEPTH;
-        for (within += DEPTH; within >= matrix.axis.inner; within -= matrix.axis.inner)
-            place += matrix.axis.outer - matrix.axis.inner;
+        from += DEPTH;
+        for (within += DEPTH; within >= inner; within -= inner)
+            from += skip;
     }
 };
 
@@ -86,32 +87,32 @@ struct DeepTile {
 template <int LENGTH, bool IS_ROUNDED>
 struct WideTile {
     static const bool DEEP = false, ROUNDED = IS_ROUNDED;
-    Matrix matrix;
-    bool by_four, exists;  // exists: whether the thread has columns inside
-    int row, at;           // the thread's first value in a tile, or first of four
-    long long k, depth;    // the next tile's first row; the end
+    bool by_four;
+    int place;          // what the thread writes first of a tile
+    int left;           // rows of the matrix from there on, if its columns are inside
+    const float *from;  // what lies there of the next tile,
+    long long step;     // and how far it is to the next row, which is one k further
 
     __device__ WideTile(
         const Matrix &matrix, long long first, long long columns, long long k, long long depth)
-        : matrix(matrix), by_four(matrix.is_by_four(columns)), k(k), depth(depth)
+        : by_four(matrix.is_by_four(columns)), step(matrix.step)
     {
         int count = by_four ? 4 : 1;
-        row = threadIdx.x / (LENGTH / count);
-        at = threadIdx.x % (LENGTH / count) * count;
-        exists = first + at < columns;
-        this->matrix.base += exists ? matrix.axis.offset(first + at) : 0;
+        int row = threadIdx.x / (LENGTH / count), at = threadIdx.x % (LENGTH / count) * count;
+        place = kept(row * Layout<LENGTH, false>::ROW + at);
+        bool exists = first + at < columns;
+        left = exists ? (int)(depth - k - row) : 0;
+        from = matrix.base + (exists ? matrix.axis.offset(first + at) : 0) + (k + row) * step;
     }
 
     template <int COUNT>
     __device__ void copy(float *tile) const
     {
         const int PASS = TILE_THREADS * COUNT / LENGTH;
-#pragma unroll 4
-        for (int r = 0; r < DEPTH; r += PASS) {
-            bool wanted = exists && k + row + r < depth;
-            copy_later<COUNT>(tile + (row + r) * Layout<LENGTH, false>::ROW + at,
-                              matrix.base + (wanted ? (k + row + r) * matrix.step : 0), wanted);
-        }
+        const float *next = from;
+#pragma unroll COUNT
+        for (int r = 0; r < DEPTH; r += PASS, next += PASS * step)
+            copy_later<COUNT>(tile + place + r * Layout<LENGTH, false>::ROW, next, r < left);
     }
 
     __device__ void fetch(float *tile)
@@ -120,6 +121,7 @@ struct WideTile {
             copy<4>(tile);
         else
             copy<1>(tile);
-        k += DEPTH;
+        left -= DEPTH;
+        from += DEPTH * step;
     }
 };

@@ -73,52 +73,65 @@ __device__ inline int warp_column()
     return threadIdx.x / WARP % WARP_COLUMNS * (WIDTH / WARP_COLUMNS);
 }
 
-// What a thread multiplies of a tile: row `first` + 8 i, counted from the thread's own, at every
-// fourth k. The thread's rows are 8 apart, so that the order of their quads is one.
-template <int LENGTH, bool DEEP, bool ROUNDED>
+// What a warp multiplies of a tile: 16 rows of A or columns of B at a time, from `first` on, and 8 k.
+// They come as multiply_tf32 takes them: `a` of A, and `b` of 8 columns, then that of the next 8.
+template <int LENGTH, bool LEFT, class Tile>
 struct Operands {
-    static const int ROW = Layout<LENGTH, DEEP>::ROW;
-    const float *at[DEPTH / 4];
+    static const int ROW = Layout<LENGTH, Tile::DEEP>::ROW;
+    int at[Tile::DEEP ? DEPTH / 8 : 1];  // of a tile; deep ones have another order every 8 k
 
-    __device__ Operands(const float *tile, int first)
+    __device__ explicit Operands(int first)
     {
-        int row = first + threadIdx.x % WARP / 4, k = threadIdx.x % 4;
+        int lane = threadIdx.x % WARP, part = lane / 8;
+        if (!Tile::DEEP)
+            at[0] = kept(lane % 4 * ROW + first + lane / 4);
+        else
 #pragma unroll
-        for (int q = 0; q < DEPTH / 4; ++q)
-            at[q] = tile + (DEEP ? deep_place(row, k + 4 * q) : (k + 4 * q) * ROW + row);
+            for (int k = 0; k < DEPTH; k += 8)
+                at[k / 8] = kept(deep_place(first + eight(part) * 8 + lane % 8, k + four(part)));
     }
 
-    __device__ unsigned operator()(int i, int k) const
+    // Of a lane's four values, or of the four matrices that a warp loads at once, which is of the
+    // second eight rows or columns, and which of the second four k.
+    __device__ static int eight(int part) { return LEFT ? part % 2 : part / 2; }
+    __device__ static int four(int part) { return 4 * (LEFT ? part / 2 : part % 2); }
+
+    __device__ void load(unsigned (&values)[4], const float *tile, int sixteen, int k) const
     {
-        float value = at[k / 4][8 * i * (DEEP ? ROW : 1)];
-        return ROUNDED ? __float_as_uint(value) : to_tf32(value);
+        const float *from = Tile::DEEP ? tile + at[k / 8] + 16 * sixteen * ROW
+                                       : tile + at[0] + k * ROW + 16 * sixteen;
+        if (Tile::DEEP)
+            load_matrices(values, from);
+#pragma unroll
+        for (int part = 0; part < 4; ++part) {
+            if (!Tile::DEEP)
+                values[part] = __float_as_uint(from[four(part) * ROW + eight(part) * 8]);
+            if (!Tile::ROUNDED)
+                values[part] = to_tf32(__uint_as_float(values[part]));
+        }
     }
 };
 
 // Adds the product of a stage's tiles.
 template <int HEIGHT, class Left, class Right>
-__device__ inline void multiply_stage(const float *stage, Sums<HEIGHT> &sums)
+__device__ inline void multiply_stage(
+    const Operands<HEIGHT, true, Left> &a, const Operands<WIDTH, false, Right> &b,
+    const float *stage, Sums<HEIGHT> &sums)
 {
-    Operands<HEIGHT, Left::DEEP, Left::ROUNDED> a(stage, warp_row<HEIGHT>());
-    Operands<WIDTH, Right::DEEP, Right::ROUNDED> b(stage + Room<HEIGHT>::TILE, warp_column());
 #pragma unroll
     for (int k = 0; k < DEPTH; k += 8) {
-        unsigned left[Sums<HEIGHT>::ROWS][4], right[Sums<HEIGHT>::COLUMNS][2];
+        unsigned left[Sums<HEIGHT>::ROWS][4], right[Sums<HEIGHT>::COLUMNS / 2][4];
 #pragma unroll
         for (int i = 0; i < Sums<HEIGHT>::ROWS; ++i)
+            a.load(left[i], stage, i, k);
 #pragma unroll
-            for (int part = 0; part < 4; ++part)
-                left[i][part] = a(2 * i + part % 2, k + part / 2 * 4);
-#pragma unroll
-        for (int j = 0; j < Sums<HEIGHT>::COLUMNS; ++j)
-#pragma unroll
-            for (int part = 0; part < 2; ++part)
-                right[j][part] = b(j, k + 4 * part);
+        for (int j = 0; j < Sums<HEIGHT>::COLUMNS / 2; ++j)
+            b.load(right[j], stage + Room<HEIGHT>::TILE, j, k);
 #pragma unroll
         for (int i = 0; i < Sums<HEIGHT>::ROWS; ++i)
 #pragma unroll
             for (int j = 0; j < Sums<HEIGHT>::COLUMNS; ++j)
-                multiply_tf32(sums.at[i][j], left[i], right[j]);
+                multiply_tf32(sums.at[i][j], left[i], right[j / 2] + j % 2 * 2);
     }
 }
 
@@ -129,6 +142,8 @@ __device__ inline void multiply(
     Left &left, Right &right, int steps, float *memory, Sums<HEIGHT> &sums)
 {
     const int SIZE = Stage<HEIGHT>::SIZE, RIGHT = Room<HEIGHT>::TILE;
+    Operands<HEIGHT, true, Left> a(warp_row<HEIGHT>());
+    Operands<WIDTH, false, Right> b(warp_column());
     for (int step = 0; step < STAGES - 1; ++step) {
         if (step < steps) {
             left.fetch(memory + step * SIZE);
@@ -145,7 +160,7 @@ __device__ inline void multiply(
             right.fetch(memory + then * SIZE + RIGHT);
         }
         close_copies();
-        multiply_stage<HEIGHT, Left, Right>(memory + now * SIZE, sums);
+        multiply_stage<HEIGHT, Left, Right>(a, b, memory + now * SIZE, sums);
         now = now + 1 == STAGES ? 0 : now + 1;
         then = then + 1 == STAGES ? 0 : then + 1;
     }

@@ -32,25 +32,37 @@ inline float float_of(unsigned bits)
 
 }  // namespace emulator
 
+inline int kept(int value) { return value; }
+
 inline unsigned to_tf32(float x)
 {
     unsigned bits = __float_as_uint(x);
     return x == x && x - x == 0 ? (bits + 0x1000) & ~0x1FFFu : bits & ~0x1FFFu;
 }
 
-// Two sets of fragments take turns: a lane reaches its next product only when all have made this.
-inline void multiply_tf32(
-    float (&sums)[4], const unsigned (&a)[4], const unsigned (&b)[2], EMULATOR_LINE)
+// What each lane of a warp gives, in order. Two sets take turns: a lane gives its next value only
+// when all have given this one.
+template <class T>
+const T *exchange_all(const T &value, const char *where, int line)
 {
     using namespace emulator;
-    static std::vector<Fragments> sent[2];
+    static std::vector<T> given[2];
     static std::vector<unsigned char> turns;
-    sent[0].resize(1024), sent[1].resize(1024), turns.resize(1024);
-    std::vector<Fragments> &mine = sent[turns[current] ^= 1];
-    memcpy(mine[current].a, a, sizeof a);
-    memcpy(mine[current].b, b, sizeof b);
-    exchange(SYNC, 0xFFFFFFFFu, 0, 0, "multiply_tf32", line);
-    const Fragments *lanes = &mine[current / LANES * LANES];
+    given[0].resize(1024), given[1].resize(1024), turns.resize(1024);
+    std::vector<T> &all = given[turns[current] ^= 1];
+    all[current] = value;
+    exchange(SYNC, 0xFFFFFFFFu, 0, 0, where, line);
+    return &all[current / LANES * LANES];
+}
+
+inline void multiply_tf32(
+    float (&sums)[4], const unsigned (&a)[4], const unsigned *b, EMULATOR_LINE)
+{
+    using namespace emulator;
+    Fragments mine;
+    memcpy(mine.a, a, sizeof mine.a);
+    memcpy(mine.b, b, sizeof mine.b);
+    const Fragments *lanes = exchange_all(mine, "multiply_tf32", line);
     int lane = current % LANES;
     for (int part = 0; part < 4; ++part) {
         int row = lane / 4 + part / 2 * 8, column = lane % 4 * 2 + part % 2;
@@ -60,6 +72,17 @@ inline void multiply_tf32(
             sums[part] += float_of(left) * float_of(right);
         }
     }
+}
+
+inline void load_matrices(unsigned (&elements)[4], const float *row, EMULATOR_LINE)
+{
+    using namespace emulator;
+    if ((uintptr_t)row % 16)
+        fail_copy("row of a matrix");
+    const float *const *rows = exchange_all(row, "load_matrices", line);
+    int lane = current % LANES;
+    for (int matrix = 0; matrix < 4; ++matrix)
+        elements[matrix] = __float_as_uint(rows[matrix * 8 + lane / 4][lane % 4]);
 }
 
 template <int COUNT, bool AGAIN = false>

@@ -75,6 +75,7 @@ LARGER = (  # tiles that are full and tiles that are not, along every axis; rows
     ((2, 8, 20, 19), (12, 4, 5, 4), (3, 2), (2, 1, 0, 3), (1, 2), 2),
     ((2, 20, 25, 24), (20, 4, 3, 3), (4, 3), (0, 1, 2, 0), (2, 3), 5),
     ((1, 3, 23, 23), (24, 3, 7, 7), (2, 2), (3, 3, 3, 3), (1, 1), 1),
+    ((1, 4, 35, 3), (8, 4, 32, 2), (2, 1), (3, 0, 1, 0), (1, 1), 1),
     ((1, 32, 6, 6), (80, 32, 3, 3), (2, 1), (1, 1, 1, 1), (1, 1), 1),
 )  # fmt: skip
 
@@ -155,7 +156,8 @@ def test_how_products_are_cut():
      ((1, 4, 32768, 65535), 4, 1, True), ((1, 4, 32768, 65536), 4, 1, False),
      ((1, 4, 1, 2**31 - 100), 4, 1, False), ((1, 2**18, 1, 1), 2**18, 2**16, False),
      ((1, 2**19 - 16, 1, 1), 4, 1, True), ((1, 2**19, 1, 1), 4, 1, False),
-     ((1, 4, 1, 1), 2**19, 1, False)],
+     ((1, 4, 1, 1), 2**19, 1, False), ((1, 2**13, 1024, 1023), 4, 1, True),
+     ((1, 2**13, 1024, 1024), 4, 1, False), ((1, 4, 1024, 1024), 2**13, 1, False)],
 )  # fmt: skip
 def test_what_grids_and_numbers_cannot_hold_is_left_to_other_kernels(
     shape, outputs, groups, taken
@@ -185,12 +187,14 @@ def test_values_that_are_no_numbers_stay_so(device):
 
 
 def test_what_is_left_to_other_kernels(device):
-    """float64, thin groups, and whatever is asked for by name."""
+    """float64, thin groups, long kernels, and whatever is asked for by name."""
     x, weight, thin = integers(0, (1, 8, 5, 5), (8, 8, 3, 3), (8, 1, 3, 3))
+    long, high = integers(0, (8, 8, 33, 1), (1, 8, 34, 2))
     for arguments, products, expected in (
         ((x, weight), "auto", True), ((x, weight), "own", False),
         ((x.astype(np.float64), weight.astype(np.float64)), "auto", False),
         ((x, thin, None, (1, 1), (0,) * 4, (1, 1), 8), "auto", False),
+        ((high, long), "auto", False), ((high, long[:, :, 1:]), "auto", True),
     ):  # fmt: skip
         with dispatch.products(products):
             names = launched(device, "conv2d", *arguments)
