@@ -9,6 +9,7 @@ from kernels.cpu.avg_pool import (
     global_avg_pool2d_backward,
 )
 from kernels.cpu.batchnorm import (
+    batchnorm_affine,
     batchnorm_backward,
     batchnorm_eval,
     batchnorm_eval_backward,
@@ -42,6 +43,7 @@ __all__ = [
     "add",
     "avg_pool2d",
     "avg_pool2d_backward",
+    "batchnorm_affine",
     "batchnorm_backward",
     "batchnorm_eval",
     "batchnorm_eval_backward",

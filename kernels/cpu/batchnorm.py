@@ -24,6 +24,7 @@ from kernels.cpu.sums import (
 from kernels.cpu.tasks import split
 from kernels.cpu.workspace import empty
 from kernels.reference.batchnorm import (
+    check_affine,
     check_batchnorm,
     check_batchnorm_train,
     move_running,
@@ -259,6 +260,13 @@ def batchnorm_eval(x, gamma, beta, mean, var, eps):
     check_batchnorm(x, gamma=gamma, beta=beta, mean=mean, var=var)
     scale = gamma / np.sqrt(var + x.dtype.type(eps))
     return _affine(x, np.ascontiguousarray(mean), scale, np.ascontiguousarray(beta))
+
+
+def batchnorm_affine(gamma, beta, mean, var, eps):
+    """See kernels.reference.batchnorm_affine."""
+    check_affine(gamma, beta, mean, var)
+    scale = gamma / np.sqrt(var + var.dtype.type(eps))
+    return scale, beta - mean * scale
 
 
 def _affine(x, mean, scale, shift):

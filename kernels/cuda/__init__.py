@@ -6,7 +6,12 @@ first launch does.
 
 from kernels.cuda.activation import bias_relu, bias_relu_backward, relu, relu_backward
 from kernels.cuda.add import add
-from kernels.cuda.batchnorm import batchnorm_eval, batchnorm_statistics, batchnorm_train
+from kernels.cuda.batchnorm import (
+    batchnorm_affine,
+    batchnorm_eval,
+    batchnorm_statistics,
+    batchnorm_train,
+)
 from kernels.cuda.conv import (
     col2im,
     conv2d,
@@ -39,6 +44,7 @@ __all__ = [
     "add",
     "avg_pool2d",
     "avg_pool2d_backward",
+    "batchnorm_affine",
     "batchnorm_backward",
     "batchnorm_eval",
     "batchnorm_eval_backward",

@@ -167,6 +167,19 @@ extern "C" __global__ void inverse_deviation(
         inv_std[c] = (real)(1 / sqrt(var[c] + eps));
 }
 
+// (scale, shift) with which normalisation by var and mean is x scale + shift.
+extern "C" __global__ void affine(
+    const real *gamma, const real *beta, const real *mean, const real *var, real *scale,
+    real *shift, wide eps, int channels)
+{
+    int c = (int)thread_number();
+    if (c >= channels)
+        return;
+    wide factor = gamma[c] / sqrt(var[c] + eps);
+    scale[c] = (real)factor;
+    shift[c] = (real)(beta[c] - mean[c] * factor);
+}
+
 // What normalisation does to the values of a channel.
 struct Normalise {
     Centre<real> centre;

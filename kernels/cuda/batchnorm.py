@@ -5,7 +5,7 @@ import numpy as np
 from kernels.cuda import runtime
 from kernels.cuda.packs import launch_channel_packs
 from kernels.cuda.reduce import ChannelParts
-from kernels.reference.batchnorm import check_batchnorm, check_batchnorm_train
+from kernels.reference.batchnorm import check_affine, check_batchnorm, check_batchnorm_train
 
 # Packs of a long channel that a thread holds, as batchnorm.cu has it.
 LONG_SHARE = 13
@@ -80,3 +80,13 @@ def batchnorm_eval(x, gamma, beta, mean, var, eps):
     args = (var, inv_std, np.float64(eps), *runtime.ints(var.size))
     runtime.launch_elements("batchnorm", "inverse_deviation", x.dtype, var.size, args)
     return _normalise(x, mean, None, inv_std, gamma, beta)
+
+
+def batchnorm_affine(gamma, beta, mean, var, eps):
+    """See kernels.reference.batchnorm_affine."""
+    check_affine(gamma, beta, mean, var)
+    given = runtime.all_contiguous(gamma, beta, mean, var)
+    scale, shift = (runtime.empty(gamma.shape, gamma.dtype) for _ in range(2))
+    args = (*given, scale, shift, np.float64(eps), *runtime.ints(gamma.size))
+    runtime.launch_elements("batchnorm", "affine", gamma.dtype, gamma.size, args)
+    return scale, shift

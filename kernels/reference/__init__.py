@@ -3,6 +3,7 @@
 from kernels.reference.activation import bias_relu, bias_relu_backward, relu, relu_backward
 from kernels.reference.add import add
 from kernels.reference.batchnorm import (
+    batchnorm_affine,
     batchnorm_backward,
     batchnorm_eval,
     batchnorm_eval_backward,
@@ -40,6 +41,7 @@ __all__ = [
     "add",
     "avg_pool2d",
     "avg_pool2d_backward",
+    "batchnorm_affine",
     "batchnorm_backward",
     "batchnorm_eval",
     "batchnorm_eval_backward",

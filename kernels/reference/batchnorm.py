@@ -85,6 +85,17 @@ def batchnorm_eval(x, gamma, beta, mean, var, eps):
     return y.astype(x.dtype)
 
 
+def batchnorm_affine(gamma, beta, mean, var, eps):
+    """(scale, shift) (C,), with which `batchnorm_eval` is x scale + shift.
+
+    Ioffe and Szegedy 2015, algorithm 2, step 11. gamma, beta, mean, var (C,). Raises ValueError for
+    shapes that do not fit, TypeError for dtypes other than one float.
+    """
+    check_affine(gamma, beta, mean, var)
+    scale = gamma / np.sqrt(var.astype(np.float64) + eps)
+    return scale.astype(gamma.dtype), (beta - mean * scale).astype(gamma.dtype)
+
+
 def batchnorm_backward(dy, x, gamma, mean, inv_std, y=None, out=None):
     """(dx, dgamma, dbeta) of `batchnorm_train`, from its x and the mean and inv_std it returned.
 
@@ -116,6 +127,15 @@ def batchnorm_eval_backward(dy, x, gamma, mean, inv_std):
     normal = (x - _per_channel(mean.astype(np.float64))) * _per_channel(inv_std)
     dx = wide * _per_channel(inv_std.astype(np.float64) * gamma)
     return tuple(g.astype(x.dtype) for g in (dx, (wide * normal).sum(_AXES), wide.sum(_AXES)))
+
+
+def check_affine(gamma, beta, mean, var) -> None:
+    """Check the arguments of a `batchnorm_affine`."""
+    check_dtypes(gamma=gamma, beta=beta, mean=mean, var=var)
+    if gamma.ndim != 1:
+        raise ValueError(f"gamma must have shape (C,), got {gamma.shape}")
+    for name, array in {"beta": beta, "mean": mean, "var": var}.items():
+        check_shape(name, array.shape, gamma.shape)
 
 
 def check_batchnorm_train(x, gamma, beta, others, running) -> None:

@@ -26,6 +26,7 @@ PAPERS = {
     "adam_step": Paper("Adam", "Kingma and Ba 2015", "algorithm 1"),
     "avg_pool2d": _SUBSAMPLING,
     "avg_pool2d_backward": _SUBSAMPLING,
+    "batchnorm_affine": Paper("inference", "Ioffe and Szegedy 2015", "algorithm 2, step 11"),
     "batchnorm_backward": _BATCH._replace(place="section 3"),
     "batchnorm_eval": Paper("inference", "Ioffe and Szegedy 2015", "algorithm 2"),
     "batchnorm_eval_backward": Paper("inference", "Ioffe and Szegedy 2015", "algorithm 2"),

@@ -67,10 +67,11 @@ class Conv2d(_Conv):
 
         scale, shift (out_channels,), or None for neither.
         """
-        if scale is None:
-            xp, shape = get_array_module(self.weight.data), (self.out_channels,)
-            scale = Tensor(xp.ones(shape, self.weight.dtype))
-            shift = Tensor(xp.zeros(shape, self.weight.dtype)) if self.bias is None else self.bias
+        if shift is None and self.bias is None:
+            xp = get_array_module(self.weight.data)
+            shift = Tensor(xp.zeros(self.out_channels, self.weight.dtype))
+        elif shift is None:
+            shift = self.bias
         elif self.bias is not None:
             shift = shift + scale * self.bias
         return ops.conv2d_affine(

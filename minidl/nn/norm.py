@@ -42,8 +42,9 @@ class BatchNorm2d(Module):
 
     def affine(self):
         """(scale, shift), Tensors (num_features,): in evaluation y = x scale + shift."""
-        scale = self.weight / (self.running_var + self.eps) ** 0.5
-        return scale, self.bias - self.running_mean * scale
+        return ops.batch_norm_affine(
+            self.weight, self.bias, self.running_mean, self.running_var, self.eps
+        )
 
     def extra_repr(self):
         return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}"

@@ -40,7 +40,7 @@ from minidl.tensor import Tensor
 from minidl.ops.conv import bias_relu, conv2d, conv2d_affine, conv2d_relu, conv_transpose2d
 from minidl.ops.dropout import dropout
 from minidl.ops.loss import cross_entropy, log_softmax, mse_loss, softmax
-from minidl.ops.norm import batch_norm, local_response_norm
+from minidl.ops.norm import batch_norm, batch_norm_affine, local_response_norm
 from minidl.ops.pool import (
     adaptive_avg_pool2d,
     avg_pool2d,
@@ -81,12 +81,11 @@ for _function in _NAMED:
 Tensor.abs = absolute
 
 __all__ = [
-    "abs", "adaptive_avg_pool2d", "add", "avg_pool2d", "batch_norm", "bias_relu", "broadcast_to",
-    "cast", "clip", "concatenate", "conv2d", "conv2d_affine", "conv2d_relu", "conv_transpose2d",
-    "cross_entropy", "div",
-    "dropout", "exp", "flatten", "getitem", "global_avg_pool2d", "linear", "local_response_norm",
-    "log",
-    "log_softmax", "logsumexp", "matmul", "max", "max_pool2d", "max_unpool2d", "maximum", "mean",
-    "minimum", "mse_loss", "mul", "neg", "pad", "pow", "relu", "reshape", "sigmoid", "softmax",
-    "sqrt", "stack", "sub", "sum", "sum_to", "tanh", "to", "transpose", "var", "where",
+    "abs", "adaptive_avg_pool2d", "add", "avg_pool2d", "batch_norm", "batch_norm_affine",
+    "bias_relu", "broadcast_to", "cast", "clip", "concatenate", "conv2d", "conv2d_affine",
+    "conv2d_relu", "conv_transpose2d", "cross_entropy", "div", "dropout", "exp", "flatten",
+    "getitem", "global_avg_pool2d", "linear", "local_response_norm", "log", "log_softmax",
+    "logsumexp", "matmul", "max", "max_pool2d", "max_unpool2d", "maximum", "mean", "minimum",
+    "mse_loss", "mul", "neg", "pad", "pow", "relu", "reshape", "sigmoid", "softmax", "sqrt",
+    "stack", "sub", "sum", "sum_to", "tanh", "to", "transpose", "var", "where",
 ]  # fmt: skip

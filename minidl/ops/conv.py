@@ -65,11 +65,14 @@ class Conv2dAffine(Function):
 
     keep_inputs = False
 
-    def __init__(self, settings: ConvSettings, rectify: bool):
+    def __init__(self, settings: ConvSettings, rectify: bool, scaled: bool):
         self.settings = settings
         self.rectify = rectify
+        self.scaled = scaled
 
-    def forward(self, x, weight, scale, shift, others=None):
+    def forward(self, x, weight, shift, *rest):
+        scale = rest[0] if self.scaled else None
+        others = rest[-1] if len(rest) > self.scaled else None
         return kernels_for(x).conv2d_affine(
             x, weight, scale, shift, others, self.rectify, *self.settings
         )
@@ -212,19 +215,22 @@ def conv2d_affine(
 ) -> Tensor:
     """conv2d(x, weight) scale + shift + others, and ReLU of it if `rectify`.
 
-    scale, shift (O,), others (N, O, OH, OW) or None; the rest as for `conv2d`. Where no graph is
-    recorded that is one kernel, which reads and writes the result once. Raises as `conv2d`.
+    scale (O,) or None for 1, shift (O,), others (N, O, OH, OW) or None; the rest as for `conv2d`.
+    Where no graph is recorded that is one kernel, which reads and writes the result once. Raises as
+    `conv2d`.
     """
-    operands = (x, weight, scale, shift) if others is None else (x, weight, scale, shift, others)
     if is_grad_enabled() or is_rounded():
         y = conv2d(x, weight, None, stride, padding, dilation, groups)
-        y = y * scale.reshape(1, -1, 1, 1) + shift.reshape(1, -1, 1, 1)
+        y = y if scale is None else y * scale.reshape(1, -1, 1, 1)
+        y = y + shift.reshape(1, -1, 1, 1)
         y = y if others is None else y + others
         return relu(y, inplace=True) if rectify else y
+    operands = [t for t in (x, weight, shift, scale, others) if t is not None]
     if len({t.dtype for t in operands}) > 1:
         dtypes = ", ".join(str(t.dtype) for t in operands)
-        raise TypeError(f"x, weight, scale, shift and others must have one dtype, got {dtypes}")
-    return Conv2dAffine(_settings(stride, padding, dilation, groups), bool(rectify))(*operands)
+        raise TypeError(f"x, weight, shift, scale and others must have one dtype, got {dtypes}")
+    settings = _settings(stride, padding, dilation, groups)
+    return Conv2dAffine(settings, bool(rectify), scale is not None)(*operands)
 
 
 def conv_transpose2d(

@@ -8,7 +8,7 @@ from kernels.dispatch import kernels_for
 from minidl.function import Function, check_one_device
 from minidl.ops.elementwise import behind_rectifier, relu, taken
 from minidl.ops.shape import pad
-from minidl.tensor import Tensor, is_grad_enabled
+from minidl.tensor import Tensor, is_grad_enabled, is_traced
 
 _IMAGE_AXES = (0, 2, 3)
 
@@ -134,6 +134,22 @@ def batch_norm(
     inputs = (x, weight, bias) if others is None else (x, weight, bias, others)
     with running_mean.mutate() as mean, running_var.mutate() as var:
         return BatchNormTrain(eps, bool(rectify), (mean, var, momentum))(*inputs)
+
+
+def batch_norm_affine(weight, bias, running_mean, running_var, eps=1e-5) -> tuple[Tensor, Tensor]:
+    """(scale, shift) (C,), with which `batch_norm` is x scale + shift where it does not train.
+
+    All arguments but eps are (C,), of one dtype. ValueError or TypeError for others.
+    Ioffe and Szegedy 2015, algorithm 2, step 11.
+    """
+    operands = weight, bias, running_mean, running_var
+    if is_grad_enabled() or is_traced():
+        scale = weight / (running_var + eps) ** 0.5
+        return scale, bias - running_mean * scale
+    arrays = [t._array for t in operands]
+    check_one_device("batch_norm_affine", arrays)
+    scale, shift = kernels_for(arrays[0]).batchnorm_affine(*arrays, eps)
+    return Tensor._wrap(scale), Tensor._wrap(shift)
 
 
 class LocalResponseNorm(Function):

@@ -538,7 +538,25 @@ def test_batchnorm(data, shape, dtype):
             with pytest.raises(ValueError, match="a value a channel"):
                 kernels.batchnorm_statistics(x)
     agree("batchnorm_eval", x, gamma, beta, mean, ones, 1e-2)
+    agree("batchnorm_affine", gamma, beta, mean, ones, 1e-2)
     agree("batchnorm_eval_backward", dy, x, gamma, mean, ones)
+
+
+def test_batchnorm_affine():
+    """It is what batchnorm_eval does, and says which argument does not fit."""
+    x = np.random.default_rng(0).standard_normal((2, 4, 3, 3))
+    gamma, beta, mean, var = x[0, :, 0], x[0, :, 1], x[1, :, 0], x[1, :, 1] ** 2
+    operands = [array[:, 0] for array in (gamma, beta, mean, var)]  # strided
+    scale, shift = agree("batchnorm_affine", *operands, 1e-2)
+    expected = reference.batchnorm_eval(x, *operands, 1e-2)
+    np.testing.assert_allclose(x * scale[:, None, None] + shift[:, None, None], expected)
+    for kernels in (reference, cpu):
+        with pytest.raises(ValueError, match="mean"):
+            kernels.batchnorm_affine(*operands[:2], np.ones(3), operands[3], 1e-2)
+        with pytest.raises(ValueError, match="gamma"):
+            kernels.batchnorm_affine(gamma, *operands[1:], 1e-2)
+        with pytest.raises(TypeError, match="one dtype"):
+            kernels.batchnorm_affine(*operands[:3], operands[3].astype(np.float32), 1e-2)
 
 
 def test_batchnorm_in_groups_of_channels(monkeypatch):

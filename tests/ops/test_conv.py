@@ -31,19 +31,21 @@ def test_conv2d(backend, p, with_bias, data):
 def test_conv2d_affine(backend, p, rectify, data):
     x, weight = data.draw(tensors(p.x_shape)), data.draw(tensors(p.weight_shape))
     scale, shift = (data.draw(tensors(p.weight_shape[:1])) for _ in range(2))
+    scale = data.draw(st.sampled_from([scale, None]))
     settings_ = (p.stride, p.padding, p.dilation, p.groups)
     with no_grad():  # others that bring the sums to values away from the rectifier's kink
         sums = ops.conv2d_affine(x, weight, scale, shift, None, False, *settings_)
         wanted = data.draw(away_from_kinks(p.y_shape, gap=0.3))
         others = Tensor((wanted - sums).numpy(), requires_grad=True)
 
-    def op(*operands):
-        return ops.conv2d_affine(*operands, rectify, *settings_)
+    def op(x, weight, shift, others, scale=None):
+        return ops.conv2d_affine(x, weight, scale, shift, others, rectify, *settings_)
 
+    operands = [t for t in (x, weight, shift, others, scale) if t is not None]
     with no_grad():
-        fused = op(x, weight, scale, shift, others)
-    assert_gradients_match(op, x, weight, scale, shift, others)
-    composed = op(x, weight, scale, shift, others).detach()
+        fused = op(*operands)
+    assert_gradients_match(op, *operands)
+    composed = op(*operands).detach()
     np.testing.assert_allclose(fused.numpy(), composed.numpy(), rtol=0, atol=1e-10)
 
 

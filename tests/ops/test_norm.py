@@ -5,7 +5,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from minidl import Tensor, ops
+from minidl import Tensor, no_grad, ops
 from minidl.testing import assert_gradients_match, away_from_kinks, tensors
 
 few = settings(
@@ -50,6 +50,24 @@ def test_batch_norm_with_others(backend, data, training, rectify):
     assert_gradients_match(op, x, weight, bias, others, atol=1e-4)
     expected = np.maximum(wanted.numpy(), 0) if rectify else wanted.numpy()
     np.testing.assert_allclose(op(x, weight, bias, others).detach().numpy(), expected, atol=1e-12)
+
+
+@given(st.data(), st.integers(1, 5))
+@few
+def test_batch_norm_affine(backend, data, channels):
+    """The constants of evaluation, from one kernel where no graph wants them."""
+    weight, bias, mean = (data.draw(tensors((channels,))) for _ in range(3))
+    var = Tensor(np.linspace(0.5, 1.5, channels), requires_grad=True)
+
+    def op(part):
+        return lambda *operands: ops.batch_norm_affine(*operands, eps=1e-2)[part]
+
+    operands = weight, bias, mean, var
+    for part in range(2):
+        assert_gradients_match(op(part), *operands)
+        with no_grad():
+            fused = op(part)(*operands)
+        np.testing.assert_allclose(fused.numpy(), op(part)(*operands).detach().numpy(), atol=1e-12)
 
 
 @given(st.data())

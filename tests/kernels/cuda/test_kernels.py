@@ -308,6 +308,7 @@ def test_batchnorm(device, data, shape, dtype):
     gamma, beta, mean = (data.draw(arrays(shape[1:2], dtype)) for _ in range(3))
     var = data.draw(arrays(shape[1:2], dtype)) ** 2
     device.agree("batchnorm_eval", x, gamma, beta, mean, var, 1e-2)
+    device.agree("batchnorm_affine", gamma, beta, mean, var, 1e-2)
     device.agree("batchnorm_eval_backward", dy, x, gamma, mean, 1 / np.sqrt(var + dtype(0.1)))
     if x.size // shape[1] > 1:
         _, mean, _, inv_std = device.agree("batchnorm_train", x, gamma, beta, 1e-2)
@@ -489,6 +490,7 @@ def test_numpy_numbers_for_python_ones(device, dtype, integer, number):
         ("lrn_backward", x, x, x * x + 1, two[0], half, half, half),
         ("batchnorm_train", x, gamma, gamma, half),
         ("batchnorm_eval", x, gamma, gamma, gamma, gamma * gamma, half),
+        ("batchnorm_affine", gamma, gamma, gamma, gamma * gamma, half),
         ("max_pool2d", x, two, two, none, one),
         ("avg_pool2d", x, two, two, none, yes, yes),
         ("avg_pool2d_backward", x[:, :, :3, :3], shape, two, two, none, yes, yes),
