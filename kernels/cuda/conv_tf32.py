@@ -16,7 +16,7 @@ from kernels.cuda.tiles_tf32 import (
     DEPTH,
     HEIGHTS,
     WIDTH,
-    choose_splits,
+    choose_cut,
     launch,
     launch_products,
 )
@@ -25,6 +25,8 @@ from kernels.cuda.tiles_tf32 import (
 MOST_POSITIONS = 16384
 # Of a kernel along an axis: as many as there are bits in a word (Axis in conv_tf32.cuh).
 MOST_TAPS = 32
+# Microseconds in which a block finds out what the windows of its positions read (choose_cut).
+BEGIN = 5
 # Up to so many channels a tile of 32 pixels x 32 channels would be mostly empty.
 FEW_CHANNELS = 16
 
@@ -105,11 +107,11 @@ def weight_grad(dy, x, sizes):
     if not planes:
         dy, outputs = _channels_last(dy, groups), _filled(outputs)
     taps = sizes.area * channels
-    height = "high" if outputs > HEIGHTS["low"] else "low"
+    height, splits = choose_cut(
+        outputs, taps, sizes.positions, groups, groups * outputs * taps, longest=MOST_POSITIONS,
+        parts=True,
+    )  # fmt: skip
     grid = runtime.blocks(taps, WIDTH) * groups, runtime.blocks(outputs, HEIGHTS[height])
-    splits = choose_splits(
-        math.prod(grid), sizes.positions, groups * outputs * taps, MOST_POSITIONS
-    )
     length = DEPTH * runtime.blocks(runtime.blocks(sizes.positions, splits), DEPTH)
     splits = runtime.blocks(sizes.positions, length)
     parts = runtime.empty((splits, groups * outputs, taps), dw.dtype)
@@ -178,7 +180,7 @@ def _convolve(source, filters, y, finish, turned, shapes, sizes, positions, clas
     sides = y.shape[1] // sizes.groups, positions, depth
     launch_products(
         "conv_tf32", "conv2d_tf32", (source, filters), y, finish, settings, sides,
-        sizes.groups * classes,
+        sizes.groups * classes, BEGIN,
     )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ class Stack(NamedTuple):
 def multiply(a: Stack, b: Stack, y: Stack, sizes, groups, finish=NO_FINISH, longest=None):
     """y = a b, finished, with sizes (m, n, k) a group. y is wide, and so is b unless a is deep.
 
-    y's array is (N, C, H, W). `longest`: see `choose_splits`.
+    y's array is (N, C, H, W). `longest`: see `choose_cut`.
     """
     m, n, k = sizes
     settings = (
@@ -33,8 +33,9 @@ def multiply(a: Stack, b: Stack, y: Stack, sizes, groups, finish=NO_FINISH, long
     )  # fmt: skip
     operands = a.array, b.array
     launch_products(
-        "matmul_tf32", "multiply_tf32", operands, y.array, finish, settings, sizes, groups, longest
-    )
+        "matmul_tf32", "multiply_tf32", operands, y.array, finish, settings, sizes, groups,
+        longest=longest,
+    )  # fmt: skip
 
 
 def _place(stack):

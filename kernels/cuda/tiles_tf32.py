@@ -1,6 +1,7 @@
 """How products on tensor cores are cut into blocks (tiles_tf32.cuh), and launched."""
 
 import math
+from functools import lru_cache
 
 import numpy as np
 
@@ -9,9 +10,14 @@ from kernels.cuda import runtime
 # As in tiles_tf32.cuh. Of every kernel there are two, with tiles of so many rows.
 HEIGHTS = {"high": 128, "low": 64}
 WIDTH, DEPTH, STAGES, THREADS = 128, 16, 3, 128
-# Blocks that occupy a large GPU; a split sums at least so many tiles, and no more memory than this
-# goes to the results of all splits.
-ENOUGH_BLOCKS = 264
+# How long a grid takes, as measured on an H100, by which grids are chosen: TFLOP/s of each of its
+# 132 multiprocessors with one block at a time, two and so on; what the sums of splits cost, in
+# microseconds, and bytes of them that are written and read in one. The same for every GPU, so that
+# all give the same digits.
+MULTIPROCESSORS = 132
+RATES = {"high": (1.0, 1.5), "low": (0.75, 0.95, 1.18, 1.24)}
+ADDING, PARTS_RATE = 5, 3e6
+# A split sums at least so many tiles, and no more memory than this goes to the results of all.
 FEWEST_TILES = 8
 PARTS_BYTES = 64 << 20
 # Of a grid, along z.
@@ -20,23 +26,40 @@ MOST_SPLITS = 65535
 NO_FINISH = None, None, None, False
 
 
-def choose_height(rows: int, columns: int, slices: int) -> str:
-    """Of the tiles of `slices` products: high ones where they are filled, and enough."""
-    high = HEIGHTS["high"]
-    blocks = runtime.blocks(columns, WIDTH) * runtime.blocks(rows, high) * slices
-    return "high" if rows > HEIGHTS["low"] and blocks >= ENOUGH_BLOCKS // 2 else "low"
+@lru_cache(maxsize=4096)
+def choose_cut(
+    rows: int, columns: int, depth: int, slices: int, size: int, begin: float = 1,
+    longest: int | None = None, parts: bool = False,
+) -> tuple[str, int]:  # fmt: skip
+    """(height of tiles, splits of the sums) for `slices` products of so many rows and columns, of
+    sums over `depth`, whose results are of `size` elements in all: those that take the least time.
 
-
-def choose_splits(blocks: int, depth: int, size: int, longest: int | None = None) -> int:
-    """How many parts to cut sums over `depth` into, for `size` results in so many blocks.
-
-    `longest`: what a part may sum, at most, where that is limited.
+    begin: microseconds a block takes before it multiplies. longest: what a split may sum, at most,
+    where that is limited. parts: whether the results of a single split are parts, too.
     """
     fewest = min(runtime.blocks(depth, longest or depth), MOST_SPLITS)
-    if 2 * blocks > ENOUGH_BLOCKS:
-        return fewest
-    wanted = min(runtime.blocks(ENOUGH_BLOCKS, blocks), depth // (DEPTH * FEWEST_TILES))
-    return max(fewest, min(wanted, PARTS_BYTES // (4 * size)))
+    tiles = runtime.blocks(depth, DEPTH)
+    cuts = []
+    for height, length in HEIGHTS.items():
+        blocks = runtime.blocks(columns, WIDTH) * runtime.blocks(rows, length) * slices
+        enough = runtime.blocks(2 * MULTIPROCESSORS * len(RATES[height]), blocks)
+        most = min(enough, tiles // FEWEST_TILES, PARTS_BYTES // (4 * size))
+        for splits in range(fewest, max(fewest, most) + 1):
+            time = _time(height, blocks * splits, runtime.blocks(tiles, splits), begin)
+            if splits > 1 or parts:
+                time += ADDING + 8 * splits * size / PARTS_RATE
+            cuts.append((time, splits, height))
+    _, splits, height = min(cuts)
+    return height, splits
+
+
+def _time(height, blocks, tiles, begin):
+    """Microseconds of a grid whose blocks sum so many tiles each."""
+    rates = RATES[height]
+    block = 2e-6 * HEIGHTS[height] * WIDTH * DEPTH * tiles
+    rounds, rest = divmod(runtime.blocks(blocks, MULTIPROCESSORS), len(rates))
+    time = rounds * (begin + len(rates) * block / rates[-1])
+    return time + (begin + rest * block / rates[rest - 1] if rest else 0)
 
 
 def launch(source: str, kernel: str, height: str, grid, args) -> None:
@@ -46,18 +69,17 @@ def launch(source: str, kernel: str, height: str, grid, args) -> None:
 
 
 def launch_products(
-    source, kernel, operands, y, finish, settings, sides, slices, longest=None
+    source, kernel, operands, y, finish, settings, sides, slices, begin=1, longest=None
 ) -> None:  # fmt: skip
     """y (N, C, H, W) = the products of two operands, finished, by <kernel>_<height>.
 
     sides: (rows, columns, depth) of each of `slices` products. settings: what the kernel takes
-    after the operands, the finish and y, which for several splits is an array of parts. `longest`:
-    see `choose_splits`.
+    after the operands, the finish and y, which for several splits is an array of parts. `begin`,
+    `longest`: see `choose_cut`.
     """
     rows, columns, depth = sides
-    height = choose_height(rows, columns, slices)
+    height, splits = choose_cut(rows, columns, depth, slices, y.size, begin, longest)
     grid = runtime.blocks(columns, WIDTH) * slices, runtime.blocks(rows, HEIGHTS[height])
-    splits = choose_splits(math.prod(grid), depth, y.size, longest)
     if splits == 1:
         *arrays, rectify = finish
         launch(source, kernel, height, grid, (*operands, *arrays, y, rectify, *settings))

@@ -91,6 +91,8 @@ def draw_larger(case):
 def forced(**settings):
     """Other settings of the launchers, and one order of threads for the emulator."""
     with ExitStack() as stack:
+        tiles_tf32.choose_cut.cache_clear()
+        stack.callback(tiles_tf32.choose_cut.cache_clear)
         for module in (conv_tf32, tiles_tf32):
             for name, value in settings.items():
                 if hasattr(module, name):
@@ -115,14 +117,14 @@ def test_arrays_that_begin_between_packs(device, case):
 @pytest.mark.parametrize("height", tiles_tf32.HEIGHTS)
 @pytest.mark.parametrize("case", LARGER)
 def test_several_tiles(device, height, case):
-    with forced(choose_height=lambda *sizes: height):
+    with forced(HEIGHTS={height: tiles_tf32.HEIGHTS[height]}):
         names = agree_on_all(device, *draw_larger(case))
     assert f"conv2d_tf32_{height}" in names or {f"multiply_tf32_{height}"} == set(names)
 
 
 @pytest.mark.parametrize("case", LARGER)
 def test_split_sums(device, case):
-    with mock.patch.object(tiles_tf32, "FEWEST_TILES", 1), forced(MOST_POSITIONS=48):
+    with forced(MOST_POSITIONS=48, FEWEST_TILES=1, ADDING=0, PARTS_RATE=np.inf):
         names = agree_on_all(device, *draw_larger(case))
     assert "finish_splits" in names
 
@@ -132,22 +134,27 @@ def test_split_sums(device, case):
 )
 def test_long_sums_are_split_however_many_blocks_there_are(device, case, adding):
     x, _, _, dy, settings_ = draw_larger(case)
-    with mock.patch.object(tiles_tf32, "ENOUGH_BLOCKS", 0), forced(MOST_POSITIONS=4):
+    with forced(MOST_POSITIONS=4, FEWEST_TILES=1000):
         names = launched(device, "conv2d_weight_grad", dy, x, (1, 1), *settings_)
     assert adding in names
 
 
 def test_how_products_are_cut():
-    """A large tile where there are enough of them; splits where there are too few blocks."""
-    height = tiles_tf32.choose_height
-    assert height(128, 200_000, 1) == "high"
-    assert height(64, 200_000, 1) == height(512, 392, 1) == "low"
-    splits = tiles_tf32.choose_splits
-    assert splits(300, 16_000, 1) == splits(1, 127, 1) == splits(1, 16_000, 1 << 24) == 1
-    assert splits(20, 16_000, 1) == 14 and splits(20, 320, 1) == 2
+    """High tiles where they are filled, splits where there are too few blocks, and no more of them
+    than pay or fit.
+    """
+    cut = tiles_tf32.choose_cut
+    assert cut(64, 200_000, 576, 1, 64 * 200_000) == ("low", 1)
+    assert cut(128, 50_176, 1152, 1, 128 * 50_176) == ("high", 1)
+    # 100 high tiles occupy 100 of 132 multiprocessors; two splits of them give most two at a time.
+    assert cut(512, 3136, 4608, 1, 512 * 3136, 5)[0] == "high"
+    assert 2 <= cut(512, 3136, 4608, 1, 512 * 3136, 5)[1] <= 5
+    assert cut(20, 20, 127, 1, 400) == ("low", 1)
+    assert cut(20, 20, 16_000, 1, 400)[1] > 10
+    assert cut(20, 20, 16_000, 1, 1 << 24)[1] == 1
     longest = conv_tf32.MOST_POSITIONS
-    assert splits(300, 10 * longest, 1 << 24, longest) == 10
-    assert splits(300, 2**31, 1, longest) == splits(1, 2**31, 1, longest) == 65535
+    assert cut(5000, 5000, 10 * longest, 1, 1 << 24, longest=longest)[1] == 10
+    assert cut(20, 20, 2**31, 1, 400, longest=longest)[1] == 65535
 
 
 @pytest.mark.parametrize(
