@@ -108,5 +108,7 @@ extern "C" __global__ void finish_splits(
     int at, row;
     divide(divide(i, length, &at), rows, &row);
     Finish finish = {scale, shift, others, rectified != 0};
-    y[i] = finish((float)total, row, i);
+    float value[] = {(float)total};
+    finish.apply<1, 1>(value, row, i, 0, 1);
+    y[i] = value[0];
 }

@@ -184,15 +184,28 @@ struct Finish {
     const float *scale, *shift, *others;
     bool rectified;
 
-    __device__ float operator()(float value, int row, long long index) const
+    // Of COUNT sums that are PASS rows apart, where rows lie `step` apart and there are `left` of
+    // them. Step by step, so that a thread waits once for what it reads for all.
+    template <int COUNT, int PASS>
+    __device__ void apply(
+        float (&values)[COUNT], int row, long long index, long long step, int left) const
     {
         if (scale)
-            value *= scale[row];
+#pragma unroll
+            for (int i = 0; i < COUNT; ++i)
+                values[i] *= i * PASS < left ? scale[row + i * PASS] : 0;
         if (shift)
-            value += shift[row];
+#pragma unroll
+            for (int i = 0; i < COUNT; ++i)
+                values[i] += i * PASS < left ? shift[row + i * PASS] : 0;
         if (others)
-            value += others[index];
-        return rectified ? rectify(value) : value;
+#pragma unroll
+            for (int i = 0; i < COUNT; ++i)
+                values[i] += i * PASS < left ? others[index + i * PASS * step] : 0;
+        if (rectified)
+#pragma unroll
+            for (int i = 0; i < COUNT; ++i)
+                values[i] = rectify(values[i]);
     }
 };
 
@@ -208,7 +221,7 @@ __device__ inline void store(
     const Sums<HEIGHT> &sums, const Finish &finish, float *y, int before, int first, int rows,
     long long step, long long column, float *memory)
 {
-    const int ROW = WIDTH + 8, ROWS = HEIGHT / WARP_ROWS;
+    const int ROW = WIDTH + 8, ROWS = HEIGHT / WARP_ROWS, PASS = TILE_THREADS / WIDTH, BATCH = 8;
     for (int part = 0; part < WARP_ROWS; ++part, first += ROWS) {
         __syncthreads();
         if (warp_row<HEIGHT>() == part * ROWS) {
@@ -226,10 +239,17 @@ __device__ inline void store(
         if (column < 0)
             continue;
         int stop = min(ROWS, rows - first);
-#pragma unroll 4
-        for (int m = threadIdx.x / WIDTH; m < stop; m += TILE_THREADS / WIDTH) {
+        for (int m = threadIdx.x / WIDTH; m < stop; m += BATCH * PASS) {
             long long index = (first + m) * step + column;
-            y[index] = finish(memory[m * ROW + tile_column()], before + first + m, index);
+            float values[BATCH];
+#pragma unroll
+            for (int i = 0; i < BATCH; ++i)
+                values[i] = memory[(m + i * PASS) * ROW + tile_column()];
+            finish.apply<BATCH, PASS>(values, before + first + m, index, step, stop - m);
+#pragma unroll
+            for (int i = 0; i < BATCH; ++i)
+                if (m + i * PASS < stop)
+                    y[index + i * PASS * step] = values[i];
         }
     }
 }
