@@ -171,20 +171,25 @@ extern "C" __global__ void put_few_channels_last(
 }
 
 // Filters (O, C/G, area) as (O, chunk, area, channel): the channels filled up with zeros to
-// `filled`, in chunks of so many. A thread writes one of `size`.
+// `filled`, in chunks of so many. A thread moves some taps of one of `size` channels of all
+// filters: it reads neighbours, and the threads of a chunk write neighbours. Grid (channels, taps).
 extern "C" __global__ void lay_filters(
     const float *weight, float *laid, int group_channels, int area, int filled, int chunk,
     long long size)
 {
+    const int TAPS = 9;
     long long i = thread_number();
     if (i >= size)
         return;
-    int within, tap, number;
-    long long output = divide(
-        divide(divide(i, chunk, &within), area, &tap), filled / chunk, &number);
-    int c = number * chunk + within;
-    bool exists = c < group_channels;
-    laid[i] = exists ? rounded(weight[(output * group_channels + c) * area + tap]) : 0;
+    int c;
+    long long output = divide(i, filled, &c), channel = output * group_channels + c;
+    laid += (output * filled + c / chunk * chunk) * area + c % chunk;
+#pragma unroll
+    for (int t = 0; t < TAPS; ++t) {
+        int tap = blockIdx.y * TAPS + t;
+        if (tap < area)
+            laid[tap * chunk] = c < group_channels ? rounded(weight[channel * area + tap]) : 0;
+    }
 }
 
 // Where a (channel, tap) goes: its first chunk of outputs, and how far apart the chunks lie.

@@ -27,6 +27,8 @@ MOST_POSITIONS = 16384
 MOST_TAPS = 32
 # Microseconds in which a block finds out what the windows of its positions read (choose_cut).
 BEGIN = 5
+# Of a filter's channel, that a thread lays (conv_tf32.cu).
+LAID_TAPS = 9
 # Up to so many channels a tile of 32 pixels x 32 channels would be mostly empty.
 FEW_CHANNELS = 16
 
@@ -163,8 +165,10 @@ def _channels_last(x, groups):
 def _lay_filters(weight, sizes, filled):
     laid = runtime.empty((sizes.outputs, sizes.area, filled), weight.dtype)
     numbers = runtime.ints(sizes.group_channels, sizes.area, filled, _chunk(filled))
-    args = weight, laid, *numbers, laid.size
-    runtime.launch_elements("conv_tf32", "lay_filters", weight.dtype, laid.size, args)
+    size = sizes.outputs * filled
+    grid = runtime.blocks(size), runtime.blocks(sizes.area, LAID_TAPS)
+    args = weight, laid, *numbers, size
+    runtime.launch("conv_tf32", "lay_filters", weight.dtype, grid, runtime.THREADS, args)
     return laid
 
 
