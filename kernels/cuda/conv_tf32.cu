@@ -14,7 +14,7 @@ extern __shared__ float memory[];
 // grid (tiles of positions x groups x classes, tiles of outputs, splits). y (N, O, H, W): of every
 // split its own. scale to rectified: see Finish. turned: 0, or the length of a row of turned
 // filters; then the source is dy and the target dx.
-extern "C" __global__ void __launch_bounds__(TILE_THREADS, 2) conv2d_tf32_high(
+extern "C" __global__ void __launch_bounds__(High::THREADS, 2) conv2d_tf32_high(
     const float *source, const float *filters, const float *scale, const float *shift,
     const float *others, float *y, int rectified, int turned, int images, int channels, int height,
     int width, int outputs, int rows, int columns, int kernel_h, int kernel_w, int stride_h,
@@ -23,10 +23,10 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, 2) conv2d_tf32_high(
     Kernel kernel = {kernel_h, kernel_w, stride_h, stride_w, top, left, dilation_h, dilation_w};
     Maps from = {channels, height, width}, to = {outputs, rows, columns};
     Finish finish = {scale, shift, others, rectified != 0};
-    convolve<128>(source, filters, finish, y, images, from, to, kernel, groups, turned, memory);
+    convolve<High>(source, filters, finish, y, images, from, to, kernel, groups, turned, memory);
 }
 
-extern "C" __global__ void __launch_bounds__(TILE_THREADS, 4) conv2d_tf32_low(
+extern "C" __global__ void __launch_bounds__(Low::THREADS, 4) conv2d_tf32_low(
     const float *source, const float *filters, const float *scale, const float *shift,
     const float *others, float *y, int rectified, int turned, int images, int channels, int height,
     int width, int outputs, int rows, int columns, int kernel_h, int kernel_w, int stride_h,
@@ -35,14 +35,41 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, 4) conv2d_tf32_low(
     Kernel kernel = {kernel_h, kernel_w, stride_h, stride_w, top, left, dilation_h, dilation_w};
     Maps from = {channels, height, width}, to = {outputs, rows, columns};
     Finish finish = {scale, shift, others, rectified != 0};
-    convolve<64>(source, filters, finish, y, images, from, to, kernel, groups, turned, memory);
+    convolve<Low>(source, filters, finish, y, images, from, to, kernel, groups, turned, memory);
+}
+
+// The same by groups of warps, on Hopper.
+extern "C" __global__ void __launch_bounds__(HighGroups::THREADS, 2) conv2d_tf32_group_high(
+    const float *source, const float *filters, const float *scale, const float *shift,
+    const float *others, float *y, int rectified, int turned, int images, int channels, int height,
+    int width, int outputs, int rows, int columns, int kernel_h, int kernel_w, int stride_h,
+    int stride_w, int top, int left, int dilation_h, int dilation_w, int groups)
+{
+    Kernel kernel = {kernel_h, kernel_w, stride_h, stride_w, top, left, dilation_h, dilation_w};
+    Maps from = {channels, height, width}, to = {outputs, rows, columns};
+    Finish finish = {scale, shift, others, rectified != 0};
+    convolve<HighGroups>(
+        source, filters, finish, y, images, from, to, kernel, groups, turned, aligned(memory));
+}
+
+extern "C" __global__ void __launch_bounds__(LowGroups::THREADS, 3) conv2d_tf32_group_low(
+    const float *source, const float *filters, const float *scale, const float *shift,
+    const float *others, float *y, int rectified, int turned, int images, int channels, int height,
+    int width, int outputs, int rows, int columns, int kernel_h, int kernel_w, int stride_h,
+    int stride_w, int top, int left, int dilation_h, int dilation_w, int groups)
+{
+    Kernel kernel = {kernel_h, kernel_w, stride_h, stride_w, top, left, dilation_h, dilation_w};
+    Maps from = {channels, height, width}, to = {outputs, rows, columns};
+    Finish finish = {scale, shift, others, rectified != 0};
+    convolve<LowGroups>(
+        source, filters, finish, y, images, from, to, kernel, groups, turned, aligned(memory));
 }
 
 // A block sums some outputs x WIDTH taps of a group over the positions of one split, `length` of
 // them; grid (tiles of taps x groups, tiles of outputs, splits). x: channels last, C' of them; dy:
 // the same, O' of them, or where `planes` (N, O, H, W), and O' is O. parts:
 // (splits, O', kh kw C'/G), taps in the order of a filter's (lay_filters).
-extern "C" __global__ void __launch_bounds__(TILE_THREADS, 2) conv2d_weight_grad_tf32_high(
+extern "C" __global__ void __launch_bounds__(High::THREADS, 2) conv2d_weight_grad_tf32_high(
     const float *dy, const float *x, float *parts, int planes, long long length, int images,
     int channels, int height, int width, int outputs, int rows, int columns, int kernel_h,
     int kernel_w, int stride_h, int stride_w, int top, int left, int dilation_h, int dilation_w,
@@ -50,11 +77,11 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, 2) conv2d_weight_grad
 {
     Kernel kernel = {kernel_h, kernel_w, stride_h, stride_w, top, left, dilation_h, dilation_w};
     Maps from = {channels, height, width}, to = {outputs, rows, columns};
-    correlate<128>(
+    correlate<High>(
         dy, x, parts, planes != 0, length, images, from, to, kernel, groups, memory);
 }
 
-extern "C" __global__ void __launch_bounds__(TILE_THREADS, 4) conv2d_weight_grad_tf32_low(
+extern "C" __global__ void __launch_bounds__(Low::THREADS, 4) conv2d_weight_grad_tf32_low(
     const float *dy, const float *x, float *parts, int planes, long long length, int images,
     int channels, int height, int width, int outputs, int rows, int columns, int kernel_h,
     int kernel_w, int stride_h, int stride_w, int top, int left, int dilation_h, int dilation_w,
@@ -62,7 +89,7 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, 4) conv2d_weight_grad
 {
     Kernel kernel = {kernel_h, kernel_w, stride_h, stride_w, top, left, dilation_h, dilation_w};
     Maps from = {channels, height, width}, to = {outputs, rows, columns};
-    correlate<64>(
+    correlate<Low>(
         dy, x, parts, planes != 0, length, images, from, to, kernel, groups, memory);
 }
 

@@ -10,6 +10,7 @@
 
 #pragma once
 
+#include "groups_tf32.cuh"
 #include "matrix_tf32.cuh"
 
 struct Kernel {
@@ -22,8 +23,15 @@ struct Maps {
 
     __device__ int pixels() const { return rows * columns; }
 
-    // Of a pixel, with the channels last.
-    __device__ int quads() const { return channels / 4; }
+    // Of a pixel, with the channels last. Unsigned: where quads outside of the images would lie may
+    // be more than an int holds.
+    __device__ unsigned quads() const { return channels / 4; }
+
+    // The number of a pixel, or of where it would be.
+    __device__ unsigned pixel(int image, int row, int column) const
+    {
+        return ((unsigned)image * rows + row) * columns + column;
+    }
 
     __device__ bool holds(int row, int column) const
     {
@@ -57,7 +65,7 @@ struct Axis {
     }
 };
 
-static const int FAR = 1 << 29;  // a row that no image has
+static const int FAR = 1 << 29;  // a row that no image has, nor its padding
 
 // Which channels of a pixel a thread copies, and which taps: quads of channels are numbered by
 // (chunk, tap, quad of the chunk), and from one of a thread's to its next it is a multiple of a
@@ -82,18 +90,20 @@ struct Channels {
 
 // The columns of im2col: a column is a position, and k counts (chunk, tap, channel). A thread
 // copies four channels at a time, of the same taps for all its positions.
+template <class Shape>
 struct WindowTile {
     static const bool DEEP = true, ROUNDED = true;
-    static const int QUADS = DEPTH / 4, PASS = TILE_THREADS / QUADS, READS = WIDTH / PASS;
+    static const int DEPTH = Shape::DEPTH, QUADS = DEPTH / 4;
+    static const int PASS = Shape::THREADS / QUADS, READS = Shape::WIDTH / PASS;
     const float *source;
-    int place;                              // what the thread writes first of a tile
-    int at[READS];                          // where a position's window begins, in quads,
-    unsigned rows[READS], columns[READS];   // and which rows of taps, and columns, are in its plane
-    int chunk, row, column;                 // how far apart these are, in quads
-    int chunks, height, width;              // how many there are
+    int place;                             // what the thread writes first of a tile
+    unsigned at[READS];                    // where a position's window begins, in quads,
+    unsigned rows[READS], columns[READS];  // and which rows of taps, and columns, are in its plane
+    unsigned chunk, row, column;           // how far apart these are, in quads
+    int chunks, height, width;             // how many there are
     Digits tap, step;
 
-    // Positions first ... positions - 1 of group number `group`, of whose channels there are `filled`.
+    // Positions first ... positions - 1 of a group, of whose channels there are `filled`.
     __device__ WindowTile(
         const float *source, const Maps &from, int group, int filled, const Axis &down,
         const Axis &across, long long first, long long positions, int k)
@@ -107,9 +117,9 @@ struct WindowTile {
         const Axis &across, long long first, long long positions, const Channels &channels,
         int quad)
         : source(source),
-          place(kept(deep_place(threadIdx.x / QUADS, threadIdx.x % QUADS * 4))),
+          place(kept(deep_place<Shape>(threadIdx.x / QUADS, threadIdx.x % QUADS * 4))),
           chunk(channels.quads),
-          row(down.tap_step * from.columns * from.quads()), column(across.tap_step * from.quads()),
+          row(from.quads() * from.columns * down.tap_step), column(from.quads() * across.tap_step),
           chunks(filled / (4 * channels.quads)), height(max(down.taps, 1)),
           width(max(across.taps, 1)), tap(channels.tap(quad, height, width)),
           step(QUADS / channels.quads, height, width)
@@ -118,10 +128,10 @@ struct WindowTile {
         for (int r = 0; r < READS; ++r) {
             long long position = first + threadIdx.x / QUADS + r * PASS;
             bool exists = position < positions;
-            Digits place(exists ? position : 0, down.positions, across.positions);
-            int y = down.start + place.middle * down.stride;
-            int x = across.start + place.low * across.stride;
-            at[r] = ((place.high * from.rows + y) * from.columns + x) * from.quads()
+            Digits number(exists ? position : 0, down.positions, across.positions);
+            int y = down.start + number.middle * down.stride;
+            int x = across.start + number.low * across.stride;
+            at[r] = from.quads() * from.pixel(number.high, y, x)
                 + group * filled / 4 + quad % channels.quads;
             rows[r] = exists ? down.taps_inside(y, from.rows) : 0;
             columns[r] = across.taps_inside(x, from.columns);
@@ -131,34 +141,39 @@ struct WindowTile {
     __device__ void fetch(float *tile)
     {
         unsigned this_row = tap.high < chunks ? 1u << tap.middle : 0, this_column = 1u << tap.low;
-        int by = tap.high * chunk + tap.middle * row + tap.low * column;
+        unsigned by = tap.high * chunk + tap.middle * row + tap.low * column;
 #pragma unroll
         for (int r = 0; r < READS; ++r)
-            copy_later<4, true>(tile + place + r * PASS * DEPTH, source + 4ll * (at[r] + by),
-                                (rows[r] & this_row) && (columns[r] & this_column));
+            copy_later<4, true>(
+                tile + place + r * PASS * DEPTH, source + 4ll * (int)(at[r] + by),
+                (rows[r] & this_row) && (columns[r] & this_column));
         tap.add(step, height, width);
     }
 };
 
 // The columns of im2col turned: a column is a (chunk, tap, channel), and k counts positions. A
 // thread copies channels of several taps for one position at a time.
+template <class Shape>
 struct CorrelationTile {
     static const bool DEEP = false, ROUNDED = true;
-    static const int PASS = TILE_THREADS / DEPTH, READS = WIDTH / 4 / PASS;
+    static const int DEPTH = Shape::DEPTH, WIDTH = Shape::WIDTH;
+    static const int ROW = Layout<Shape, WIDTH, DEEP>::ROW;
+    static const int PASS = Shape::THREADS / DEPTH, READS = WIDTH / 4 / PASS;
     const float *source;
     Maps from, to;
     int stride_h, stride_w;
-    int place;                                 // what the thread writes first of a tile
-    int row[READS], column[READS], at[READS];  // of what is read, beside the position's own; quads
+    int place;                      // what the thread writes first of a tile
+    int row[READS], column[READS];  // of what is read, beside the position's own,
+    unsigned at[READS];             // and where it lies, in quads
     int left;  // positions to come, from the thread's next on
     Digits position, step;
 
-    // Positions start ... stop - 1 of group number `group`, of whose channels there are `filled`.
+    // Positions start ... stop - 1 of a group, of whose channels there are `filled`.
     __device__ CorrelationTile(
         const float *source, const Maps &from, const Maps &to, int group, int filled,
         const Kernel &kernel, int first, long long start, long long stop)
         : source(source), from(from), to(to), stride_h(kernel.stride_h), stride_w(kernel.stride_w),
-          place(kept(threadIdx.x / PASS * Layout<WIDTH, DEEP>::ROW + threadIdx.x % PASS * 4)),
+          place(kept(threadIdx.x / PASS * ROW + threadIdx.x % PASS * 4)),
           left((int)(stop - start) - threadIdx.x / PASS),
           position(start + threadIdx.x / PASS, to.rows, to.columns),
           step(DEPTH, to.rows, to.columns)
@@ -171,7 +186,8 @@ struct CorrelationTile {
             int channel = channels.first(quad, tap);
             row[r] = tap.middle * kernel.dilation_h - kernel.top;
             column[r] = tap.low * kernel.dilation_w - kernel.left;
-            at[r] = (row[r] * from.columns + column[r]) * from.quads() + (group * filled + channel) / 4;
+            at[r] = from.quads() * from.pixel(0, row[r], column[r])
+                + (group * filled + channel) / 4;
             if (channel >= filled)
                 row[r] = FAR;
         }
@@ -180,13 +196,13 @@ struct CorrelationTile {
     __device__ void fetch(float *tile)
     {
         int y = position.middle * stride_h, x = position.low * stride_w;
-        int pixel = (position.high * from.rows + y) * from.columns + x;
+        unsigned pixel = from.pixel(position.high, y, x);
         if (left <= 0)
             y = FAR;
 #pragma unroll
         for (int r = 0; r < READS; ++r)
             copy_later<4, true>(tile + place + 4 * r * PASS,
-                                source + 4ll * (pixel * from.quads() + at[r]),
+                                source + 4ll * (int)(pixel * from.quads() + at[r]),
                                 from.holds(y + row[r], x + column[r]));
         position.add(step, to.rows, to.columns);
         left -= DEPTH;
@@ -194,7 +210,7 @@ struct CorrelationTile {
 };
 
 // The kernels conv2d_tf32_*.
-template <int HEIGHT>
+template <class Shape>
 __device__ inline void convolve(
     const float *source, const float *filters, const Finish &finish, float *y, int images,
     const Maps &from, const Maps &to, const Kernel &kernel, int groups, int turned, float *memory)
@@ -216,7 +232,7 @@ __device__ inline void convolve(
         across = Axis::forward(
             to.columns, kernel.left, kernel.stride_w, kernel.width, kernel.dilation_w);
     }
-    long long start = (long long)(blockIdx.x % tiles) * WIDTH;
+    long long start = (long long)(blockIdx.x % tiles) * Shape::WIDTH;
     long long count = (long long)images * down.positions * across.positions;
     if (start >= count)
         return;
@@ -226,15 +242,15 @@ __device__ inline void convolve(
     int row_step = turned ? turned : depth;
     filters += ((long long)number * to.channels + group * group_outputs) * row_step;
     Matrix matrix = {filters, row_step, {max(depth, 1), 0}};
-    Share share(depth);
-    int first = blockIdx.y * HEIGHT, k = share.first * DEPTH;
-    DeepTile<HEIGHT, true> left(matrix, first, group_outputs, k, depth);
-    WindowTile right(
+    Share<Shape> share(depth);
+    int first = blockIdx.y * Shape::HEIGHT, k = share.first * Shape::DEPTH;
+    DeepTile<Shape, Shape::HEIGHT, true> left(matrix, first, group_outputs, k, depth);
+    WindowTile<Shape> right(
         source, from, group, group_channels, down, across, start, count, k);
-    Sums<HEIGHT> sums;
-    multiply<HEIGHT>(left, right, share.steps, memory, sums);
+    Sums<Shape> sums;
+    multiply<Shape>(left, right, share.steps, memory, sums);
 
-    long long mine = start + tile_column(), column = -1;
+    long long mine = start + tile_column<Shape>(), column = -1;
     if (mine < count) {
         Digits at(mine, down.positions, across.positions);
         int row = down.first + at.middle * down.step;
@@ -242,12 +258,12 @@ __device__ inline void convolve(
             + row * to.columns + across.first + at.low * across.step;
     }
     y += blockIdx.z * (long long)images * to.channels * to.pixels();
-    store<HEIGHT>(sums, finish, y, group * group_outputs, first, group_outputs, to.pixels(),
+    store<Shape>(sums, finish, y, group * group_outputs, first, group_outputs, to.pixels(),
                   column, memory);
 }
 
 // A block's tile of dW, for the tiles `left` of dy.
-template <int HEIGHT, class Left>
+template <class Shape, class Left>
 __device__ inline void correlate_tile(
     Left &left, const float *x, float *parts, long long start, long long stop, const Maps &from,
     const Maps &to, const Kernel &kernel, int groups, float *memory)
@@ -255,35 +271,36 @@ __device__ inline void correlate_tile(
     int group_channels = from.channels / groups, group_outputs = to.channels / groups;
     int taps = group_channels * kernel.height * kernel.width;
     int tiles = gridDim.x / groups, group = blockIdx.x / tiles;
-    int first_tap = blockIdx.x % tiles * WIDTH, tap = first_tap + tile_column();
-    CorrelationTile right(
+    int first_tap = blockIdx.x % tiles * Shape::WIDTH, tap = first_tap + tile_column<Shape>();
+    CorrelationTile<Shape> right(
         x, from, to, group, group_channels, kernel, first_tap, start, stop);
-    Sums<HEIGHT> sums;
-    multiply<HEIGHT>(left, right, (int)((stop - start + DEPTH - 1) / DEPTH), memory, sums);
+    Sums<Shape> sums;
+    int steps = (int)((stop - start + Shape::DEPTH - 1) / Shape::DEPTH);
+    multiply<Shape>(left, right, steps, memory, sums);
     long long row = (long long)blockIdx.z * to.channels + group * group_outputs;
-    store<HEIGHT>(sums, Finish(), parts + row * taps, 0, blockIdx.y * HEIGHT, group_outputs, taps,
-                  tap < taps ? tap : -1, memory);
+    store<Shape>(sums, Finish(), parts + row * taps, 0, blockIdx.y * Shape::HEIGHT, group_outputs,
+                 taps, tap < taps ? tap : -1, memory);
 }
 
 // The kernels conv2d_weight_grad_tf32_*.
-template <int HEIGHT>
+template <class Shape>
 __device__ inline void correlate(
     const float *dy, const float *x, float *parts, bool planes, long long length, int images,
     const Maps &from, const Maps &to, const Kernel &kernel, int groups, float *memory)
 {
     int group_outputs = to.channels / groups, group = blockIdx.x / (gridDim.x / groups);
-    int first = blockIdx.y * HEIGHT, pixels = to.pixels();
+    int first = blockIdx.y * Shape::HEIGHT, pixels = to.pixels();
     long long start = blockIdx.z * length, stop = min(start + length, (long long)images * pixels);
     if (planes) {
         dy += (long long)group * group_outputs * pixels;
         Matrix matrix = {dy, pixels, {pixels, (long long)to.channels * pixels}};
-        DeepTile<HEIGHT, false> left(matrix, first, group_outputs, start, stop);
-        correlate_tile<HEIGHT>(
+        DeepTile<Shape, Shape::HEIGHT, false> left(matrix, first, group_outputs, start, stop);
+        correlate_tile<Shape>(
             left, x, parts, start, stop, from, to, kernel, groups, memory);
     } else {
         Matrix matrix = {dy + group * group_outputs, to.channels, {group_outputs, 0}};
-        WideTile<HEIGHT, true> left(matrix, first, group_outputs, start, stop);
-        correlate_tile<HEIGHT>(
+        WideTile<Shape, Shape::HEIGHT, true> left(matrix, first, group_outputs, start, stop);
+        correlate_tile<Shape>(
             left, x, parts, start, stop, from, to, kernel, groups, memory);
     }
 }

@@ -13,8 +13,9 @@ import math
 from kernels.cuda import runtime
 from kernels.cuda.matmul_tf32 import Stack, multiply
 from kernels.cuda.tiles_tf32 import (
-    DEPTH,
-    HEIGHTS,
+    GROUP_SHAPES,
+    SHAPES,
+    WARP_SHAPES,
     WIDTH,
     choose_cut,
     launch,
@@ -26,7 +27,7 @@ MOST_POSITIONS = 16384
 # Of a kernel along an axis: as many as there are bits in a word (Axis in conv_tf32.cuh).
 MOST_TAPS = 32
 # Microseconds in which a block finds out what the windows of its positions read (choose_cut).
-BEGIN = 5
+BEGIN = 4
 # Of a filter's channel, that a thread lays (conv_tf32.cu).
 LAID_TAPS = 9
 # Up to so many channels a tile of 32 pixels x 32 channels would be mostly empty.
@@ -50,7 +51,8 @@ def takes(sizes) -> bool:
     # have one, they are filled up to four.
     tiles = max(sizes.images, sizes.groups, sizes.channels // 8 + 1, sizes.outputs // 8 + 1)
     # A tile may end beyond the last pixel.
-    fits = max(weights, pixels + 128, quads) < 2**31 and tiles < 2**16
+    padded = max(sizes.plane) + max(sizes.padding) * 2  # which every window is within
+    fits = max(weights, pixels + 128, quads, 4 * padded) < 2**31 and tiles < 2**16
     return thick and fits and max(sizes.kernel_size) <= MOST_TAPS
 
 
@@ -109,12 +111,13 @@ def weight_grad(dy, x, sizes):
     if not planes:
         dy, outputs = _channels_last(dy, groups), _filled(outputs)
     taps = sizes.area * channels
-    height, splits = choose_cut(
+    name, splits = choose_cut(
         outputs, taps, sizes.positions, groups, groups * outputs * taps, longest=MOST_POSITIONS,
         parts=True,
     )  # fmt: skip
-    grid = runtime.blocks(taps, WIDTH) * groups, runtime.blocks(outputs, HEIGHTS[height])
-    length = DEPTH * runtime.blocks(runtime.blocks(sizes.positions, splits), DEPTH)
+    shape = SHAPES[name]
+    grid = runtime.blocks(taps, WIDTH) * groups, runtime.blocks(outputs, shape.height)
+    length = shape.depth * runtime.blocks(runtime.blocks(sizes.positions, splits), shape.depth)
     splits = runtime.blocks(sizes.positions, length)
     parts = runtime.empty((splits, groups * outputs, taps), dw.dtype)
     shapes = (
@@ -124,7 +127,7 @@ def weight_grad(dy, x, sizes):
         dy, _channels_last(x, groups), parts, planes, length,
         *runtime.ints(*shapes, *sizes.settings, groups),
     )  # fmt: skip
-    launch("conv_tf32", "conv2d_weight_grad_tf32", height, (*grid, splits), args)
+    launch("conv_tf32", "conv2d_weight_grad_tf32", name, (*grid, splits), args)
     numbers = runtime.ints(
         splits, sizes.group_channels, channels, _chunk(channels), sizes.group_outputs, outputs,
         sizes.area,
@@ -182,9 +185,10 @@ def _convolve(source, filters, y, finish, turned, shapes, sizes, positions, clas
     settings = runtime.ints(turned, *shapes, *sizes.settings, sizes.groups)
     depth = filters.size // (classes * y.shape[1])
     sides = y.shape[1] // sizes.groups, positions, depth
+    shapes = WARP_SHAPES + (GROUP_SHAPES if runtime.multiplies_by_groups() else ())
     launch_products(
         "conv_tf32", "conv2d_tf32", (source, filters), y, finish, settings, sides,
-        sizes.groups * classes, BEGIN,
+        sizes.groups * classes, BEGIN, shapes=shapes,
     )  # fmt: skip
 
 

@@ -24,48 +24,48 @@ struct Results {
     long long step, inner, outer, group, split;
 };
 
-template <int HEIGHT, class Left, class Right>
+template <class Shape, class Left, class Right>
 __device__ inline void multiply_tile(
     const Stack &a, const Stack &b, const Finish &finish, const Results &y, int m, long long n,
     long long k, int groups)
 {
     int tiles = gridDim.x / groups, group = blockIdx.x / tiles;
-    long long first_column = (long long)(blockIdx.x % tiles) * WIDTH;
-    int first = blockIdx.y * HEIGHT;
-    Share share(k);
-    long long start = (long long)share.first * DEPTH;
+    long long first_column = (long long)(blockIdx.x % tiles) * Shape::WIDTH;
+    int first = blockIdx.y * Shape::HEIGHT;
+    Share<Shape> share(k);
+    long long start = (long long)share.first * Shape::DEPTH;
     Left left(a.matrix(group), first, m, start, k);
     Right right(b.matrix(group), first_column, n, start, k);
-    Sums<HEIGHT> sums;
-    multiply<HEIGHT>(left, right, share.steps, memory, sums);
-    long long mine = first_column + tile_column();
+    Sums<Shape> sums;
+    multiply<Shape>(left, right, share.steps, memory, sums);
+    long long mine = first_column + tile_column<Shape>();
     Neighbours columns = {(int)y.inner, y.outer};
     long long column = mine < n ? group * y.group + columns.offset(mine) : -1;
     float *part = y.base + blockIdx.z * y.split;
-    store<HEIGHT>(sums, finish, part, group * m, first, m, y.step, column, memory);
+    store<Shape>(sums, finish, part, group * m, first, m, y.step, column, memory);
 }
 
-template <int HEIGHT>
+template <class Shape>
 __device__ inline void multiply_matrices(
     const Stack &a, const Stack &b, const Finish &finish, const Results &y, int m, long long n,
     long long k, int groups)
 {
-    typedef DeepTile<HEIGHT, false> DeepRows;
-    typedef WideTile<HEIGHT, false> WideRows;
-    typedef DeepTile<WIDTH, false> DeepColumns;
-    typedef WideTile<WIDTH, false> WideColumns;
+    typedef DeepTile<Shape, Shape::HEIGHT, false> DeepRows;
+    typedef WideTile<Shape, Shape::HEIGHT, false> WideRows;
+    typedef DeepTile<Shape, Shape::WIDTH, false> DeepColumns;
+    typedef WideTile<Shape, Shape::WIDTH, false> WideColumns;
     if (a.deep && b.deep)  // a gradient by weights
-        multiply_tile<HEIGHT, DeepRows, DeepColumns>(a, b, finish, y, m, n, k, groups);
+        multiply_tile<Shape, DeepRows, DeepColumns>(a, b, finish, y, m, n, k, groups);
     else if (a.deep)  // a convolution
-        multiply_tile<HEIGHT, DeepRows, WideColumns>(a, b, finish, y, m, n, k, groups);
+        multiply_tile<Shape, DeepRows, WideColumns>(a, b, finish, y, m, n, k, groups);
     else  // a gradient by the input
-        multiply_tile<HEIGHT, WideRows, WideColumns>(a, b, finish, y, m, n, k, groups);
+        multiply_tile<Shape, WideRows, WideColumns>(a, b, finish, y, m, n, k, groups);
 }
 
 // A block makes a tile of y = A B of a group, or a split of its sums; grid (tiles of columns x
 // groups, tiles of rows, splits). A (m, k), B (k, n): `deep` where neighbours are along k; see
 // Matrix and Stack. scale to rectified: see Finish, whose rows are those of all groups.
-extern "C" __global__ void __launch_bounds__(TILE_THREADS, 2) multiply_tf32_high(
+extern "C" __global__ void __launch_bounds__(High::THREADS, 2) multiply_tf32_high(
     const float *a, const float *b, const float *scale, const float *shift, const float *others,
     float *y, int rectified, int m, long long n, long long k, int groups, int a_deep,
     long long a_step, long long a_inner, long long a_outer, long long a_group, int b_deep,
@@ -76,10 +76,10 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, 2) multiply_tf32_high
     Stack right = {b, b_deep != 0, b_step, b_inner, b_outer, b_group};
     Results results = {y, y_step, y_inner, y_outer, y_group, y_split};
     Finish finish = {scale, shift, others, rectified != 0};
-    multiply_matrices<128>(left, right, finish, results, m, n, k, groups);
+    multiply_matrices<High>(left, right, finish, results, m, n, k, groups);
 }
 
-extern "C" __global__ void __launch_bounds__(TILE_THREADS, 4) multiply_tf32_low(
+extern "C" __global__ void __launch_bounds__(Low::THREADS, 4) multiply_tf32_low(
     const float *a, const float *b, const float *scale, const float *shift, const float *others,
     float *y, int rectified, int m, long long n, long long k, int groups, int a_deep,
     long long a_step, long long a_inner, long long a_outer, long long a_group, int b_deep,
@@ -90,7 +90,7 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, 4) multiply_tf32_low(
     Stack right = {b, b_deep != 0, b_step, b_inner, b_outer, b_group};
     Results results = {y, y_step, y_inner, y_outer, y_group, y_split};
     Finish finish = {scale, shift, others, rectified != 0};
-    multiply_matrices<64>(left, right, finish, results, m, n, k, groups);
+    multiply_matrices<Low>(left, right, finish, results, m, n, k, groups);
 }
 
 // The sum of all parts (splits, size), in order and in float64, finished. Rows of `length` values,

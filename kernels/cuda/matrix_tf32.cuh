@@ -35,9 +35,10 @@ struct Matrix {
 };
 
 // LENGTH rows of A, or columns of B, whose neighbours are along k.
-template <int LENGTH, bool IS_ROUNDED>
+template <class Shape, int LENGTH, bool IS_ROUNDED>
 struct DeepTile {
     static const bool DEEP = true, ROUNDED = IS_ROUNDED;
+    static const int DEPTH = Shape::DEPTH;
     bool by_four;
     int place;          // what the thread writes first of a tile
     int rows, left;     // of the matrix, from there on: rows, and values along k
@@ -52,18 +53,18 @@ struct DeepTile {
     {
         int count = by_four ? 4 : 1;
         int row = threadIdx.x / (DEPTH / count), at = threadIdx.x % (DEPTH / count) * count;
-        place = kept(deep_place(row, at));
+        place = kept(deep_place<Shape>(row, at));
         this->rows = rows - first - row;
         left = (int)(depth - k - at);
         long long piece = divide(k + at, inner, &within);
         from = matrix.base + (first + row) * matrix.step + piece * matrix.axis.outer + within;
-        step = TILE_THREADS * count / DEPTH * matrix.step;
+        step = Shape::THREADS * count / DEPTH * matrix.step;
     }
 
     template <int COUNT>
     __device__ void copy(float *tile) const
     {
-        const int PASS = TILE_THREADS * COUNT / DEPTH;  // a multiple of 8: one order of quads
+        const int PASS = Shape::THREADS * COUNT / DEPTH;  // a multiple of 8: one order of quads
         const float *next = from;
 #pragma unroll COUNT
         for (int r = 0; r < LENGTH; r += PASS, next += step)
@@ -84,9 +85,10 @@ struct DeepTile {
 };
 
 // LENGTH rows of A, or columns of B, whose neighbours are among them.
-template <int LENGTH, bool IS_ROUNDED>
+template <class Shape, int LENGTH, bool IS_ROUNDED>
 struct WideTile {
     static const bool DEEP = false, ROUNDED = IS_ROUNDED;
+    static const int DEPTH = Shape::DEPTH, ROW = Layout<Shape, LENGTH, false>::ROW;
     bool by_four;
     int place;          // what the thread writes first of a tile
     int left;           // rows of the matrix from there on, if its columns are inside
@@ -99,7 +101,7 @@ struct WideTile {
     {
         int count = by_four ? 4 : 1;
         int row = threadIdx.x / (LENGTH / count), at = threadIdx.x % (LENGTH / count) * count;
-        place = kept(row * Layout<LENGTH, false>::ROW + at);
+        place = kept(row * ROW + at);
         bool exists = first + at < columns;
         left = exists ? (int)(depth - k - row) : 0;
         from = matrix.base + (exists ? matrix.axis.offset(first + at) : 0) + (k + row) * step;
@@ -108,11 +110,11 @@ struct WideTile {
     template <int COUNT>
     __device__ void copy(float *tile) const
     {
-        const int PASS = TILE_THREADS * COUNT / LENGTH;
+        const int PASS = Shape::THREADS * COUNT / LENGTH;
         const float *next = from;
 #pragma unroll COUNT
         for (int r = 0; r < DEPTH; r += PASS, next += PASS * step)
-            copy_later<COUNT>(tile + place + r * Layout<LENGTH, false>::ROW, next, r < left);
+            copy_later<COUNT>(tile + place + r * ROW, next, r < left);
     }
 
     __device__ void fetch(float *tile)

@@ -23,6 +23,7 @@ C_TYPES = {"f": "float", "d": "double"}
 INSTALL = "pip install -e '.[cuda12]' (or '.[cuda13]' for CUDA 13)"
 # The compute capability of Volta, which brought the exchanges between lanes that pool.cu needs.
 OLDEST_GPU = 70
+HOPPER = 90
 # What a kernel may take without asking; more has to be allowed first.
 _PLAIN_SHARED_BYTES = 48 << 10
 
@@ -56,6 +57,12 @@ def _check_device(cupy):
 def multiplies_tf32() -> bool:
     """Whether the device's tensor cores take TF32, as they do from Ampere (8.0) on."""
     return int(array_module().cuda.Device().compute_capability) >= 80
+
+
+@cache
+def multiplies_by_groups() -> bool:
+    """Whether the device has Hopper's products of groups of warps: no other generation has."""
+    return int(array_module().cuda.Device().compute_capability) == HOPPER
 
 
 def by_tensor_cores(dtype) -> bool:
@@ -291,4 +298,7 @@ def _function(source, kernel, dtype):
 @cache
 def _module(source, dtype_char):
     code = (SOURCES / f"{source}.cu").read_text(encoding="utf-8")
-    return array_module().RawModule(code=code, options=compiler_options(dtype_char))
+    options = compiler_options(dtype_char)
+    if multiplies_by_groups():
+        options += (f"-arch=sm_{HOPPER}a",)  # with what later generations do not have
+    return array_module().RawModule(code=code, options=options)

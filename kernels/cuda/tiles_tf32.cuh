@@ -1,10 +1,10 @@
 // The product of two matrices on tensor cores, for kernels that differ in what the matrices are.
 //
 // A block makes HEIGHT x WIDTH results C[m, n], the sums over k of A[m, k] B[k, n], and each of its
-// warps, which lie in WARP_ROWS x WARP_COLUMNS, its part of them in registers. DEPTH values of k at
-// a time, tiles of A and of B are copied to shared memory, 16 bytes at a time, while the tiles
-// before them are multiplied: STAGES of them are there or under way. Operands are rounded to TF32
-// on their way to the tensor cores, unless they are ROUNDED already.
+// warps WARP_HEIGHT x WARP_WIDTH of them, in registers, from warp_row and warp_column on. DEPTH
+// values of k at a time, tiles of A and of B are copied to shared memory, 16 bytes at a time, while
+// the tiles before them are multiplied: STAGES of them are there or under way. Operands are rounded
+// to TF32 on their way to the tensor cores, unless they are ROUNDED already. A Shape says all this.
 //
 // A tile lies in shared memory as its matrix does in global memory: `deep`, with neighbours along
 // k, or not, with neighbours along m or n. What copies it is a Left or a Right:
@@ -16,37 +16,45 @@
 
 #include "tensor.cuh"
 
-static const int WIDTH = 128, DEPTH = 16, STAGES = 3;
-static const int WARP_ROWS = 2, WARP_COLUMNS = 2, TILE_THREADS = WARP_ROWS * WARP_COLUMNS * WARP;
+// Warps that multiply each for itself, two by two.
+template <int ROWS>
+struct Warps {
+    static const int HEIGHT = ROWS, WIDTH = 128, DEPTH = 16, STAGES = 3, PADDING = 8;
+    static const int WARP_HEIGHT = HEIGHT / 2, WARP_WIDTH = WIDTH / 2, THREADS = 4 * WARP;
+
+    __device__ static int warp_row() { return threadIdx.x / WARP / 2 * WARP_HEIGHT; }
+    __device__ static int warp_column() { return threadIdx.x / WARP % 2 * WARP_WIDTH; }
+};
+typedef Warps<128> High;
+typedef Warps<64> Low;
 
 // How the tile of a matrix that has LENGTH rows of A or columns of B lies in shared memory, such
 // that the rows which a warp copies or reads at once are in different banks, of which there are 32.
 // A wide row is a little longer for that. A deep one holds its four values at a time in an order of
-// its own: quad q of row r lies in place of quad q ^ (r / 2 % 4).
-template <int LENGTH, bool DEEP>
+// its own: quad q of row r lies in place of quad q ^ (r / 2 % 4), or of q ^ (r % 8) in longer rows.
+template <class Shape, int LENGTH, bool DEEP>
 struct Layout {
-    static const int ROW = DEEP ? DEPTH : LENGTH + 8;
+    static const int ROW = DEEP ? Shape::DEPTH : LENGTH + Shape::PADDING;
 };
 
+template <class Shape>
 __device__ inline int deep_place(int row, int k)
 {
-    return row * DEPTH + (k / 4 ^ row / 2 % 4) * 4 + k % 4;
+    const int DEPTH = Shape::DEPTH;
+    return row * DEPTH + (k / 4 ^ row * DEPTH / 32 % (DEPTH / 4)) * 4 + k % 4;
 }
 
-// The room for a tile of either kind, and for a stage, in floats.
-template <int LENGTH>
-struct Room {
-    static const int TILE = DEPTH * (LENGTH + 8);
-};
-template <int HEIGHT>
+// The room for a stage, of which the first part is that of A's tile, in floats.
+template <class Shape>
 struct Stage {
-    static const int SIZE = Room<HEIGHT>::TILE + Room<WIDTH>::TILE;
+    static const int LEFT = Shape::DEPTH * (Shape::HEIGHT + Shape::PADDING);
+    static const int SIZE = LEFT + Shape::DEPTH * (Shape::WIDTH + Shape::PADDING);
 };
 
 // A warp's results: ROWS x COLUMNS tiles of the tensor cores, each 16 x 8.
-template <int HEIGHT>
+template <class Shape>
 struct Sums {
-    static const int ROWS = HEIGHT / WARP_ROWS / 16, COLUMNS = WIDTH / WARP_COLUMNS / 8;
+    static const int ROWS = Shape::WARP_HEIGHT / 16, COLUMNS = Shape::WARP_WIDTH / 8;
     float at[ROWS][COLUMNS][4];
 
     __device__ Sums()
@@ -61,23 +69,11 @@ struct Sums {
     }
 };
 
-// The first row and column, of the block's tile, that are this warp's.
-template <int HEIGHT>
-__device__ inline int warp_row()
-{
-    return threadIdx.x / WARP / WARP_COLUMNS * (HEIGHT / WARP_ROWS);
-}
-
-__device__ inline int warp_column()
-{
-    return threadIdx.x / WARP % WARP_COLUMNS * (WIDTH / WARP_COLUMNS);
-}
-
-// What a warp multiplies of a tile: 16 rows of A or columns of B at a time, from `first` on, and 8 k.
-// They come as multiply_tf32 takes them: `a` of A, and `b` of 8 columns, then that of the next 8.
-template <int LENGTH, bool LEFT, class Tile>
+// What a warp multiplies of a tile: 16 rows of A or columns of B at a time, from `first` on, and 8
+// k. They come as multiply_tf32 takes them: `a` of A, and `b` of 8 columns, then `b` of the next.
+template <class Shape, int LENGTH, bool LEFT, class Tile>
 struct Operands {
-    static const int ROW = Layout<LENGTH, Tile::DEEP>::ROW;
+    static const int ROW = Layout<Shape, LENGTH, Tile::DEEP>::ROW, DEPTH = Shape::DEPTH;
     int at[Tile::DEEP ? DEPTH / 8 : 1];  // of a tile; deep ones have another order every 8 k
 
     __device__ explicit Operands(int first)
@@ -88,7 +84,8 @@ struct Operands {
         else
 #pragma unroll
             for (int k = 0; k < DEPTH; k += 8)
-                at[k / 8] = kept(deep_place(first + eight(part) * 8 + lane % 8, k + four(part)));
+                at[k / 8] = kept(
+                    deep_place<Shape>(first + eight(part) * 8 + lane % 8, k + four(part)));
     }
 
     // Of a lane's four values, or of the four matrices that a warp loads at once, which is of the
@@ -112,67 +109,81 @@ struct Operands {
     }
 };
 
-// Adds the product of a stage's tiles.
-template <int HEIGHT, class Left, class Right>
-__device__ inline void multiply_stage(
-    const Operands<HEIGHT, true, Left> &a, const Operands<WIDTH, false, Right> &b,
-    const float *stage, Sums<HEIGHT> &sums)
-{
-#pragma unroll
-    for (int k = 0; k < DEPTH; k += 8) {
-        unsigned left[Sums<HEIGHT>::ROWS][4], right[Sums<HEIGHT>::COLUMNS / 2][4];
-#pragma unroll
-        for (int i = 0; i < Sums<HEIGHT>::ROWS; ++i)
-            a.load(left[i], stage, i, k);
-#pragma unroll
-        for (int j = 0; j < Sums<HEIGHT>::COLUMNS / 2; ++j)
-            b.load(right[j], stage + Room<HEIGHT>::TILE, j, k);
-#pragma unroll
-        for (int i = 0; i < Sums<HEIGHT>::ROWS; ++i)
-#pragma unroll
-            for (int j = 0; j < Sums<HEIGHT>::COLUMNS; ++j)
-                multiply_tf32(sums.at[i][j], left[i], right[j / 2] + j % 2 * 2);
-    }
-}
+// How a block multiplies a stage's tiles: here by warps, each for itself.
+template <class Shape, class Left, class Right>
+struct Product {
+    Operands<Shape, Shape::HEIGHT, true, Left> a;
+    Operands<Shape, Shape::WIDTH, false, Right> b;
 
-// The sums over `steps` tiles along k. All threads of the block must come here. `memory`: STAGES *
-// Stage<HEIGHT>::SIZE floats of shared memory.
-template <int HEIGHT, class Left, class Right>
+    __device__ Product() : a(Shape::warp_row()), b(Shape::warp_column()) {}
+
+    // Before the barrier behind which all threads have the tiles.
+    __device__ void show() const {}
+
+    // After that barrier, and after the next tiles have begun to be copied.
+    __device__ void start(const float *stage, Sums<Shape> &sums) const {}
+
+    __device__ void finish(const float *stage, Sums<Shape> &sums) const
+    {
+#pragma unroll
+        for (int k = 0; k < Shape::DEPTH; k += 8) {
+            unsigned left[Sums<Shape>::ROWS][4], right[Sums<Shape>::COLUMNS / 2][4];
+#pragma unroll
+            for (int i = 0; i < Sums<Shape>::ROWS; ++i)
+                a.load(left[i], stage, i, k);
+#pragma unroll
+            for (int j = 0; j < Sums<Shape>::COLUMNS / 2; ++j)
+                b.load(right[j], stage + Stage<Shape>::LEFT, j, k);
+#pragma unroll
+            for (int i = 0; i < Sums<Shape>::ROWS; ++i)
+#pragma unroll
+                for (int j = 0; j < Sums<Shape>::COLUMNS; ++j)
+                    multiply_tf32(sums.at[i][j], left[i], right[j / 2] + j % 2 * 2);
+        }
+    }
+};
+
+// The sums over `steps` tiles along k. All threads of the block must come here. `memory`: room for
+// all stages, in shared memory.
+template <class Shape, class Left, class Right>
 __device__ inline void multiply(
-    Left &left, Right &right, int steps, float *memory, Sums<HEIGHT> &sums)
+    Left &left, Right &right, int steps, float *memory, Sums<Shape> &sums)
 {
-    const int SIZE = Stage<HEIGHT>::SIZE, RIGHT = Room<HEIGHT>::TILE;
-    Operands<HEIGHT, true, Left> a(warp_row<HEIGHT>());
-    Operands<WIDTH, false, Right> b(warp_column());
+    const int STAGES = Shape::STAGES, SIZE = Stage<Shape>::SIZE, LEFT = Stage<Shape>::LEFT;
+    Product<Shape, Left, Right> product;
     for (int step = 0; step < STAGES - 1; ++step) {
         if (step < steps) {
             left.fetch(memory + step * SIZE);
-            right.fetch(memory + step * SIZE + RIGHT);
+            right.fetch(memory + step * SIZE + LEFT);
         }
         close_copies();
     }
     int now = 0, then = STAGES - 1;
     for (int step = 0; step < steps; ++step) {
         wait_for_copies<STAGES - 2>();
+        product.show();
         __syncthreads();  // all have this stage, and are done with the one before
+        product.start(memory + now * SIZE, sums);
         if (step + STAGES - 1 < steps) {
             left.fetch(memory + then * SIZE);
-            right.fetch(memory + then * SIZE + RIGHT);
+            right.fetch(memory + then * SIZE + LEFT);
         }
         close_copies();
-        multiply_stage<HEIGHT, Left, Right>(a, b, memory + now * SIZE, sums);
+        product.finish(memory + now * SIZE, sums);
         now = now + 1 == STAGES ? 0 : now + 1;
         then = then + 1 == STAGES ? 0 : then + 1;
     }
 }
 
 // The tiles along k of split blockIdx.z, of gridDim.z: the first, and how many.
+template <class Shape>
 struct Share {
     int first, steps;
 
     __device__ explicit Share(long long depth)
     {
-        int all = (int)((depth + DEPTH - 1) / DEPTH), each = (all + gridDim.z - 1) / gridDim.z;
+        int all = (int)((depth + Shape::DEPTH - 1) / Shape::DEPTH);
+        int each = (all + gridDim.z - 1) / gridDim.z;
         first = min(all, (int)blockIdx.z * each);
         steps = min(each, all - first);
     }
@@ -210,27 +221,30 @@ struct Finish {
 };
 
 // The column, of the block's tile, that this thread stores.
-__device__ inline int tile_column() { return threadIdx.x % WIDTH; }
+template <class Shape>
+__device__ inline int tile_column() { return threadIdx.x % Shape::WIDTH; }
 
 // Stores the block's sums. Row m of the tile is row first + m, of `rows`; it lies that many `step`
 // behind y, and is row number `before` + first + m for the finish. `column`: where the thread's
-// column (tile_column) lies in a row; negative for none. The sums pass through shared memory, those
-// of a row of warps at a time, so that neighbouring threads store neighbours.
-template <int HEIGHT>
+// column (tile_column) lies in a row; negative for none. The sums pass through shared memory, 64
+// rows at a time, so that neighbouring threads store neighbours.
+template <class Shape>
 __device__ inline void store(
-    const Sums<HEIGHT> &sums, const Finish &finish, float *y, int before, int first, int rows,
+    const Sums<Shape> &sums, const Finish &finish, float *y, int before, int first, int rows,
     long long step, long long column, float *memory)
 {
-    const int ROW = WIDTH + 8, ROWS = HEIGHT / WARP_ROWS, PASS = TILE_THREADS / WIDTH, BATCH = 8;
-    for (int part = 0; part < WARP_ROWS; ++part, first += ROWS) {
+    const int WIDTH = Shape::WIDTH, ROW = WIDTH + 8, ROWS = 64, PASS = Shape::THREADS / WIDTH;
+    const int BATCH = 8;
+    for (int part = 0; part < Shape::HEIGHT; part += ROWS, first += ROWS) {
         __syncthreads();
-        if (warp_row<HEIGHT>() == part * ROWS) {
-            float *at = memory + threadIdx.x % WARP / 4 * ROW + warp_column()
+        int row = Shape::warp_row() - part;
+        if (0 <= row && row < ROWS) {
+            float *at = memory + (row + threadIdx.x % WARP / 4) * ROW + Shape::warp_column()
                 + threadIdx.x % 4 * 2;
 #pragma unroll
-            for (int i = 0; i < Sums<HEIGHT>::ROWS; ++i)
+            for (int i = 0; i < Sums<Shape>::ROWS; ++i)
 #pragma unroll
-                for (int j = 0; j < Sums<HEIGHT>::COLUMNS; ++j)
+                for (int j = 0; j < Sums<Shape>::COLUMNS; ++j)
 #pragma unroll
                     for (int k = 0; k < 4; ++k)
                         at[(16 * i + k / 2 * 8) * ROW + 8 * j + k % 2] = sums.at[i][j][k];
@@ -244,7 +258,7 @@ __device__ inline void store(
             float values[BATCH];
 #pragma unroll
             for (int i = 0; i < BATCH; ++i)
-                values[i] = memory[(m + i * PASS) * ROW + tile_column()];
+                values[i] = memory[(m + i * PASS) * ROW + tile_column<Shape>()];
             finish.apply<BATCH, PASS>(values, before + first + m, index, step, stop - m);
 #pragma unroll
             for (int i = 0; i < BATCH; ++i)

@@ -22,8 +22,9 @@ HAS_COMPILER = COMPILER is not None and sys.platform == "linux"
 NO_COMPILER = "needs Linux and g++, which compiles the CUDA kernels for the CPU"
 # The type of a runtime.Table, whose size its kernel alone knows.
 TABLE = np.dtype("V")
-# What a block may have of dynamic shared memory on every GPU from sm_70 on.
-SHARED_BYTES = 96 << 10
+# What a block may have of dynamic shared memory on every GPU from sm_70 on, and on Hopper, which
+# alone runs kernels named *_group_*.
+SHARED_BYTES, HOPPER_SHARED_BYTES = 96 << 10, 227 << 10
 FLAGS = (
     # Fortified longjmp takes a jump to another stack for an accident.
     "-U_FORTIFY_SOURCE",
@@ -147,4 +148,4 @@ def _shared(text):
     if not found:
         return "EMULATE_NO_DYNAMIC_SHARED"
     type_, name = found[0]
-    return f"EMULATE_DYNAMIC_SHARED({type_}, {name}, {SHARED_BYTES})"
+    return f"EMULATE_DYNAMIC_SHARED({type_}, {name}, {HOPPER_SHARED_BYTES})"

@@ -88,8 +88,20 @@ struct Copies {
     std::vector<Copy> open;
 };
 
+// Products of groups of warps that a thread has started (tensor.h).
+struct Product {
+    float (*sums)[4];
+    const char *a, *b;
+};
+struct Products {
+    bool opened = false, shown = true;
+    std::vector<Product> started, closed;
+};
+
 static std::vector<Thread> threads;
-static std::vector<Copies> copies;  // by thread
+static std::vector<Copies> copies;      // by thread
+static std::vector<Products> products;  // by thread
+static unsigned long long blocks_begun;
 static std::vector<int> order;
 static std::vector<Fibre> fibres;
 static std::vector<int> idle;
@@ -337,6 +349,8 @@ static void run_block()
     for (Thread &thread : threads)
         thread.state = NEW;
     copies.assign(threads.size(), Copies());
+    products.assign(threads.size(), Products());
+    ++blocks_begun;
     next = 0;
     for (;;) {
         bool moved = false, left = false;

@@ -71,7 +71,7 @@ def launch(source, kernel, dtype, grid, block, args, shared=0, text=None):
         arg if isinstance(arg, (np.ndarray, runtime.Table)) else runtime.arguments(dtype, (arg,))[0]
         for arg in args
     ]
-    _check_sizes(name, grid, block, shared)
+    _check_sizes(name, grid, block, shared, "_group_" in kernel)
     _check_arguments(name, parameters, values, np.dtype(dtype))
     held = _held(parameters, values)
     outcomes = [
@@ -102,13 +102,14 @@ def _held(parameters, values):
     return held
 
 
-def _check_sizes(name, grid, block, shared):
+def _check_sizes(name, grid, block, shared, on_hopper):
     for what, sizes, limits in (("grid", grid, MAX_GRID), ("block", block, MAX_BLOCK)):
         if any(not 1 <= size <= limit for size, limit in zip(sizes, limits, strict=True)):
             raise EmulationError(f"{name}: no GPU runs a {what} of {sizes}")
     if int(np.prod(block)) > MAX_THREADS:
         raise EmulationError(f"{name}: a block of {block} has more than {MAX_THREADS} threads")
-    if not 0 <= shared <= compiler.SHARED_BYTES:
+    limit = compiler.HOPPER_SHARED_BYTES if on_hopper else compiler.SHARED_BYTES
+    if not 0 <= shared <= limit:
         raise EmulationError(f"{name}: {shared} bytes of shared memory are too many")
 
 
@@ -224,5 +225,6 @@ def emulated(texts=None):
         runtime, launch=launch_text, array_module=lambda: np, empty=garbage, gemm=np.matmul,
         is_device_array=lambda array: isinstance(array, np.ndarray),
         multiplies_tf32=lambda: True,
+        multiplies_by_groups=lambda: True,
     ):  # fmt: skip
         yield

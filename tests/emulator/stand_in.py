@@ -416,6 +416,7 @@ def _forget_kernels():
     runtime._function.cache_clear()
     runtime._module.cache_clear()
     runtime.multiplies_tf32.cache_clear()
+    runtime.multiplies_by_groups.cache_clear()
 
 
 @contextlib.contextmanager

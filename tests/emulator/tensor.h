@@ -48,7 +48,11 @@ const T *exchange_all(const T &value, const char *where, int line)
     using namespace emulator;
     static std::vector<T> given[2];
     static std::vector<unsigned char> turns;
-    given[0].resize(1024), given[1].resize(1024), turns.resize(1024);
+    static unsigned long long turns_of;
+    if (turns_of != blocks_begun) {  // an earlier block may have ended in the middle of an exchange
+        turns_of = blocks_begun;
+        given[0].resize(1024), given[1].resize(1024), turns.assign(1024, 0);
+    }
     std::vector<T> &all = given[turns[current] ^= 1];
     all[current] = value;
     exchange(SYNC, 0xFFFFFFFFu, 0, 0, where, line);
@@ -85,13 +89,76 @@ inline void load_matrices(unsigned (&elements)[4], const float *row, EMULATOR_LI
         elements[matrix] = __float_as_uint(rows[matrix * 8 + lane / 4][lane % 4]);
 }
 
+// ---- products of groups of four warps. They are made when they are waited for, and no sooner.
+
+namespace emulator {
+
+static void fail_product(const char *what)
+{
+    char who[96];
+    describe_thread(who, sizeof who, current);
+    snprintf(message, sizeof message, "%s: %s", who, what);
+    fail();
+}
+
+// Element [row, k] of a matrix as `describe` has it: bits of the address choose the quad.
+inline float operand(const char *matrix, int row, int k)
+{
+    uintptr_t address = (uintptr_t)matrix + row * 128 + k * 4;
+    return float_of(*(const unsigned *)(address ^ (address >> 7 & 7) << 4));
+}
+
+inline void make(const Product &product)
+{
+    int lane = current % LANES, warp = current / LANES % 4;
+    for (int j = 0; j < 16; ++j)
+        for (int part = 0; part < 4; ++part) {
+            int row = 16 * warp + lane / 4 + part / 2 * 8, column = 8 * j + lane % 4 * 2 + part % 2;
+            for (int k = 0; k < 8; ++k)
+                product.sums[j][part] += operand(product.a, row, k) * operand(product.b, column, k);
+        }
+}
+
+}  // namespace emulator
+
+inline void show_copies() { emulator::products[emulator::current].shown = true; }
+
+inline void open_products() { emulator::products[emulator::current].opened = true; }
+
+inline void start_product(float (&sums)[16][4], const float *a, const float *b)
+{
+    using namespace emulator;
+    for (const float *matrix : {a, b})
+        if ((uintptr_t)matrix % 1024 >= 128 || (uintptr_t)matrix % 32)
+            fail_product("a matrix of a product begins where none can");
+    if (!products[current].opened || !products[current].shown)
+        fail_product("a product was started before open_products or show_copies");
+    products[current].started.push_back({sums, (const char *)a, (const char *)b});
+}
+
+inline void close_products()
+{
+    emulator::Products &mine = emulator::products[emulator::current];
+    mine.closed.insert(mine.closed.end(), mine.started.begin(), mine.started.end());
+    mine.started.clear();
+    mine.opened = false;
+}
+
+inline void wait_for_products(float (&)[16][4])
+{
+    emulator::Products &mine = emulator::products[emulator::current];
+    for (const emulator::Product &product : mine.closed)
+        emulator::make(product);
+    mine.closed.clear();
+}
+
 template <int COUNT, bool AGAIN = false>
 void copy_later(float *shared, const float *global, bool wanted)
 {
     using namespace emulator;
     if (COUNT == 4 && (uintptr_t)shared % 16)
         fail_copy("target");
-    if (COUNT == 4 && (uintptr_t)global % 16 && wanted)
+    if (COUNT == 4 && (uintptr_t)global % 16)
         fail_copy("source");
     copies[current].open.push_back({shared, wanted ? global : nullptr, COUNT});
 }
@@ -112,5 +179,6 @@ void wait_for_copies()
             for (int i = 0; i < copy.count; ++i)
                 copy.to[i] = copy.from ? copy.from[i] : 0;
         groups.erase(groups.begin());
+        emulator::products[emulator::current].shown = false;
     }
 }
