@@ -1,5 +1,7 @@
 """Training steps and inference of the networks beside PyTorch's."""
 
+from dataclasses import replace
+
 from benchmarks import cuda
 from benchmarks.collect import calls
 from benchmarks.memory import peak_memory
@@ -47,8 +49,11 @@ def tasks(wanted, machine: Machine, subjects=SUBJECTS):
             for training, kind in ((True, "training step"), (False, "inference"))
         }
         kinds = {training: name for training, name in kinds.items() if wanted(name)}
-        # On a GPU it is counted there, too: the CPU would first have to compile its kernels.
+        # On a GPU it is counted there, too: the CPU would first have to compile its kernels. There
+        # what is measured is copied from it, since large networks take seconds to draw.
         model = subject.build().to(machine.device) if kinds else None
+        if machine.device == "cuda":
+            subject = replace(subject, network=model)
         for training, name in kinds.items():
             flops = network_flops(model, subject.input_shape, subject.batch, training)
             yield _task(name, flops, subject, training, machine)

@@ -1,5 +1,6 @@
 """The networks that are measured: minidl's, PyTorch's, their batch and their loss."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,6 +11,7 @@ from architectures import alexnet, googlenet, lenet, resnet, vgg, zfnet
 from minidl import Tensor, no_grad, optim
 from minidl.architecture import Architecture
 from minidl.capture import Captured
+from minidl.nn import Module
 from minidl.recompute import checkpoint_sequential
 
 # So small that hundreds of steps on noise leave the weights where they are.
@@ -19,13 +21,17 @@ MOMENTUM = 0.9
 
 @dataclass(frozen=True)
 class Subject:
-    """A full-size network; `peer(torch_networks)` builds the same one in PyTorch."""
+    """A full-size network; `peer(torch_networks)` builds the same one in PyTorch.
+
+    `network`: what `build` gives copies of, on the same device, instead of drawing new weights.
+    """
 
     name: str
     batch: int
     architecture: Architecture
     peer: Callable
     options: dict = field(default_factory=dict)
+    network: Module | None = field(default=None, compare=False, repr=False)
 
     @property
     def classes(self) -> int:
@@ -37,6 +43,8 @@ class Subject:
 
     def build(self):
         """minidl's network."""
+        if self.network is not None:
+            return copy.deepcopy(self.network)
         return self.architecture.build(num_classes=self.classes, **self.options)
 
     def draw(self) -> tuple[np.ndarray, np.ndarray]:

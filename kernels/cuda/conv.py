@@ -11,7 +11,7 @@ There are three ways to the same sums:
 A column that only a few outputs read costs more to write and to read back than to multiply. Groups
 of few channels also make products too thin for cuBLAS, and every one is a launch of its own.
 `_by_cublas` chooses by that; `dispatch.products` can force either. In TF32's precision the third
-way is the fastest wherever there are tensor cores for it.
+way is the fastest, for all that it takes (`conv_tf32.takes`).
 
 Sums over many images are cut into parts that are added up in a fixed order, in float64: the same
 operands give the same gradient, to the last bit.

@@ -189,13 +189,15 @@ def _lrn(kernel, shape, size):
 def _batchnorm(kernel, shape):
     """7 for each value in training: sum; centre, square, sum; centre, scale, shift. Evaluation: 3.
 
-    Statistics alone: 4.
+    Statistics alone: 4. The constants of evaluation: 5 a channel.
 
     Backward in training, 10: sum; centre, product, sum; centre, scale; the three terms of dx and
     their factor. Backward in evaluation, 5: the sums and the factor.
     """
     n, c, h, w = images(shape)
     x, dy, gamma, beta, mean, var = _draw(shape, shape, *((c,),) * 4)
+    if kernel == "batchnorm_affine":
+        return Case(kernel, (gamma, beta, mean, var, EPS), 5 * c)
     arguments, operations = {
         "batchnorm_statistics": ((x,), 4),
         "batchnorm_train": ((x, gamma, beta, EPS), 7),
@@ -279,8 +281,8 @@ _FAMILIES = (
     (_global_avg_pool, {"shape": _MAPS}, ("global_avg_pool2d", "global_avg_pool2d_backward")),
     (_lrn, {"shape": (16, 96, 55, 55), "size": 5}, ("lrn", "lrn_backward")),
     (_batchnorm, {"shape": _MAPS}, (
-        "batchnorm_statistics", "batchnorm_train", "batchnorm_eval", "batchnorm_backward",
-        "batchnorm_eval_backward",
+        "batchnorm_statistics", "batchnorm_train", "batchnorm_eval", "batchnorm_affine",
+        "batchnorm_backward", "batchnorm_eval_backward",
     )),
     (_elementwise, {"shape": _MAPS}, (
         "add", "relu", "relu_backward", "bias_relu", "bias_relu_backward", "channel_sums",

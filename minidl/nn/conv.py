@@ -65,15 +65,15 @@ class Conv2d(_Conv):
     def affine(self, x, scale=None, shift=None, others=None, rectify=False):
         """(conv(x) + bias) scale + shift + others, and ReLU: see `minidl.ops.conv2d_affine`.
 
-        scale, shift (out_channels,), or None for neither.
+        scale, shift (out_channels,), or None for 1 and 0.
         """
-        if shift is None and self.bias is None:
+        terms = [shift] if shift is not None else []
+        if self.bias is not None:
+            terms.append(self.bias if scale is None else scale * self.bias)
+        if not terms:
             xp = get_array_module(self.weight.data)
-            shift = Tensor(xp.zeros(self.out_channels, self.weight.dtype))
-        elif shift is None:
-            shift = self.bias
-        elif self.bias is not None:
-            shift = shift + scale * self.bias
+            terms.append(Tensor(xp.zeros(self.out_channels, self.weight.dtype)))
+        shift = sum(terms[1:], terms[0])
         return ops.conv2d_affine(
             x, self.weight, scale, shift, others, rectify, self.stride, self.padding,
             self.dilation, self.groups,

@@ -225,12 +225,13 @@ def conv2d_affine(
         y = y + shift.reshape(1, -1, 1, 1)
         y = y if others is None else y + others
         return relu(y, inplace=True) if rectify else y
-    operands = [t for t in (x, weight, shift, scale, others) if t is not None]
-    if len({t.dtype for t in operands}) > 1:
-        dtypes = ", ".join(str(t.dtype) for t in operands)
-        raise TypeError(f"x, weight, shift, scale and others must have one dtype, got {dtypes}")
+    named = {"x": x, "weight": weight, "shift": shift, "scale": scale, "others": others}
+    given = {name: t for name, t in named.items() if t is not None}
+    if len({t.dtype for t in given.values()}) > 1:
+        dtypes = ", ".join(f"{name} {t.dtype}" for name, t in given.items())
+        raise TypeError(f"all operands must have one dtype, got {dtypes}")
     settings = _settings(stride, padding, dilation, groups)
-    return Conv2dAffine(settings, bool(rectify), scale is not None)(*operands)
+    return Conv2dAffine(settings, bool(rectify), scale is not None)(*given.values())
 
 
 def conv_transpose2d(

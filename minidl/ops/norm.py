@@ -95,6 +95,18 @@ class BatchNormEval(Function):
         return (*(Tensor._wrap(g) for g in grads), None, None)
 
 
+class BatchNormAffine(Function):
+    """The kernel of `batch_norm_affine`, which takes itself apart where a graph is recorded."""
+
+    keep_inputs = False
+
+    def __init__(self, eps):
+        self.eps = eps
+
+    def forward(self, weight, bias, mean, var):
+        return kernels_for(weight).batchnorm_affine(weight, bias, mean, var, self.eps)
+
+
 def batch_norm(
     x, weight, bias, running_mean, running_var, training, momentum=0.1, eps=1e-5, others=None,
     rectify=False,
@@ -116,11 +128,7 @@ def batch_norm(
         raise ValueError(f"x must have shape (N, C, H, W), got {x.shape}")
     named = {"weight": weight, "bias": bias, "running_mean": running_mean,
              "running_var": running_var}  # fmt: skip
-    for name, t in named.items():
-        if t.shape != (x.shape[1],):
-            raise ValueError(f"{name} must have shape ({x.shape[1]},), got {t.shape}")
-        if t.dtype != x.dtype:
-            raise TypeError(f"{name} must have x's dtype {x.dtype}, got {t.dtype}")
+    _check_per_channel(named, x.shape[1], "x", x.dtype)
     if not training:
         y = BatchNormEval(eps)(x, weight, bias, running_mean, running_var)
         y = y if others is None else y + others
@@ -139,17 +147,25 @@ def batch_norm(
 def batch_norm_affine(weight, bias, running_mean, running_var, eps=1e-5) -> tuple[Tensor, Tensor]:
     """(scale, shift) (C,), with which `batch_norm` is x scale + shift where it does not train.
 
-    All arguments but eps are (C,), of one dtype. ValueError or TypeError for others.
-    Ioffe and Szegedy 2015, algorithm 2, step 11.
+    All arguments but eps are (C,), of one dtype: ValueError or TypeError for others. One kernel
+    where no graph is recorded. Ioffe and Szegedy 2015, algorithm 2, step 11.
     """
-    operands = weight, bias, running_mean, running_var
+    if weight.ndim != 1:
+        raise ValueError(f"weight must have shape (C,), got {weight.shape}")
+    named = {"bias": bias, "running_mean": running_mean, "running_var": running_var}
+    _check_per_channel(named, weight.size, "weight", weight.dtype)
     if is_grad_enabled() or is_traced():
         scale = weight / (running_var + eps) ** 0.5
         return scale, bias - running_mean * scale
-    arrays = [t._array for t in operands]
-    check_one_device("batch_norm_affine", arrays)
-    scale, shift = kernels_for(arrays[0]).batchnorm_affine(*arrays, eps)
-    return Tensor._wrap(scale), Tensor._wrap(shift)
+    return BatchNormAffine(eps)(weight, bias, running_mean, running_var)
+
+
+def _check_per_channel(named, channels, of, dtype):
+    for name, t in named.items():
+        if t.shape != (channels,):
+            raise ValueError(f"{name} must have shape ({channels},), got {t.shape}")
+        if t.dtype != dtype:
+            raise TypeError(f"{name} must have {of}'s dtype {dtype}, got {t.dtype}")
 
 
 class LocalResponseNorm(Function):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels import cpu, reference
+from kernels import cpu, cuda, reference
 from kernels.cpu import conv_pixels, gathered_plan, pool, streams
 from kernels.cpu.conv import choose
 from minidl.testing import conv2d_parameters, pool2d_parameters
@@ -550,7 +550,7 @@ def test_batchnorm_affine():
     scale, shift = agree("batchnorm_affine", *operands, 1e-2)
     expected = reference.batchnorm_eval(x, *operands, 1e-2)
     np.testing.assert_allclose(x * scale[:, None, None] + shift[:, None, None], expected)
-    for kernels in (reference, cpu):
+    for kernels in (reference, cpu, cuda):
         with pytest.raises(ValueError, match="mean"):
             kernels.batchnorm_affine(*operands[:2], np.ones(3), operands[3], 1e-2)
         with pytest.raises(ValueError, match="gamma"):

@@ -72,6 +72,22 @@ def test_what_takes_one_pass():
     assert not {"Add", "ReLU"} & set(operations(run))
 
 
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("shifted", [False, True])
+@pytest.mark.parametrize("recording", [False, True])
+def test_affine_with_some_of_its_terms(bias, scaled, shifted, recording):
+    conv, _ = block(bias=bias)
+    x, scale, shift = draw(2, 4, 5, 5, dtype=np.float64), draw(6) + 3, draw(6) - 2
+    scale, shift = scale.astype(np.float64), shift.astype(np.float64)
+    expected = conv(x).detach().numpy()
+    expected = expected * scale.numpy()[:, None, None] if scaled else expected
+    expected = expected + shift.numpy()[:, None, None] if shifted else expected
+    with minidl.enable_grad() if recording else no_grad():
+        y = conv.affine(x, scale if scaled else None, shift if shifted else None)
+    np.testing.assert_allclose(y.detach().numpy(), expected, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     "call",
     [

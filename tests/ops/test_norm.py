@@ -5,7 +5,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from minidl import Tensor, no_grad, ops
+from minidl import Tensor, enable_grad, no_grad, ops, profile
 from minidl.testing import assert_gradients_match, away_from_kinks, tensors
 
 few = settings(
@@ -68,6 +68,31 @@ def test_batch_norm_affine(backend, data, channels):
         with no_grad():
             fused = op(part)(*operands)
         np.testing.assert_allclose(fused.numpy(), op(part)(*operands).detach().numpy(), atol=1e-12)
+
+
+def test_batch_norm_affine_is_one_operation_where_no_graph_is_recorded(backend):
+    ones = Tensor(np.ones(3), requires_grad=True)
+
+    def operations():
+        with profile() as p:
+            ops.batch_norm_affine(ones, ones, ones, ones)
+        return {row.name for row in p.rows()}
+
+    assert "Sub" in operations()
+    with no_grad():
+        assert operations() == {"BatchNormAffine"}
+
+
+@pytest.mark.parametrize("mode", [enable_grad, no_grad])
+def test_errors_of_batch_norm_affine(mode):
+    ones = Tensor(np.ones(4))
+    for wrong, error, words in (
+        ((ones, ones, ones, Tensor(np.ones(1))), ValueError, "running_var must have shape"),
+        ((ones.reshape(2, 2), ones, ones, ones), ValueError, "weight must have shape"),
+        ((ones, ones.astype(np.float32), ones, ones), TypeError, "bias must have weight's dtype"),
+    ):
+        with mode(), pytest.raises(error, match=words):
+            ops.batch_norm_affine(*wrong)
 
 
 @given(st.data())

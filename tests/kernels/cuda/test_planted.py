@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from kernels import cuda, dispatch, reference
-from kernels.cuda import conv, runtime
+from kernels.cuda import conv, runtime, tiles_tf32
 from tests.emulator import HAS_COMPILER, NO_COMPILER, EmulationError, emulated
 from tests.emulator.compiler import read_source
 from tests.kernels.agreement import assert_agree
@@ -73,7 +73,23 @@ def stepped():
             np.testing.assert_allclose(b, a, rtol=1e-6, err_msg="equal")
 
 
+def by_tensor_cores(shape):
+    """A convolution of several tiles along every axis, by blocks of one shape."""
+    x = draw.integers(-4, 5, (2, 32, 9, 8)).astype(np.float32)
+    weight = draw.integers(-4, 5, (130, 32, 3, 3)).astype(np.float32)
+    fast = tiles_tf32.SHAPES[shape]._replace(rates=(1e6,))
+    shapes = {**tiles_tf32.SHAPES, shape: fast}
+    tiles_tf32.choose_cut.cache_clear()
+    try:
+        with dispatch.precision("tf32"), mock.patch.object(tiles_tf32, "SHAPES", shapes):
+            agrees("conv2d", x, weight, None, (1, 1), (1, 1, 1, 1))
+    finally:
+        tiles_tf32.choose_cut.cache_clear()
+
+
 RUNS = {
+    "warps": lambda: by_tensor_cores("high"),
+    "groups": lambda: by_tensor_cores("group_high"),
     "steps": stepped,
     "pool": pooled,
     "average": lambda: agrees("avg_pool2d_backward", DY[:, :, :35, :31], X.shape, (2, 3), (2, 2)),
@@ -96,6 +112,18 @@ RUNS = {
 # run, source, what is there, what is planted (everywhere), and the message that tells of it
 READ, WRITE = r"thread .* of block .* reads `{}\[", r"thread .* of block .* writes `{}\["
 PLANTED = [
+    ("warps", "conv_tf32", "wait_for_copies<STAGES - 2>();", "wait_for_copies<STAGES - 1>();",
+     "equal|no TF32 number|depends on the order"),
+    ("warps", "conv_tf32", "__syncthreads();  // all have", "// all have",
+     "equal|no TF32 number|depends on the order"),
+    ("warps", "conv_tf32", "four(part))", "four(part) + 1)", "no multiple of 16"),
+    ("warps", "conv_tf32", "return LEFT ? part % 2", "return !LEFT ? part % 2", "equal"),
+    ("groups", "conv_tf32", "product.show();", "", "before open_products or show_copies"),
+    ("groups", "conv_tf32", "wait_for_products(sums.at[0]);", "", "equal"),
+    ("groups", "conv_tf32", "close_products();\n", "\n", "equal"),
+    ("groups", "conv_tf32", "(k / 4 ^ row", "(k / 4 ^ 0 * row", "equal"),
+    ("groups", "conv_tf32", "aligned(memory)", "aligned(memory) + 32", "begins where none can"),
+    ("groups", "conv_tf32", "sums.at[0], stage + a + k", "sums.at[0], stage + k", "equal"),
     ("steps", "optim", "at(k) < size", "at(k) <= size", "`table"),
     ("steps", "optim", "ends[middle] > ", "ends[middle] >= ", "equal|`table"),
     ("steps", "optim", "row ? ends[row - 1] : 0", "0", "equal"),

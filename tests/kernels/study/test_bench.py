@@ -78,6 +78,7 @@ def test_the_cost_of_a_convolution():
         ("lrn_backward", {"shape": (2, 3, 4, 6), "size": 5}, 11 * 144, 4 * 144),
         ("batchnorm_train", "maps", 7 * 144, 2 * 144 + 5 * 3),
         ("batchnorm_eval", "maps", 3 * 144, 2 * 144 + 4 * 3),
+        ("batchnorm_affine", "maps", 5 * 3, 6 * 3),
         ("batchnorm_backward", "maps", 10 * 144, 3 * 144 + 5 * 3),
         ("relu", "maps", 144, 2 * 144),
         ("relu_backward", "maps", 144, 3 * 144),
