@@ -109,7 +109,31 @@ struct Operands {
     }
 };
 
-// How a block multiplies a stage's tiles: here by warps, each for itself.
+// Adds the product of a stage's tiles: every warp its part.
+template <class Shape, class Left, class Right>
+__device__ inline void multiply_stage(
+    const Operands<Shape, Shape::HEIGHT, true, Left> &a,
+    const Operands<Shape, Shape::WIDTH, false, Right> &b, const float *stage, Sums<Shape> &sums)
+{
+    const int ROWS = Sums<Shape>::ROWS, COLUMNS = Sums<Shape>::COLUMNS;
+#pragma unroll
+    for (int k = 0; k < Shape::DEPTH; k += 8) {
+        unsigned left[ROWS][4], right[COLUMNS / 2][4];
+#pragma unroll
+        for (int i = 0; i < ROWS; ++i)
+            a.load(left[i], stage, i, k);
+#pragma unroll
+        for (int j = 0; j < COLUMNS / 2; ++j)
+            b.load(right[j], stage + Stage<Shape>::LEFT, j, k);
+#pragma unroll
+        for (int i = 0; i < ROWS; ++i)
+#pragma unroll
+            for (int j = 0; j < COLUMNS; ++j)
+                multiply_tf32(sums.at[i][j], left[i], right[j / 2] + j % 2 * 2);
+    }
+}
+
+// How a block multiplies: here by warps, each for itself.
 template <class Shape, class Left, class Right>
 struct Product {
     Operands<Shape, Shape::HEIGHT, true, Left> a;
@@ -120,26 +144,13 @@ struct Product {
     // Before the barrier behind which all threads have the tiles.
     __device__ void show() const {}
 
-    // After that barrier, and after the next tiles have begun to be copied.
+    // After that barrier, before the next tiles begin to be copied.
     __device__ void start(const float *stage, Sums<Shape> &sums) const {}
 
+    // After that: the sums are to have the product.
     __device__ void finish(const float *stage, Sums<Shape> &sums) const
     {
-#pragma unroll
-        for (int k = 0; k < Shape::DEPTH; k += 8) {
-            unsigned left[Sums<Shape>::ROWS][4], right[Sums<Shape>::COLUMNS / 2][4];
-#pragma unroll
-            for (int i = 0; i < Sums<Shape>::ROWS; ++i)
-                a.load(left[i], stage, i, k);
-#pragma unroll
-            for (int j = 0; j < Sums<Shape>::COLUMNS / 2; ++j)
-                b.load(right[j], stage + Stage<Shape>::LEFT, j, k);
-#pragma unroll
-            for (int i = 0; i < Sums<Shape>::ROWS; ++i)
-#pragma unroll
-                for (int j = 0; j < Sums<Shape>::COLUMNS; ++j)
-                    multiply_tf32(sums.at[i][j], left[i], right[j / 2] + j % 2 * 2);
-        }
+        multiply_stage<Shape, Left, Right>(a, b, stage, sums);
     }
 };
 
