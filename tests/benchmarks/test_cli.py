@@ -1,8 +1,11 @@
 """The command line: files where they are asked for, one line for what cannot be."""
 
+import contextlib
+import gc
 import itertools
 import json
 import sys
+import weakref
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -12,7 +15,7 @@ import pytest
 
 from benchmarks import __main__ as cli
 from benchmarks import cuda, kernels, networks, tasks
-from benchmarks.subjects import by_name
+from benchmarks.subjects import Subject, by_name, torch_run
 from kernels import dispatch
 from kernels.study.ceilings import Ceilings
 from minidl.cli import run_group
@@ -169,6 +172,26 @@ def test_networks_on_a_gpu(run, tmp_path, monkeypatch):
     assert made == ["minidl", "minidl captured"] * 2
     machine = json.loads((tmp_path / "networks.json").read_text())["machine"]
     assert machine["gpu"] == "A GPU" and machine["precision"] == "float32"
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_what_a_graph_of_pytorch_reads_lives_as_long_as_it(monkeypatch, training):
+    torch = pytest.importorskip("torch")
+    subject = replace(by_name("LeNet-5"), batch=2)
+    drawn = [subject.draw()]
+    images = weakref.ref(drawn[0][0])
+    monkeypatch.setattr(Subject, "draw", lambda self: drawn.pop())
+    for name in ("Stream", "current_stream", "CUDAGraph"):
+        monkeypatch.setattr(torch.cuda, name, mock.Mock())
+    for name in ("stream", "graph"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: contextlib.nullcontext())
+    run = torch_run(subject, training, captured=True)
+    gc.collect()
+    run()
+    assert images() is not None
+    del run
+    gc.collect()
+    assert images() is None
 
 
 def test_memory_of_a_gpu(monkeypatch):
