@@ -50,8 +50,8 @@ def takes(sizes) -> bool:
     # Of tiles that axes y and z of a grid number, those of 32 channels are the most: of groups that
     # have one, they are filled up to four.
     tiles = max(sizes.images, sizes.groups, sizes.channels // 8 + 1, sizes.outputs // 8 + 1)
+    padded = max(sizes.plane) + 2 * max(sizes.padding)  # is not FAR (conv_tf32.cuh)
     # A tile may end beyond the last pixel.
-    padded = max(sizes.plane) + max(sizes.padding) * 2  # which every window is within
     fits = max(weights, pixels + 128, quads, 4 * padded) < 2**31 and tiles < 2**16
     return thick and fits and max(sizes.kernel_size) <= MOST_TAPS
 
@@ -185,10 +185,10 @@ def _convolve(source, filters, y, finish, turned, shapes, sizes, positions, clas
     settings = runtime.ints(turned, *shapes, *sizes.settings, sizes.groups)
     depth = filters.size // (classes * y.shape[1])
     sides = y.shape[1] // sizes.groups, positions, depth
-    shapes = WARP_SHAPES + (GROUP_SHAPES if runtime.multiplies_by_groups() else ())
+    blocks = WARP_SHAPES + (GROUP_SHAPES if runtime.multiplies_by_groups() else ())
     launch_products(
         "conv_tf32", "conv2d_tf32", (source, filters), y, finish, settings, sides,
-        sizes.groups * classes, BEGIN, shapes=shapes,
+        sizes.groups * classes, BEGIN, shapes=blocks,
     )  # fmt: skip
 
 

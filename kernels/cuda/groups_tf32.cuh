@@ -26,9 +26,10 @@ __device__ inline float *aligned(float *memory)
     return memory + ((PIECE - (unsigned long long)memory % PIECE) % PIECE) / sizeof(float);
 }
 
-// Both tiles must be deep and rounded.
 template <int ROWS, class Left, class Right>
 struct Product<Groups<ROWS>, Left, Right> {
+    static_assert(Left::DEEP && Left::ROUNDED && Right::DEEP && Right::ROUNDED,
+                  "nothing is turned or rounded on its way to these products");
     typedef Groups<ROWS> Shape;
     int a;  // where the group's rows begin in a stage
 

@@ -34,7 +34,8 @@ struct Matrix {
     }
 };
 
-// LENGTH rows of A, or columns of B, whose neighbours are along k.
+// LENGTH rows of A, or columns of B, whose neighbours are along k. Rounded ones have been laid out so
+// that they can be copied four values at a time; others may lie anyhow.
 template <class Shape, int LENGTH, bool IS_ROUNDED>
 struct DeepTile {
     static const bool DEEP = true, ROUNDED = IS_ROUNDED;
@@ -48,7 +49,7 @@ struct DeepTile {
     long long skip;     // between pieces
 
     __device__ DeepTile(const Matrix &matrix, int first, int rows, long long k, long long depth)
-        : by_four(matrix.is_by_four(depth)), inner(matrix.axis.inner),
+        : by_four(IS_ROUNDED || matrix.is_by_four(depth)), inner(matrix.axis.inner),
           skip(matrix.axis.outer - matrix.axis.inner)
     {
         int count = by_four ? 4 : 1;
@@ -64,7 +65,8 @@ struct DeepTile {
     template <int COUNT>
     __device__ void copy(float *tile) const
     {
-        const int PASS = Shape::THREADS * COUNT / DEPTH;  // a multiple of 8: one order of quads
+        const int PASS = Shape::THREADS * COUNT / DEPTH;
+        static_assert(PASS % 8 == 0, "a thread's rows must have one order of quads");
         const float *next = from;
 #pragma unroll COUNT
         for (int r = 0; r < LENGTH; r += PASS, next += step)
@@ -76,7 +78,7 @@ struct DeepTile {
         if (by_four)
             copy<4>(tile);
         else
-            copy<1>(tile);
+            copy<IS_ROUNDED ? 4 : 1>(tile);
         left -= DEPTH;
         from += DEPTH;
         for (within += DEPTH; within >= inner; within -= inner)
@@ -97,7 +99,7 @@ struct WideTile {
 
     __device__ WideTile(
         const Matrix &matrix, long long first, long long columns, long long k, long long depth)
-        : by_four(matrix.is_by_four(columns)), step(matrix.step)
+        : by_four(IS_ROUNDED || matrix.is_by_four(columns)), step(matrix.step)
     {
         int count = by_four ? 4 : 1;
         int row = threadIdx.x / (LENGTH / count), at = threadIdx.x % (LENGTH / count) * count;
@@ -122,7 +124,7 @@ struct WideTile {
         if (by_four)
             copy<4>(tile);
         else
-            copy<1>(tile);
+            copy<IS_ROUNDED ? 4 : 1>(tile);
         left -= DEPTH;
         from += DEPTH * step;
     }

@@ -23,7 +23,11 @@ C_TYPES = {"f": "float", "d": "double"}
 INSTALL = "pip install -e '.[cuda12]' (or '.[cuda13]' for CUDA 13)"
 # The compute capability of Volta, which brought the exchanges between lanes that pool.cu needs.
 OLDEST_GPU = 70
+# Hopper has products that no other GPU has. They are compiled for a target of their own, sm_90a, by
+# the sources that have them. CuPy tells the compiler sm_90, which takes both from this version on.
 HOPPER = 90
+HOPPER_SOURCES = ("conv_tf32",)
+_TAKES_TWO_TARGETS = (12, 9)
 # What a kernel may take without asking; more has to be allowed first.
 _PLAIN_SHARED_BYTES = 48 << 10
 
@@ -61,8 +65,10 @@ def multiplies_tf32() -> bool:
 
 @cache
 def multiplies_by_groups() -> bool:
-    """Whether the device has Hopper's products of groups of warps: no other generation has."""
-    return int(array_module().cuda.Device().compute_capability) == HOPPER
+    """Whether the device has Hopper's products of groups of warps, and they can be compiled."""
+    cuda = array_module().cuda
+    on_hopper = int(cuda.Device().compute_capability) == HOPPER
+    return on_hopper and cuda.nvrtc.getVersion() >= _TAKES_TWO_TARGETS
 
 
 def by_tensor_cores(dtype) -> bool:
@@ -299,6 +305,6 @@ def _function(source, kernel, dtype):
 def _module(source, dtype_char):
     code = (SOURCES / f"{source}.cu").read_text(encoding="utf-8")
     options = compiler_options(dtype_char)
-    if multiplies_by_groups():
-        options += (f"-arch=sm_{HOPPER}a",)  # with what later generations do not have
+    if source in HOPPER_SOURCES and multiplies_by_groups():
+        options += (f"-arch=sm_{HOPPER}a",)
     return array_module().RawModule(code=code, options=options)

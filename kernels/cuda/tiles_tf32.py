@@ -22,18 +22,19 @@ class Shape(NamedTuple):
     padding: int
     threads: int
     rates: tuple[float, ...]
+    slack: int = 0
 
     @property
     def shared_bytes(self) -> int:
-        """Of all stages; and a little to begin where a block of `Groups` can."""
-        return 4 * STAGES * self.depth * (self.height + WIDTH + 2 * self.padding) + 1024
+        """Of all stages, and the `slack` to begin where the shape's tiles can."""
+        return 4 * STAGES * self.depth * (self.height + WIDTH + 2 * self.padding) + self.slack
 
 
 SHAPES = {
     "high": Shape(128, 16, 8, 128, (1.0, 1.5)),
     "low": Shape(64, 16, 8, 128, (0.75, 0.95, 1.18, 1.24)),
-    "group_high": Shape(128, 32, 0, 256, (1.94, 2.13)),
-    "group_low": Shape(64, 32, 0, 128, (1.22, 1.43, 1.43)),
+    "group_high": Shape(128, 32, 0, 256, (1.94, 2.13), 1024),
+    "group_low": Shape(64, 32, 0, 128, (1.22, 1.43, 1.43), 1024),
 }
 # Of these there is a kernel for every product; of these where groups of warps multiply.
 WARP_SHAPES, GROUP_SHAPES = ("high", "low"), ("group_high", "group_low")

@@ -43,7 +43,7 @@ struct Residue {
         pixels = first < extent ? (extent - first - 1) / stride + 1 : 0;
         for (tap = 0; tap < kernel && tap * dilation % stride != number;)
             ++tap;
-        for (tap_step = 1; tap_step * dilation % stride;)
+        for (tap_step = 1; tap_step < kernel && tap_step * dilation % stride;)
             ++tap_step;
         taps = tap < kernel ? (kernel - tap - 1) / tap_step + 1 : 0;
         start = (first + before - tap * dilation) / stride;

@@ -148,4 +148,5 @@ def _shared(text):
     if not found:
         return "EMULATE_NO_DYNAMIC_SHARED"
     type_, name = found[0]
-    return f"EMULATE_DYNAMIC_SHARED({type_}, {name}, {HOPPER_SHARED_BYTES})"
+    size = HOPPER_SHARED_BYTES if "_group_" in text else SHARED_BYTES
+    return f"EMULATE_DYNAMIC_SHARED({type_}, {name}, {size})"

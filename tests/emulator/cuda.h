@@ -102,6 +102,7 @@ static std::vector<Thread> threads;
 static std::vector<Copies> copies;      // by thread
 static std::vector<Products> products;  // by thread
 static unsigned long long blocks_begun;
+static int launch_seed;
 static std::vector<int> order;
 static std::vector<Fibre> fibres;
 static std::vector<int> idle;
@@ -455,7 +456,6 @@ static std::vector<int> warp_order(size_t count, int seed)
 }
 
 static size_t launch_shared;
-static int launch_seed;
 
 static void run_blocks()
 {

@@ -391,6 +391,7 @@ def _cuda():
         Stream=Stream, get_current_stream=lambda: stream,
         device=types.SimpleNamespace(get_cublas_handle=lambda: HANDLE),
         runtime=types.SimpleNamespace(streamCaptureModeRelaxed=RELAXED),
+        nvrtc=types.SimpleNamespace(getVersion=lambda: (12, 9)),
         using_allocator=lambda allocator: contextlib.nullcontext(),
     )  # fmt: skip
 

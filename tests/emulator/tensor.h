@@ -1,7 +1,8 @@
 // What kernels/cuda/tensor.cuh names, on the CPU. Part of cuda.h.
 //
 // A copy is made when it is waited for, and no sooner: a kernel that reads too early finds what was
-// there before. A product's fragments are exchanged between the lanes as the hardware lays them out.
+// there before. In one of the runs it is made at once: a kernel that copies too early overwrites what
+// is still read. A product's fragments are exchanged between lanes as the hardware lays them out.
 
 #pragma once
 
@@ -11,13 +12,21 @@ struct Fragments {
     unsigned a[4], b[2];
 };
 
-static void fail_copy(const char *what)
+const int EARLY = 1;  // the run in which copies are made at once
+
+static void fail_here(const char *what)
 {
     char who[96];
     describe_thread(who, sizeof who, current);
-    snprintf(message, sizeof message, "%s: a copy of 16 bytes whose %s is no multiple of 16", who,
-             what);
+    snprintf(message, sizeof message, "%s: %s", who, what);
     fail();
+}
+
+inline void make(const Copy &copy)
+{
+    for (int i = 0; i < copy.count; ++i)
+        copy.to[i] = copy.from ? copy.from[i] : 0;
+    products[current].shown = false;
 }
 
 inline float float_of(unsigned bits)
@@ -82,7 +91,7 @@ inline void load_matrices(unsigned (&elements)[4], const float *row, EMULATOR_LI
 {
     using namespace emulator;
     if ((uintptr_t)row % 16)
-        fail_copy("row of a matrix");
+        fail_here("a row of a matrix begins at no multiple of 16 bytes");
     const float *const *rows = exchange_all(row, "load_matrices", line);
     int lane = current % LANES;
     for (int matrix = 0; matrix < 4; ++matrix)
@@ -92,14 +101,6 @@ inline void load_matrices(unsigned (&elements)[4], const float *row, EMULATOR_LI
 // ---- products of groups of four warps. They are made when they are waited for, and no sooner.
 
 namespace emulator {
-
-static void fail_product(const char *what)
-{
-    char who[96];
-    describe_thread(who, sizeof who, current);
-    snprintf(message, sizeof message, "%s: %s", who, what);
-    fail();
-}
 
 // Element [row, k] of a matrix as `describe` has it: bits of the address choose the quad.
 inline float operand(const char *matrix, int row, int k)
@@ -130,9 +131,13 @@ inline void start_product(float (&sums)[16][4], const float *a, const float *b)
     using namespace emulator;
     for (const float *matrix : {a, b})
         if ((uintptr_t)matrix % 1024 >= 128 || (uintptr_t)matrix % 32)
-            fail_product("a matrix of a product begins where none can");
-    if (!products[current].opened || !products[current].shown)
-        fail_product("a product was started before open_products or show_copies");
+            fail_here("a matrix of a product begins where none can");
+    bool shown = products[current].shown;
+    if (launch_seed != EARLY)  // otherwise others may have copied what comes next already
+        for (const Products &other : products)
+            shown &= other.shown;
+    if (!products[current].opened || !shown)
+        fail_here("a product was started before open_products or show_copies");
     products[current].started.push_back({sums, (const char *)a, (const char *)b});
 }
 
@@ -157,10 +162,14 @@ void copy_later(float *shared, const float *global, bool wanted)
 {
     using namespace emulator;
     if (COUNT == 4 && (uintptr_t)shared % 16)
-        fail_copy("target");
+        fail_here("the target of a copy of 16 bytes is no multiple of 16");
     if (COUNT == 4 && (uintptr_t)global % 16)
-        fail_copy("source");
-    copies[current].open.push_back({shared, wanted ? global : nullptr, COUNT});
+        fail_here("the source of a copy of 16 bytes is no multiple of 16");
+    Copy copy = {shared, wanted ? global : nullptr, COUNT};
+    if (launch_seed == EARLY)
+        make(copy);
+    else
+        copies[current].open.push_back(copy);
 }
 
 inline void close_copies()
@@ -176,9 +185,7 @@ void wait_for_copies()
     auto &groups = emulator::copies[emulator::current].groups;
     while (groups.size() > OPEN) {
         for (const emulator::Copy &copy : groups.front())
-            for (int i = 0; i < copy.count; ++i)
-                copy.to[i] = copy.from ? copy.from[i] : 0;
+            emulator::make(copy);
         groups.erase(groups.begin());
-        emulator::products[emulator::current].shown = false;
     }
 }

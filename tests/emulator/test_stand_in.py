@@ -30,6 +30,7 @@ def test_it_has_no_names_that_cupy_has_not():
     assert hasattr(real.RawKernel, "max_dynamic_shared_size_bytes")
     assert hasattr(real.cuda.Device, "compute_capability")
     assert hasattr(real.cuda.device, "get_cublas_handle")
+    assert hasattr(real.cuda.nvrtc, "getVersion")
     assert hasattr(real, "get_default_memory_pool") and hasattr(real.cuda, "using_allocator")
     assert real.cuda.runtime.streamCaptureModeRelaxed == stand_in.RELAXED
     for name in ("Graph", "MemoryPool", "Stream"):

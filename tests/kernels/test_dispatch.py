@@ -59,6 +59,29 @@ def test_a_device_that_is_too_old():
         runtime.require()
 
 
+@pytest.mark.parametrize(
+    "capability, compiler, expected",
+    [("80", (12, 9), False), ("90", (12, 8), False), ("90", (12, 9), True), ("90", (13, 0), True),
+     ("100", (13, 0), False), ("120", (13, 0), False)],
+)  # fmt: skip
+def test_products_that_hopper_alone_has(capability, compiler, expected):
+    """Older compilers refuse the target that they need beside the one which CuPy names."""
+    cupy = device(capability)
+    cupy.cuda.nvrtc.getVersion.return_value = compiler
+    for forget in (runtime.multiplies_by_groups.cache_clear, runtime._module.cache_clear):
+        forget()
+    try:
+        with mock.patch.dict(sys.modules, {"cupy": cupy}):
+            assert runtime.multiplies_by_groups() is expected
+            for source in ("conv_tf32", "matmul_tf32"):
+                runtime._module(source, "f")
+                told = "-arch=sm_90a" in cupy.RawModule.call_args.kwargs["options"]
+                assert told is (expected and source == "conv_tf32")
+    finally:
+        runtime.multiplies_by_groups.cache_clear()
+        runtime._module.cache_clear()
+
+
 def test_with_a_device():
     cupy = device("70")
     with mock.patch.dict(sys.modules, {"cupy": cupy}):

@@ -122,10 +122,13 @@ def test_several_tiles(device, shape, case):
     fast = tiles_tf32.SHAPES[shape]._replace(rates=(1e6,))
     with forced(SHAPES={**tiles_tf32.SHAPES, shape: fast}):
         names = agree_on_all(device, *draw_larger(case))
-    if any(name.startswith("conv2d_tf32") for name in names):
-        assert f"conv2d_tf32_{shape}" in names
-    elif shape in tiles_tf32.WARP_SHAPES:
-        assert {f"multiply_tf32_{shape}"} == set(names)
+    blocks = {name for name in names if name.endswith(("high", "low"))}
+    if shape in tiles_tf32.WARP_SHAPES:
+        assert blocks and all(name.endswith(f"tf32_{shape}") for name in blocks)
+    else:
+        convolutions = {name for name in blocks if name.startswith("conv2d_tf32")}
+        assert convolutions <= {f"conv2d_tf32_{shape}"}
+        assert convolutions or {name[:13] for name in blocks} == {"multiply_tf32"}
 
 
 @pytest.mark.parametrize("case", LARGER)
@@ -158,6 +161,11 @@ def test_how_products_are_cut():
     assert cut(20, 20, 127, 1, 400) == ("low", 1)
     assert cut(20, 20, 16_000, 1, 400)[1] > 10
     assert cut(20, 20, 16_000, 1, 1 << 24)[1] == 1
+    groups = {"begin": 4, "shapes": (*tiles_tf32.WARP_SHAPES, *tiles_tf32.GROUP_SHAPES)}
+    assert cut(128, 50_176, 1152, 1, 128 * 50_176, **groups) == ("group_high", 1)
+    assert cut(64, 50_176, 576, 1, 64 * 50_176, **groups) == ("group_low", 1)
+    name, splits = cut(512, 784, 4608, 1, 512 * 784, **groups)
+    assert name == "group_high" and 4 <= splits <= 8
     longest = conv_tf32.MOST_POSITIONS
     assert cut(5000, 5000, 10 * longest, 1, 1 << 24, longest=longest)[1] == 10
     assert cut(20, 20, 2**31, 1, 400, longest=longest)[1] == 65535
@@ -178,6 +186,22 @@ def test_what_grids_and_numbers_cannot_hold_is_left_to_other_kernels(
     y_shape = (shape[0], outputs, *shape[2:])
     sizes = conv._Sizes.of(shape, y_shape, (1, 1), (1, 1), (0,) * 4, (1, 1), groups)
     assert conv_tf32.takes(sizes) is taken
+
+
+@pytest.mark.parametrize("exponent, taken", [(27, True), (28, False)])
+def test_windows_that_reach_far_outside(device, exponent, taken):
+    """Of two taps one is inside; where the other lies, in floats, is more than 32 bits hold."""
+    far = 2**exponent
+    x, weight, dy = integers(0, (1, 64, 1, 1), (8, 64, 1, 2), (1, 8, 1, 1))
+    settings_, inside = ((1, 1), (0, 0, far, 0), (1, far), 1), weight[..., 1:]
+    assert conv_tf32.takes(conv._Sizes.of(x.shape, dy.shape, (1, 2), *settings_)) is taken
+    y = device.run("conv2d", x, weight, None, *settings_)
+    np.testing.assert_array_equal(y, reference.conv2d(x, inside))
+    dx = device.run("conv2d_input_grad", dy, weight, x.shape, *settings_)
+    np.testing.assert_array_equal(dx, reference.conv2d_input_grad(dy, inside, x.shape))
+    dw = device.run("conv2d_weight_grad", dy, x, (1, 2), *settings_)
+    np.testing.assert_array_equal(dw[..., 1:], reference.conv2d_weight_grad(dy, x, (1, 1)))
+    assert not dw[..., :1].any()
 
 
 def test_operands_are_rounded_and_sums_are_not(device):

@@ -12,7 +12,7 @@ core = pytest.importorskip("cupy._core.core")
 SOURCES = sorted(path.stem for path in runtime.SOURCES.glob("*.cu"))
 
 
-def compile_source(code, dtype, architecture):
+def compile_source(code, dtype, architecture, *more, get=nvrtc.getCUBIN):
     """The machine code; AssertionError with the compiler's messages where it refuses."""
     try:
         supported = nvrtc.getSupportedArchs()
@@ -25,11 +25,11 @@ def compile_source(code, dtype, architecture):
         options = core.assemble_cupy_compiler_options(runtime.compiler_options(dtype))
     except RuntimeError as error:  # CuPy without CUDA's headers
         pytest.skip(f"needs CUDA's headers: pip install -e '.[nvrtc]' ({error})")
-    options += "-ftz=true", f"-arch={architecture}", "--device-as-default-execution-space"
+    options += *more, "-ftz=true", f"-arch={architecture}", "--device-as-default-execution-space"
     program = nvrtc.createProgram(code, "kernel.cu", (), ())
     try:
         nvrtc.compileProgram(program, options)
-        return nvrtc.getCUBIN(program)
+        return get(program)
     except nvrtc.NVRTCError:
         raise AssertionError(nvrtc.getProgramLog(program)) from None
     finally:
@@ -42,6 +42,24 @@ def compile_source(code, dtype, architecture):
 def test_source_compiles(source, dtype, architecture):
     code = (runtime.SOURCES / f"{source}.cu").read_text(encoding="utf-8")
     assert compile_source(code, dtype, architecture)
+
+
+def test_products_of_hopper_compile():
+    """With both targets, CuPy's last, as the launcher and CuPy give them."""
+    if nvrtc.getVersion() < runtime._TAKES_TWO_TARGETS:
+        pytest.skip("this NVRTC refuses two targets, and runtime asks it for none")
+    for source in runtime.HOPPER_SOURCES:
+        code = (runtime.SOURCES / f"{source}.cu").read_text(encoding="utf-8")
+        own = f"-arch=sm_{runtime.HOPPER}a"
+        assert compile_source(code, np.float32, "sm_90", own)
+        ptx = compile_source(code, np.float32, "sm_90", own, get=str_of_ptx)
+        assert ".target sm_90a" in ptx and ptx.count("wgmma.mma_async") >= 8
+        assert "wgmma" not in compile_source(code, np.float32, "sm_90", get=str_of_ptx)
+
+
+def str_of_ptx(program):
+    ptx = nvrtc.getPTX(program)
+    return ptx.decode() if isinstance(ptx, bytes) else ptx
 
 
 def test_an_error_is_reported_with_its_line():

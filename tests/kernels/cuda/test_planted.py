@@ -109,6 +109,16 @@ RUNS = {
     "columns": lambda: convolved("cublas"),
     "matmul": lambda: agrees_by_own_products("matmul", X[0, 0], DY[0, 0].T),
 }
+# Of the loop over tiles: the barrier, and what is after it.
+SHOW = "        product.show();\n"
+BARRIER = "        __syncthreads();  // all have this stage, and are done with the one before\n"
+START = "        product.start(memory + now * SIZE, sums);\n"
+FETCH = """        if (step + STAGES - 1 < steps) {
+            left.fetch(memory + then * SIZE);
+            right.fetch(memory + then * SIZE + LEFT);
+        }
+"""
+FINISH = "product.finish(memory + now * SIZE, sums);"
 # run, source, what is there, what is planted (everywhere), and the message that tells of it
 READ, WRITE = r"thread .* of block .* reads `{}\[", r"thread .* of block .* writes `{}\["
 PLANTED = [
@@ -116,9 +126,15 @@ PLANTED = [
      "equal|no TF32 number|depends on the order"),
     ("warps", "conv_tf32", "__syncthreads();  // all have", "// all have",
      "equal|no TF32 number|depends on the order"),
+    ("warps", "conv_tf32", BARRIER + START + FETCH, FETCH + BARRIER + START,
+     "equal|depends on the order"),
     ("warps", "conv_tf32", "four(part))", "four(part) + 1)", "no multiple of 16"),
     ("warps", "conv_tf32", "return LEFT ? part % 2", "return !LEFT ? part % 2", "equal"),
     ("groups", "conv_tf32", "product.show();", "", "before open_products or show_copies"),
+    ("groups", "conv_tf32", SHOW + BARRIER, BARRIER + SHOW, "before open_products or show_copies"),
+    ("groups", "conv_tf32", BARRIER + START + FETCH, FETCH + BARRIER + START,
+     "equal|depends on the order|no TF32 number|before open_products"),
+    ("groups", "conv_tf32", FINISH, f"if (step + 1 == steps) {FINISH}", "equal|no TF32 number"),
     ("groups", "conv_tf32", "wait_for_products(sums.at[0]);", "", "equal"),
     ("groups", "conv_tf32", "close_products();\n", "\n", "equal"),
     ("groups", "conv_tf32", "(k / 4 ^ row", "(k / 4 ^ 0 * row", "equal"),
