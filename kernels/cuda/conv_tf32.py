@@ -50,9 +50,10 @@ def takes(sizes) -> bool:
     # Of tiles that axes y and z of a grid number, those of 32 channels are the most: of groups that
     # have one, they are filled up to four.
     tiles = max(sizes.images, sizes.groups, sizes.channels // 8 + 1, sizes.outputs // 8 + 1)
+    turned = math.prod(sizes.stride) * sizes.channels * _turned_length(sizes)
     padded = max(sizes.plane) + 2 * max(sizes.padding)  # is not FAR (conv_tf32.cuh)
     # A tile may end beyond the last pixel.
-    fits = max(weights, pixels + 128, quads, 4 * padded) < 2**31 and tiles < 2**16
+    fits = max(weights, pixels + 128, quads, 4 * turned, 4 * padded) < 2**31 and tiles < 2**16
     return thick and fits and max(sizes.kernel_size) <= MOST_TAPS
 
 
@@ -85,19 +86,18 @@ def input_grad(dy, weight, dx, sizes, shift=None) -> None:
         return
     source = _channels_last(dy, sizes.groups)
     filled = _filled(sizes.group_outputs)
-    capacity = math.prod(map(_most_taps, sizes.kernel_size, sizes.stride, sizes.dilation))
-    classes = math.prod(sizes.stride)
-    turned = runtime.empty((classes, sizes.channels, capacity * filled), dy.dtype)
+    classes, length = math.prod(sizes.stride), _turned_length(sizes)
+    turned = runtime.empty((classes, sizes.channels, length), dy.dtype)
     settings = (
         *sizes.kernel_size, *sizes.stride, *sizes.dilation, sizes.groups, filled, _chunk(filled),
-        capacity * filled,
+        length,
     )  # fmt: skip
     args = weight, turned, *runtime.ints(sizes.channels, sizes.outputs, *settings)
     grid = runtime.blocks(sizes.taps, 32), runtime.blocks(filled, 32), sizes.groups
     runtime.launch("conv_tf32", "turn_filters", dy.dtype, grid, (32, 8), args)
     shapes = sizes.images, sizes.groups * filled, sizes.rows, sizes.columns, *dx.shape[1:]
     positions = sizes.class_pixels
-    _convolve(source, turned, dx, finish, capacity * filled, shapes, sizes, positions, classes)
+    _convolve(source, turned, dx, finish, length, shapes, sizes, positions, classes)
 
 
 def weight_grad(dy, x, sizes):
@@ -173,6 +173,12 @@ def _lay_filters(weight, sizes, filled):
     args = weight, laid, *numbers, size
     runtime.launch("conv_tf32", "lay_filters", weight.dtype, grid, runtime.THREADS, args)
     return laid
+
+
+def _turned_length(sizes):
+    """Of what the gradient by the input has in place of a filter, for one of its classes."""
+    capacity = math.prod(map(_most_taps, sizes.kernel_size, sizes.stride, sizes.dilation))
+    return capacity * _filled(sizes.group_outputs)
 
 
 def _most_taps(kernel, stride, dilation):

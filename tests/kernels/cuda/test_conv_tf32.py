@@ -188,6 +188,14 @@ def test_what_grids_and_numbers_cannot_hold_is_left_to_other_kernels(
     assert conv_tf32.takes(sizes) is taken
 
 
+@pytest.mark.parametrize("stride, taken", [(32, True), (64, False)])
+def test_filters_of_a_stride_with_many_classes_are_not_turned(stride, taken):
+    """Every class has room for all of them: 1 GB and 4 GB here."""
+    shapes = (1, 512, stride, stride), (1, 512, 1, 1)
+    sizes = conv._Sizes.of(*shapes, (1, 1), (stride, stride), (0,) * 4, (1, 1), 1)
+    assert conv_tf32.takes(sizes) is taken
+
+
 @pytest.mark.parametrize("exponent, taken", [(27, True), (28, False)])
 def test_windows_that_reach_far_outside(device, exponent, taken):
     """Of two taps one is inside; where the other lies, in floats, is more than 32 bits hold."""
