@@ -1,7 +1,9 @@
 """Convolutions on tensor cores: the launchers of conv_tf32.cu.
 
-Operands are rounded to TF32, 10 bits of mantissa; sums are kept in float32. Sums that are too long
-for the blocks of a grid to be many are split, and the splits added up in a fixed order.
+Operands are rounded to TF32, 10 bits of mantissa; sums are kept in float32. How high the tiles of
+blocks are, and into how many splits sums are cut that are then added up in a fixed order, a model
+of the time decides (`tiles_tf32.choose_cut`). On Hopper convolutions and gradients by the input may
+be products of groups of warps (groups_tf32.cuh).
 
 A 1x1 convolution is a product of matrices that lie in the images as they are (matmul_tf32.cu). For
 others, images are copied with the channels last, so that the four neighbours which a thread copies
