@@ -94,7 +94,7 @@ template <class Shape>
 struct WindowTile {
     static const bool DEEP = true, ROUNDED = true;
     static const int DEPTH = Shape::DEPTH, QUADS = DEPTH / 4;
-    static const int PASS = Shape::THREADS / QUADS, READS = Shape::WIDTH / PASS;
+    static const int PASS = Shape::THREADS / QUADS, READS = WIDTH / PASS;
     const float *source;
     int place;                             // what the thread writes first of a tile
     unsigned at[READS];                    // where a position's window begins, in quads,
@@ -156,7 +156,7 @@ struct WindowTile {
 template <class Shape>
 struct CorrelationTile {
     static const bool DEEP = false, ROUNDED = true;
-    static const int DEPTH = Shape::DEPTH, WIDTH = Shape::WIDTH;
+    static const int DEPTH = Shape::DEPTH;
     static const int ROW = Layout<Shape, WIDTH, DEEP>::ROW;
     static const int PASS = Shape::THREADS / DEPTH, READS = WIDTH / 4 / PASS;
     const float *source;
@@ -232,7 +232,7 @@ __device__ inline void convolve(
         across = Axis::forward(
             to.columns, kernel.left, kernel.stride_w, kernel.width, kernel.dilation_w);
     }
-    long long start = (long long)(blockIdx.x % tiles) * Shape::WIDTH;
+    long long start = (long long)(blockIdx.x % tiles) * WIDTH;
     long long count = (long long)images * down.positions * across.positions;
     if (start >= count)
         return;
@@ -250,7 +250,7 @@ __device__ inline void convolve(
     Sums<Shape> sums;
     multiply<Shape>(left, right, share.steps, memory, sums);
 
-    long long mine = start + tile_column<Shape>(), column = -1;
+    long long mine = start + tile_column(), column = -1;
     if (mine < count) {
         Digits at(mine, down.positions, across.positions);
         int row = down.first + at.middle * down.step;
@@ -271,7 +271,7 @@ __device__ inline void correlate_tile(
     int group_channels = from.channels / groups, group_outputs = to.channels / groups;
     int taps = group_channels * kernel.height * kernel.width;
     int tiles = gridDim.x / groups, group = blockIdx.x / tiles;
-    int first_tap = blockIdx.x % tiles * Shape::WIDTH, tap = first_tap + tile_column<Shape>();
+    int first_tap = blockIdx.x % tiles * WIDTH, tap = first_tap + tile_column();
     CorrelationTile<Shape> right(
         x, from, to, group, group_channels, kernel, first_tap, start, stop);
     Sums<Shape> sums;

@@ -10,7 +10,7 @@
 // want (describe in tensor.cuh), and how deep_place lays them out.
 template <int ROWS>
 struct Groups {
-    static const int HEIGHT = ROWS, WIDTH = 128, DEPTH = 32, STAGES = 3, PADDING = 0;
+    static const int HEIGHT = ROWS, DEPTH = 32, PADDING = 0;
     static const int WARP_HEIGHT = 16, WARP_WIDTH = WIDTH, THREADS = HEIGHT / WARP_HEIGHT * WARP;
 
     __device__ static int warp_row() { return threadIdx.x / WARP * WARP_HEIGHT; }

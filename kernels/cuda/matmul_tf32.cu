@@ -30,7 +30,7 @@ __device__ inline void multiply_tile(
     long long k, int groups)
 {
     int tiles = gridDim.x / groups, group = blockIdx.x / tiles;
-    long long first_column = (long long)(blockIdx.x % tiles) * Shape::WIDTH;
+    long long first_column = (long long)(blockIdx.x % tiles) * WIDTH;
     int first = blockIdx.y * Shape::HEIGHT;
     Share<Shape> share(k);
     long long start = (long long)share.first * Shape::DEPTH;
@@ -38,7 +38,7 @@ __device__ inline void multiply_tile(
     Right right(b.matrix(group), first_column, n, start, k);
     Sums<Shape> sums;
     multiply<Shape>(left, right, share.steps, memory, sums);
-    long long mine = first_column + tile_column<Shape>();
+    long long mine = first_column + tile_column();
     Neighbours columns = {(int)y.inner, y.outer};
     long long column = mine < n ? group * y.group + columns.offset(mine) : -1;
     float *part = y.base + blockIdx.z * y.split;
@@ -52,8 +52,8 @@ __device__ inline void multiply_matrices(
 {
     typedef DeepTile<Shape, Shape::HEIGHT, false> DeepRows;
     typedef WideTile<Shape, Shape::HEIGHT, false> WideRows;
-    typedef DeepTile<Shape, Shape::WIDTH, false> DeepColumns;
-    typedef WideTile<Shape, Shape::WIDTH, false> WideColumns;
+    typedef DeepTile<Shape, WIDTH, false> DeepColumns;
+    typedef WideTile<Shape, WIDTH, false> WideColumns;
     if (a.deep && b.deep)  // a gradient by weights
         multiply_tile<Shape, DeepRows, DeepColumns>(a, b, finish, y, m, n, k, groups);
     else if (a.deep)  // a convolution

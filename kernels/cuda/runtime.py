@@ -60,15 +60,19 @@ def _check_device(cupy):
 @cache
 def multiplies_tf32() -> bool:
     """Whether the device's tensor cores take TF32, as they do from Ampere (8.0) on."""
-    return int(array_module().cuda.Device().compute_capability) >= 80
+    return _capability() >= 80
 
 
 @cache
 def multiplies_by_groups() -> bool:
     """Whether the device has Hopper's products of groups of warps, and they can be compiled."""
-    cuda = array_module().cuda
-    on_hopper = int(cuda.Device().compute_capability) == HOPPER
-    return on_hopper and cuda.nvrtc.getVersion() >= _TAKES_TWO_TARGETS
+    compiler = array_module().cuda.nvrtc
+    return _capability() == HOPPER and compiler.getVersion() >= _TAKES_TWO_TARGETS
+
+
+def _capability() -> int:
+    """The device's compute capability, such as 86 for 8.6."""
+    return int(array_module().cuda.Device().compute_capability)
 
 
 def by_tensor_cores(dtype) -> bool:

@@ -16,10 +16,12 @@
 
 #include "tensor.cuh"
 
+static const int WIDTH = 128, STAGES = 3;  // of every Shape
+
 // Warps that multiply each for itself, two by two.
 template <int ROWS>
 struct Warps {
-    static const int HEIGHT = ROWS, WIDTH = 128, DEPTH = 16, STAGES = 3, PADDING = 8;
+    static const int HEIGHT = ROWS, DEPTH = 16, PADDING = 8;
     static const int WARP_HEIGHT = HEIGHT / 2, WARP_WIDTH = WIDTH / 2, THREADS = 4 * WARP;
 
     __device__ static int warp_row() { return threadIdx.x / WARP / 2 * WARP_HEIGHT; }
@@ -48,7 +50,7 @@ __device__ inline int deep_place(int row, int k)
 template <class Shape>
 struct Stage {
     static const int LEFT = Shape::DEPTH * (Shape::HEIGHT + Shape::PADDING);
-    static const int SIZE = LEFT + Shape::DEPTH * (Shape::WIDTH + Shape::PADDING);
+    static const int SIZE = LEFT + Shape::DEPTH * (WIDTH + Shape::PADDING);
 };
 
 // A warp's results: ROWS x COLUMNS tiles of the tensor cores, each 16 x 8.
@@ -113,7 +115,7 @@ struct Operands {
 template <class Shape, class Left, class Right>
 __device__ inline void multiply_stage(
     const Operands<Shape, Shape::HEIGHT, true, Left> &a,
-    const Operands<Shape, Shape::WIDTH, false, Right> &b, const float *stage, Sums<Shape> &sums)
+    const Operands<Shape, WIDTH, false, Right> &b, const float *stage, Sums<Shape> &sums)
 {
     const int ROWS = Sums<Shape>::ROWS, COLUMNS = Sums<Shape>::COLUMNS;
 #pragma unroll
@@ -137,7 +139,7 @@ __device__ inline void multiply_stage(
 template <class Shape, class Left, class Right>
 struct Product {
     Operands<Shape, Shape::HEIGHT, true, Left> a;
-    Operands<Shape, Shape::WIDTH, false, Right> b;
+    Operands<Shape, WIDTH, false, Right> b;
 
     __device__ Product() : a(Shape::warp_row()), b(Shape::warp_column()) {}
 
@@ -160,7 +162,7 @@ template <class Shape, class Left, class Right>
 __device__ inline void multiply(
     Left &left, Right &right, int steps, float *memory, Sums<Shape> &sums)
 {
-    const int STAGES = Shape::STAGES, SIZE = Stage<Shape>::SIZE, LEFT = Stage<Shape>::LEFT;
+    const int SIZE = Stage<Shape>::SIZE, LEFT = Stage<Shape>::LEFT;
     Product<Shape, Left, Right> product;
     for (int step = 0; step < STAGES - 1; ++step) {
         if (step < steps) {
@@ -232,8 +234,7 @@ struct Finish {
 };
 
 // The column, of the block's tile, that this thread stores.
-template <class Shape>
-__device__ inline int tile_column() { return threadIdx.x % Shape::WIDTH; }
+__device__ inline int tile_column() { return threadIdx.x % WIDTH; }
 
 // Stores the block's sums. Row m of the tile is row first + m, of `rows`; it lies that many `step`
 // behind y, and is row number `before` + first + m for the finish. `column`: where the thread's
@@ -244,8 +245,7 @@ __device__ inline void store(
     const Sums<Shape> &sums, const Finish &finish, float *y, int before, int first, int rows,
     long long step, long long column, float *memory)
 {
-    const int WIDTH = Shape::WIDTH, ROW = WIDTH + 8, ROWS = 64, PASS = Shape::THREADS / WIDTH;
-    const int BATCH = 8;
+    const int ROW = WIDTH + 8, ROWS = 64, PASS = Shape::THREADS / WIDTH, BATCH = 8;
     for (int part = 0; part < Shape::HEIGHT; part += ROWS, first += ROWS) {
         __syncthreads();
         int row = Shape::warp_row() - part;
@@ -269,7 +269,7 @@ __device__ inline void store(
             float values[BATCH];
 #pragma unroll
             for (int i = 0; i < BATCH; ++i)
-                values[i] = memory[(m + i * PASS) * ROW + tile_column<Shape>()];
+                values[i] = memory[(m + i * PASS) * ROW + tile_column()];
             finish.apply<BATCH, PASS>(values, before + first + m, index, step, stop - m);
 #pragma unroll
             for (int i = 0; i < BATCH; ++i)

@@ -67,13 +67,12 @@ class Conv2d(_Conv):
 
         scale, shift (out_channels,), or None for 1 and 0.
         """
-        terms = [shift] if shift is not None else []
         if self.bias is not None:
-            terms.append(self.bias if scale is None else scale * self.bias)
-        if not terms:
+            bias = self.bias if scale is None else scale * self.bias
+            shift = bias if shift is None else shift + bias
+        elif shift is None:
             xp = get_array_module(self.weight.data)
-            terms.append(Tensor(xp.zeros(self.out_channels, self.weight.dtype)))
-        shift = sum(terms[1:], terms[0])
+            shift = Tensor(xp.zeros(self.out_channels, self.weight.dtype))
         return ops.conv2d_affine(
             x, self.weight, scale, shift, others, rectify, self.stride, self.padding,
             self.dilation, self.groups,

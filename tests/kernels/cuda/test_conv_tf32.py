@@ -3,7 +3,6 @@
 Small integers are TF32 numbers, and so are sums of their products exact: every digit must agree.
 """
 
-from contextlib import ExitStack, contextmanager
 from unittest import mock
 
 import numpy as np
@@ -16,6 +15,7 @@ from kernels.cuda import conv, conv_tf32, runtime, tiles_tf32
 from kernels.geometry import conv_output_size
 from minidl.testing import conv2d_parameters
 from tests.emulator import run
+from tests.kernels.cuda.cuts import cut_by, cut_into
 
 few = settings(max_examples=15, deadline=None)
 seeds = st.integers(0, 2**32 - 1)
@@ -87,17 +87,10 @@ def draw_larger(case):
     return *integers(0, x_shape, weight_shape, weight_shape[:1], y_shape), settings_
 
 
-@contextmanager
-def forced(**settings):
-    """Other settings of the launchers, and one order of threads for the emulator."""
-    with ExitStack() as stack:
-        tiles_tf32.choose_cut.cache_clear()
-        stack.callback(tiles_tf32.choose_cut.cache_clear)
-        for module in (conv_tf32, tiles_tf32):
-            for name, value in settings.items():
-                if hasattr(module, name):
-                    stack.enter_context(mock.patch.object(module, name, value))
-        stack.enter_context(mock.patch.object(run, "RUNS", run.RUNS[:1]))
+@pytest.fixture
+def one_order():
+    """Of threads, for the emulator."""
+    with mock.patch.object(run, "RUNS", run.RUNS[:1]):
         yield
 
 
@@ -116,11 +109,10 @@ def test_arrays_that_begin_between_packs(device, case):
 
 @pytest.mark.parametrize("shape", tiles_tf32.SHAPES)
 @pytest.mark.parametrize("case", LARGER)
-def test_several_tiles(device, shape, case):
+def test_several_tiles(device, one_order, shape, case):
     if shape in tiles_tf32.GROUP_SHAPES and not runtime.multiplies_by_groups():
         pytest.skip("needs a GPU of compute capability 9.0")
-    fast = tiles_tf32.SHAPES[shape]._replace(rates=(1e6,))
-    with forced(SHAPES={**tiles_tf32.SHAPES, shape: fast}):
+    with cut_into(shape):
         names = agree_on_all(device, *draw_larger(case))
     blocks = {name for name in names if name.endswith(("high", "low"))}
     if shape in tiles_tf32.WARP_SHAPES:
@@ -132,8 +124,8 @@ def test_several_tiles(device, shape, case):
 
 
 @pytest.mark.parametrize("case", LARGER)
-def test_split_sums(device, case):
-    with forced(MOST_POSITIONS=48, SHORTEST=16, ADDING=0, PARTS_RATE=np.inf):
+def test_split_sums(device, one_order, case):
+    with cut_by(MOST_POSITIONS=48, SHORTEST=16, ADDING=0, PARTS_RATE=np.inf):
         names = agree_on_all(device, *draw_larger(case))
     assert "finish_splits" in names
 
@@ -141,9 +133,9 @@ def test_split_sums(device, case):
 @pytest.mark.parametrize(
     "case, adding", [(LARGER[2], "finish_splits"), (LARGER[3], "sum_weight_parts")]
 )
-def test_long_sums_are_split_however_many_blocks_there_are(device, case, adding):
+def test_long_sums_are_split_however_many_blocks_there_are(device, one_order, case, adding):
     x, _, _, dy, settings_ = draw_larger(case)
-    with forced(MOST_POSITIONS=4, SHORTEST=2**30):
+    with cut_by(MOST_POSITIONS=4, SHORTEST=2**30):
         names = launched(device, "conv2d_weight_grad", dy, x, (1, 1), *settings_)
     assert adding in names
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from kernels.cuda import runtime
+from kernels.study.gpu_code import text
 
 pytest.importorskip("cupy_backends", reason="needs CuPy: pip install -e '.[nvrtc]'")
 nvrtc = pytest.importorskip("cupy_backends.cuda.libs.nvrtc")
@@ -52,14 +53,13 @@ def test_products_of_hopper_compile():
         code = (runtime.SOURCES / f"{source}.cu").read_text(encoding="utf-8")
         own = f"-arch=sm_{runtime.HOPPER}a"
         assert compile_source(code, np.float32, "sm_90", own)
-        ptx = compile_source(code, np.float32, "sm_90", own, get=str_of_ptx)
+        ptx = compile_source(code, np.float32, "sm_90", own, get=ptx_of)
         assert ".target sm_90a" in ptx and ptx.count("wgmma.mma_async") >= 8
-        assert "wgmma" not in compile_source(code, np.float32, "sm_90", get=str_of_ptx)
+        assert "wgmma" not in compile_source(code, np.float32, "sm_90", get=ptx_of)
 
 
-def str_of_ptx(program):
-    ptx = nvrtc.getPTX(program)
-    return ptx.decode() if isinstance(ptx, bytes) else ptx
+def ptx_of(program):
+    return text(nvrtc.getPTX(program))
 
 
 def test_an_error_is_reported_with_its_line():

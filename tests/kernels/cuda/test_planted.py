@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from kernels import cuda, dispatch, reference
-from kernels.cuda import conv, runtime, tiles_tf32
+from kernels.cuda import conv, runtime
 from tests.emulator import HAS_COMPILER, NO_COMPILER, EmulationError, emulated
 from tests.emulator.compiler import read_source
 from tests.kernels.agreement import assert_agree
+from tests.kernels.cuda.cuts import cut_into
 
 pytestmark = pytest.mark.skipif(not HAS_COMPILER, reason=NO_COMPILER)
 
@@ -77,14 +78,8 @@ def by_tensor_cores(shape):
     """A convolution of several tiles along every axis, by blocks of one shape."""
     x = draw.integers(-4, 5, (2, 32, 9, 8)).astype(np.float32)
     weight = draw.integers(-4, 5, (130, 32, 3, 3)).astype(np.float32)
-    fast = tiles_tf32.SHAPES[shape]._replace(rates=(1e6,))
-    shapes = {**tiles_tf32.SHAPES, shape: fast}
-    tiles_tf32.choose_cut.cache_clear()
-    try:
-        with dispatch.precision("tf32"), mock.patch.object(tiles_tf32, "SHAPES", shapes):
-            agrees("conv2d", x, weight, None, (1, 1), (1, 1, 1, 1))
-    finally:
-        tiles_tf32.choose_cut.cache_clear()
+    with dispatch.precision("tf32"), cut_into(shape):
+        agrees("conv2d", x, weight, None, (1, 1), (1, 1, 1, 1))
 
 
 RUNS = {
