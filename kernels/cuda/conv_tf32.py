@@ -11,6 +11,7 @@ at a time are channels of one pixel; filters likewise.
 """
 
 import math
+from functools import lru_cache
 
 from kernels.cuda import runtime
 from kernels.cuda.matmul_tf32 import Stack, multiply
@@ -36,6 +37,7 @@ LAID_TAPS = 9
 FEW_CHANNELS = 16
 
 
+@lru_cache(maxsize=4096)
 def takes(sizes) -> bool:
     """Whether these kernels can make a convolution of `sizes` (kernels.cuda.conv), and pay.
 
